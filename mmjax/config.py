@@ -1,0 +1,333 @@
+"""The config as frozen structs: the single source of its keys, types, ranges, defaults and documentation.
+
+A field whose default is UNSET is decided by a recipe from the look of the data (`mmjax.recipe`); an explicit value
+always wins. Struct docstrings and `Meta(description=...)` make `docs/CONFIG.md` and the JSON Schema for editors.
+Loading, overrides and error messages live in `mmjax.config_load`.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Positive = Annotated[float, Meta(gt=0.0)]
+NonNegative = Annotated[float, Meta(ge=0.0)]
+Count = Annotated[int, Meta(ge=1)]
+
+Scaler = Literal["standard", "minmax", "robust"]
+MissingStrategy = Literal["mean", "median", "mode", "constant"]
+CategoricalEncoding = Literal["embedding", "onehot", "ordinal"]
+Policy = Literal["fail", "drop", "report"]
+Task = Literal["classification", "regression"]
+Activation = Literal["relu", "gelu", "silu", "selu", "mish", "tanh"]
+ModelName = Literal[
+    "mlp",
+    "resnet",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "efficientnet_b3",
+    "efficientnet_b4",
+]
+OptimizerName = Literal["sgd", "adam", "adamw", "lion", "muon"]
+ScheduleName = Literal["constant", "cosine", "warmup_cosine", "one_cycle", "step"]
+LossName = Literal["cross_entropy", "focal", "bce", "mse", "mae", "huber"]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section: frozen, hashable, closed."""
+
+
+class Preprocessing(Section):
+    """How numbers, gaps and categories become what the network sees."""
+
+    normalize: Annotated[bool, Meta(description="Scale numeric columns with `scaler`; `false` feeds raw numbers.")] = (
+        True
+    )
+    scaler: Annotated[
+        Scaler | UnsetType,
+        Meta(description="`standard` (mean, std), `minmax` (0..1) or `robust` (median, quartiles, smooth clip at 3)."),
+    ] = UNSET
+    handle_missing: Annotated[
+        MissingStrategy | UnsetType,
+        Meta(description="What fills a missing number; every numeric column also gets a missing-indicator."),
+    ] = UNSET
+    fill_value: Annotated[float, Meta(description="The number used when `handle_missing: constant`.")] = 0.0
+    categorical_encoding: Annotated[
+        CategoricalEncoding | UnsetType,
+        Meta(
+            description="`embedding` (learnt), `onehot`, or `ordinal` codes; unknown categories have a slot of their own."
+        ),
+    ] = UNSET
+
+
+class Inference(Section):
+    """Thresholds used where no schema file says what a column is."""
+
+    identifier_unique_ratio: Annotated[
+        Fraction,
+        Meta(
+            description="A text or whole-number column with at least this share of distinct values, and no order to learn from, is an identifier."
+        ),
+    ] = 0.95
+    text_mean_words: Annotated[
+        Positive, Meta(description="A text column whose values average more words than this is free text.")
+    ] = 5.0
+    max_categories: Annotated[
+        Count, Meta(description="A text column with more distinct values than this is free text.")
+    ] = 1000
+    max_integer_classes: Annotated[
+        Count,
+        Meta(description="A whole-number target with at most this many distinct values is classified, not regressed."),
+    ] = 20
+
+
+DEFAULT_MISSING_MARKERS = ("?", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null")
+
+
+class TabularData(Section):
+    """A CSV file (also .csv.gz) with one header row."""
+
+    path: Annotated[str, Meta(description="The CSV file, relative to the working directory.")]
+    target_column: Annotated[str, Meta(description="The column to predict.")]
+    schema: Annotated[
+        str | None, Meta(description="A JSON file (JSON Schema vocabulary) that every row must satisfy.")
+    ] = None
+    task: Annotated[Task | UnsetType, Meta(description="Inferred from the target when absent.")] = UNSET
+    positive_class: Annotated[
+        str | None, Meta(description="The positive class of a binary target; by default the second in order.")
+    ] = None
+    train_split: Annotated[Fraction, Meta(description="Share of rows to train on.")] = 0.7
+    validation_split: Annotated[Fraction, Meta(description="Share of rows to choose by.")] = 0.1
+    test_split: Annotated[Fraction, Meta(description="Share of rows to report on.")] = 0.2
+    preprocessing: Preprocessing = Preprocessing()
+    inference: Inference = Inference()
+    id_column: Annotated[str | None, Meta(description="Names the rows in predictions; never a feature.")] = None
+    ignore_columns: Annotated[tuple[str, ...], Meta(description="Columns that are left out.")] = ()
+    weight_column: Annotated[str | None, Meta(description="Non-negative sample weights, used by loss and metrics.")] = (
+        None
+    )
+    missing_markers: Annotated[
+        tuple[str, ...], Meta(description="Texts that mean missing, besides an empty or blank cell.")
+    ] = DEFAULT_MISSING_MARKERS
+    delimiter: Annotated[str, Meta(min_length=1, max_length=1, description="The character between cells.")] = ","
+    on_invalid: Annotated[Policy, Meta(description="What to do with rows that violate the schema file.")] = "fail"
+
+
+class Augmentation(Section):
+    """Random changes of training images; never applied to validation, test or served images."""
+
+    horizontal_flip: Annotated[bool, Meta(description="Mirror left and right with probability one half.")] = True
+    rotation_range: Annotated[int, Meta(ge=0, le=180, description="Rotate by up to this many degrees either way.")] = 0
+    shift: Annotated[Fraction | UnsetType, Meta(description="Pad and crop by up to this share of each side.")] = UNSET
+    color: Annotated[Fraction, Meta(description="Strength of random brightness, contrast and saturation.")] = 0.0
+    normalize: Annotated[
+        bool, Meta(description="Standardise each channel with the mean and std of the training images.")
+    ] = True
+
+
+class ImageData(Section):
+    """A folder of class folders, train/val/test folders of those, a CSV of paths and labels, or idx.gz pairs."""
+
+    path: Annotated[str, Meta(description="The folder or CSV file, relative to the working directory.")]
+    image_size: Annotated[
+        tuple[Annotated[int, Meta(ge=8)], Annotated[int, Meta(ge=8)]] | UnsetType,
+        Meta(description="[height, width] in pixels that every image is brought to."),
+    ] = UNSET
+    resize: Annotated[
+        Literal["crop", "stretch", "pad"], Meta(description="How an image of another shape is brought to `image_size`.")
+    ] = "crop"
+    filter: Annotated[
+        Literal["bilinear", "bicubic", "lanczos", "box"], Meta(description="The antialiased resampling filter.")
+    ] = "bilinear"
+    task: Annotated[
+        Task | UnsetType, Meta(description="Inferred from the target when absent; class folders are classified.")
+    ] = UNSET
+    positive_class: Annotated[
+        str | None, Meta(description="The positive class of a binary target; by default the second in order.")
+    ] = None
+    image_column: Annotated[
+        str, Meta(description="In a CSV: the column with the path of the image, relative to the CSV file.")
+    ] = "image"
+    target_column: Annotated[str, Meta(description="In a CSV: the column to predict.")] = "label"
+    train_split: Annotated[Fraction, Meta(description="Share of images to train on.")] = 0.7
+    validation_split: Annotated[Fraction, Meta(description="Share of images to choose by.")] = 0.1
+    test_split: Annotated[Fraction, Meta(description="Share of images to report on.")] = 0.2
+    augmentation: Augmentation = Augmentation()
+    id_column: Annotated[
+        str | None, Meta(description="In a CSV: names the rows in predictions; by default the path does.")
+    ] = None
+    ignore_columns: Annotated[tuple[str, ...], Meta(description="In a CSV: columns that are left out.")] = ()
+    weight_column: Annotated[str | None, Meta(description="In a CSV: non-negative sample weights.")] = None
+    on_invalid: Annotated[Policy, Meta(description="What to do with files that are no readable image.")] = "fail"
+
+
+class Data(Section):
+    """What to learn from: a table, or images."""
+
+    tabular: TabularData | None = None
+    image: ImageData | None = None
+
+
+class Split(Section):
+    """How rows are dealt to train, validation and test."""
+
+    strategy: Annotated[
+        Literal["random", "stratified", "column", "folders"] | UnsetType,
+        Meta(
+            description="`stratified` for classification and `random` for regression by default; `folders` where train/, val/, test/ exist."
+        ),
+    ] = UNSET
+    column: Annotated[
+        str | None,
+        Meta(
+            description="With `strategy: column`: the column that holds train, validation (or val) and test; not a feature."
+        ),
+    ] = None
+
+
+class Architecture(Section):
+    """The shape of the network; a field that the chosen model does not use is refused."""
+
+    input_dim: Annotated[
+        Count | None, Meta(description="Number of input columns, checked against the data when given; absent: counted.")
+    ] = None
+    hidden_layers: Annotated[tuple[Count, ...] | UnsetType, Meta(description="mlp: units of each hidden layer.")] = (
+        UNSET
+    )
+    dropout: Annotated[
+        Annotated[float, Meta(ge=0.0, lt=1.0)] | UnsetType, Meta(description="Share of units dropped in training.")
+    ] = UNSET
+    activation: Annotated[Activation | UnsetType, Meta(description="The non-linearity.")] = UNSET
+    normalization: Annotated[
+        Literal["none", "batch", "layer"] | UnsetType, Meta(description="mlp: norm before each activation.")
+    ] = UNSET
+    residual: Annotated[
+        bool | UnsetType, Meta(description="mlp: add each block's input to its output where the widths agree.")
+    ] = UNSET
+    embedding_dim: Annotated[
+        Count | UnsetType, Meta(description="mlp: size of each categorical embedding; by default by cardinality.")
+    ] = UNSET
+    stages: Annotated[tuple[Count, ...] | UnsetType, Meta(description="resnet: blocks in each stage.")] = UNSET
+    width: Annotated[
+        Count | UnsetType, Meta(description="resnet: channels of the first stage; doubled at each next.")
+    ] = UNSET
+
+
+class Model(Section):
+    """Which network; `type` follows from the data and `name` from `type` when absent."""
+
+    type: Annotated[Literal["tabular", "vision"] | UnsetType, Meta(description="The modality.")] = UNSET
+    name: Annotated[ModelName | UnsetType, Meta(description="The family and its size.")] = UNSET
+    architecture: Architecture = Architecture()
+
+
+class EarlyStopping(Section):
+    """Stop when `monitor` has not improved for `patience` epochs; the best epoch's weights are kept."""
+
+    enabled: bool | UnsetType = UNSET
+    patience: Annotated[Count | UnsetType, Meta(description="Epochs without improvement before stopping.")] = UNSET
+    monitor: Annotated[
+        str | UnsetType,
+        Meta(description="`val_X` or `train_X` for any metric X; the direction follows from the metric."),
+    ] = UNSET
+    min_delta: Annotated[NonNegative, Meta(description="A smaller change is no improvement.")] = 0.0
+
+
+class Checkpoint(Section):
+    """Training state on disk: the last one, and the best one by `early_stopping.monitor`."""
+
+    enabled: bool = True
+    save_best: Annotated[
+        bool, Meta(description="Use the best epoch's weights at the end; `false` uses the last epoch's.")
+    ] = True
+    path: Annotated[
+        str | None, Meta(description="Folder for checkpoints; by default `checkpoints` inside the run.")
+    ] = None
+    every_epochs: Annotated[
+        Count | UnsetType, Meta(description="Save each so many epochs; by default about every half minute.")
+    ] = UNSET
+
+
+class ClassWeight(Section):
+    """The weight of one class in the loss; a class that is not listed weighs 1."""
+
+    label: str
+    weight: NonNegative
+
+
+class Training(Section):
+    """Optimiser, loss, length."""
+
+    epochs: Annotated[Count | UnsetType, Meta(description="Passes over the training rows.")] = UNSET
+    batch_size: Annotated[
+        Count | UnsetType, Meta(description="Rows per step; at most the number of training rows.")
+    ] = UNSET
+    learning_rate: Annotated[Positive | UnsetType, Meta(description="Peak learning rate.")] = UNSET
+    optimizer: Annotated[OptimizerName | UnsetType, Meta(description="sgd uses Nesterov momentum.")] = UNSET
+    momentum: Annotated[Annotated[float, Meta(ge=0.0, lt=1.0)], Meta(description="sgd and muon.")] = 0.9
+    weight_decay: Annotated[
+        NonNegative | UnsetType, Meta(description="Decoupled decay; norms and biases are exempt.")
+    ] = UNSET
+    schedule: Annotated[ScheduleName | UnsetType, Meta(description="How the learning rate moves over the run.")] = UNSET
+    warmup_fraction: Annotated[
+        Fraction, Meta(description="warmup_cosine and one_cycle: share of the run spent rising.")
+    ] = 0.1
+    step_every: Annotated[Fraction, Meta(description="step: share of the run between two drops.")] = 0.3
+    step_factor: Annotated[Fraction, Meta(description="step: factor of each drop.")] = 0.1
+    loss: Annotated[LossName | UnsetType, Meta(description="By default cross_entropy, or mse for regression.")] = UNSET
+    label_smoothing: Annotated[
+        Annotated[float, Meta(ge=0.0, lt=1.0)] | UnsetType, Meta(description="cross_entropy only.")
+    ] = UNSET
+    class_weights: Annotated[
+        Literal["none", "balanced"] | tuple[ClassWeight, ...],
+        Meta(
+            description="Weights of the classes in the loss: none, balanced (inverse frequency), or a list of {label, weight}."
+        ),
+    ] = "none"
+    focal_gamma: Annotated[NonNegative, Meta(description="focal: how strongly easy rows are discounted.")] = 2.0
+    huber_delta: Annotated[
+        Positive, Meta(description="huber: where it turns linear, in standard deviations of the target.")
+    ] = 1.0
+    gradient_clip_norm: Annotated[Positive | None, Meta(description="Clip gradients to this global norm.")] = None
+    accumulate_steps: Annotated[Count, Meta(description="Average gradients over so many batches before an update.")] = 1
+    ema_decay: Annotated[
+        Annotated[float, Meta(gt=0.0, lt=1.0)] | None,
+        Meta(description="Evaluate and keep an exponential moving average of the weights."),
+    ] = None
+    early_stopping: EarlyStopping = EarlyStopping()
+    checkpoint: Checkpoint = Checkpoint()
+
+
+class Config(Section):
+    """One run of mmjax: what to learn from, which network, how to train it."""
+
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+            description="Names the run and the model; by default the config file's stem.",
+        ),
+    ]
+    data: Data
+    split: Split = Split()
+    model: Model = Model()
+    training: Training = Training()
+    seed: Annotated[
+        int, Meta(ge=0, lt=2**31, description="Decides the split, the initial weights and every shuffle.")
+    ] = 0
+    device: Annotated[Literal["auto", "cpu", "gpu"], Meta(description="`auto` takes a GPU when there is one.")] = "auto"
+    precision: Annotated[Literal["float32", "bfloat16"], Meta(description="Compute type; parameters stay float32.")] = (
+        "float32"
+    )
+    threads: Annotated[Count | None, Meta(description="CPU threads; by default all that this process may use.")] = None
+    golden_rows: Annotated[
+        int,
+        Meta(
+            ge=1, le=64, description="Training inputs kept in the bundle with their answers, to prove every load right."
+        ),
+    ] = 8

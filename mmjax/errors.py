@@ -1,0 +1,54 @@
+"""The errors mmjax raises, each with the exit code its front door returns.
+
+A message reads *where: expected X, got Y; what to do*. Everything wrong at a boundary is reported at once in
+`problems`, so that a user mends a file in one pass.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MmjaxError(Exception):
+    """Base of every error a user can mend. `problems` holds one line for each thing that is wrong."""
+
+    exit_code = 1
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ConfigError(MmjaxError):
+    """The config or the command line is wrong (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(MmjaxError):
+    """The data cannot be read, violates its schema, or cannot be trained on (exit code 3)."""
+
+    exit_code = 3
+
+
+class TrainingError(MmjaxError):
+    """Training cannot go on: a non-finite loss, a device that fails (exit code 4)."""
+
+    exit_code = 4
+
+
+class BundleError(MmjaxError):
+    """A bundle or the registry refuses: damaged, unknown, newer format, golden rows that drift (exit code 5)."""
+
+    exit_code = 5
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the option nearest to `name`, or an empty string.
+
+    >>> did_you_mean("epoch", ["epochs", "seed"])
+    "; did you mean 'epochs'?"
+    >>> did_you_mean("zzz", ["epochs", "seed"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

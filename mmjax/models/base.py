@@ -1,0 +1,31 @@
+"""Model: a pair of pure functions over variables that are plain dicts of arrays."""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from mmjax.schema import Batch
+
+Variables = dict[str, Any]
+"""`{"params": ..., "batch_stats": ...}`; `batch_stats` is `{}` for a network without running statistics."""
+
+
+class Init(Protocol):
+    """`init(key, Batch) -> variables`, f32."""
+
+    def __call__(self, key: jax.Array, batch: Batch) -> Variables: ...
+
+
+class Apply(Protocol):
+    """`apply(variables, Batch, *, train, key) -> (outputs f32[B, O], batch_stats)`."""
+
+    def __call__(
+        self, variables: Variables, batch: Batch, *, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]: ...
+
+
+class Model(NamedTuple):
+    """A network. With `train=False` no row's output depends on another row; `key` is needed only when training."""
+
+    init: Init
+    apply: Apply

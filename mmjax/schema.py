@@ -1,0 +1,147 @@
+"""The Schema: what the columns are, in which order, and how their cells become numbers.
+
+Made in two steps so that nothing of validation or test rows leaks into it: `infer_schema` (all rows) decides kinds,
+classes and constraints; `fit_vocabulary` (training rows) adds vocabularies and offsets. Both live in `mmjax.data`.
+It travels in every bundle as versioned JSON. `mmjax.data.encode.encode(schema, columns)` applies it.
+"""
+
+from functools import cached_property
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from mmjax.errors import BundleError
+
+Columns = dict[str, np.ndarray]
+"""Host arrays of equal length by column name, as read: text cells as `object` arrays of `str`, numbers as floats."""
+
+Batch = dict[str, Any]
+"""Arrays by field name with a leading batch axis: `numeric f32[B, F]` (NaN = missing), `category i32[B, C]` (0 = missing or
+unknown), `dense f32[B, D]`, `image u8[B, I, H, W, 3]` with `image_present f32[B, I]`, `label i32[B]` or `f32[B, T]`,
+`weight f32[B]`. An absent modality is an absent key."""
+
+Kind = Literal["numeric", "categorical", "boolean", "datetime", "identifier", "constant", "text", "ignored"]
+
+SCHEMA_FORMAT = 1
+DATETIME_PARTS = ("elapsed_days", "time_of_day", "day_of_week", "day_of_year")
+
+
+class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One column of a table."""
+
+    name: str
+    kind: Kind
+    vocabulary: tuple[str, ...] = ()
+    """categorical and boolean: the known texts; the code of `vocabulary[i]` is `i + 1`, 0 is missing or unknown."""
+    fixed_vocabulary: bool = False
+    """True where a schema file's `enum` gave the vocabulary: another text is a violation, not merely unknown."""
+    offset: float = 0.0
+    """f64 subtracted on the host before rounding to f32; for datetime: days since 1970-01-01."""
+    datetime_format: str = ""
+    """datetime: `"iso"` for ISO 8601, else a `strptime` format."""
+    minimum: float | None = None
+    maximum: float | None = None
+    pattern: str | None = None
+    required: bool = False
+    """True: a missing cell is a violation."""
+    reason: str = ""
+    """Why the column has this kind, in words for the user."""
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is predicted."""
+
+    column: str
+    task: Literal["classification", "regression"]
+    classes: tuple[str, ...] = ()
+    """classification: class texts; the label of `classes[i]` is `i`. Never sorted again."""
+    positive_class: str | None = None
+    """binary: the class whose probability ROC-AUC, PR-AUC, precision, recall and F1 are about."""
+    reason: str = ""
+
+
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an image of any shape becomes `u8[height_px, width_px, 3]`."""
+
+    columns: tuple[str, ...] = ("image",)
+    height_px: int
+    width_px: int
+    resize: Literal["crop", "stretch", "pad"] = "crop"
+    filter: Literal["bilinear", "bicubic", "lanczos", "box"] = "bilinear"
+
+
+class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
+    """Kinds, vocabularies, missing markers, offsets, image size and filter, target and classes in order."""
+
+    format: int = SCHEMA_FORMAT
+    target: Target
+    columns: tuple[Column, ...] = ()
+    missing_markers: tuple[str, ...] = ()
+    image: ImageSpec | None = None
+    id_column: str | None = None
+    weight_column: str | None = None
+
+    def of_kind(self, *kinds: Kind) -> tuple[Column, ...]:
+        """Return the columns of these kinds, in the order of the table."""
+        return tuple(column for column in self.columns if column.kind in kinds)
+
+    @cached_property
+    def features(self) -> tuple[Column, ...]:
+        """The columns a model sees, in the order of the table."""
+        return self.of_kind("numeric", "categorical", "boolean", "datetime")
+
+    @cached_property
+    def numeric_features(self) -> tuple[str, ...]:
+        """Names along the F axis of `Batch["numeric"]`: numeric columns, then four parts of each datetime column."""
+        parts = (f"{c.name}.{part}" for c in self.of_kind("datetime") for part in DATETIME_PARTS)
+        return tuple(c.name for c in self.of_kind("numeric")) + tuple(parts)
+
+    @cached_property
+    def cyclic_features(self) -> tuple[int, ...]:
+        """Indices into `numeric_features` of the datetime parts that are fractions of a cycle, in [0, 1)."""
+        cyclic = tuple(f".{part}" for part in DATETIME_PARTS[1:])
+        first = len(self.of_kind("numeric"))
+        return tuple(i for i, name in enumerate(self.numeric_features) if i >= first and name.endswith(cyclic))
+
+    @cached_property
+    def category_columns(self) -> tuple[Column, ...]:
+        """The columns along the C axis of `Batch["category"]`."""
+        return self.of_kind("categorical", "boolean")
+
+    @cached_property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Codes per category column, the slot 0 for missing or unknown included."""
+        return tuple(len(column.vocabulary) + 1 for column in self.category_columns)
+
+    def column(self, name: str) -> Column:
+        """Return the column of that name; KeyError when there is none."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise KeyError(name)
+
+    @cached_property
+    def positive_index(self) -> int:
+        """Index of the positive class: the named one, else the second in order."""
+        named = self.target.positive_class
+        return self.target.classes.index(named) if named is not None else min(1, len(self.target.classes) - 1)
+
+
+def schema_to_json(schema: Schema) -> bytes:
+    """Return the Schema as indented JSON (UTF-8), keys in a fixed order."""
+    return msgspec.json.format(msgspec.json.encode(schema), indent=2) + b"\n"
+
+
+def schema_from_json(data: bytes, where: str) -> Schema:
+    """Return the Schema in `data`; BundleError naming `where` when it is damaged or of a newer format."""
+    try:
+        found = msgspec.json.decode(data)
+        version = found.get("format") if isinstance(found, dict) else None
+        if isinstance(version, int) and version > SCHEMA_FORMAT:
+            raise BundleError(
+                f"{where}: schema format {version} is newer than this mmjax reads ({SCHEMA_FORMAT}); install a newer mmjax"
+            )
+        return msgspec.convert(found, Schema)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise BundleError(f"{where}: not a schema: {error}") from error

@@ -1,0 +1,134 @@
+"""The device, its threads, the compile cache: the one place that compiles.
+
+`configure` must run before the first array is made; every choice it makes, and every fallback, is a line in what it
+returns, for the user to read.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jaxlib
+
+from mmjax.errors import ConfigError
+
+
+class Backend(NamedTuple):
+    """What the process computes on."""
+
+    platform: str
+    """`cpu`, `gpu` or `tpu`."""
+    device: str
+    threads: int
+    cache: str
+    """Folder of the persistent compile cache, or an empty string when there is none."""
+    notes: tuple[str, ...]
+    """Lines for the user: each fallback, and why."""
+
+
+def configure(*, device: str = "auto", threads: int | None = None) -> Backend:
+    """Return the Backend after choosing the device, the CPU threads and the compile cache.
+
+    Raises ConfigError when `device: gpu` is asked for and there is none. Threads and platform are those of the first
+    array made in this process: call this before.
+    """
+    notes: list[str] = []
+    _set_threads(threads)
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    cache = _set_compile_cache(notes)
+    found = jax.devices()[0]
+    if device == "gpu" and found.platform != "gpu":
+        raise ConfigError(
+            f"device: expected a GPU, found only {found.platform}; set device: auto, or install JAX for your GPU"
+        )
+    if device == "cpu" and found.platform != "cpu":
+        notes.append(f"device: cpu was asked for, but this process already runs on {found.platform}")
+    return Backend(found.platform, found.device_kind, threads or _available_threads(), cache, tuple(notes))
+
+
+def _available_threads() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _set_threads(threads: int | None) -> None:
+    # XLA sizes its pool from NPROC when the backend starts; in containers it would count the host's cores (jax #27028).
+    if threads is not None:
+        os.environ["NPROC"] = str(threads)
+    elif "PJRT_NPROC" not in os.environ:
+        os.environ.setdefault("NPROC", str(_available_threads()))
+
+
+def cache_home() -> Path:
+    """Return mmjax's private cache folder: `$MMJAX_CACHE_DIR`, else `mmjax` in the user's cache folder."""
+    explicit = os.environ.get("MMJAX_CACHE_DIR")
+    if explicit:
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmjax"
+
+
+def _set_compile_cache(notes: list[str]) -> str:
+    if jax.config.jax_compilation_cache_dir:  # the user's own choice
+        return str(jax.config.jax_compilation_cache_dir)
+    # A folder shared across jaxlib versions or CPUs has crashed programs: key it by both.
+    cpu = hashlib.sha256(_cpu_description().encode()).hexdigest()[:12]
+    folder = cache_home() / "xla" / f"jax{jax.__version__}-jaxlib{jaxlib.__version__}-{cpu}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner = folder.stat()
+        if hasattr(os, "getuid") and (owner.st_uid != os.getuid() or stat.S_IMODE(owner.st_mode) & 0o022):
+            raise PermissionError("others can write to it")
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("not writable")
+    except OSError as error:
+        notes.append(f"compile cache: off, {folder}: {error}; set MMJAX_CACHE_DIR to a private, writable folder")
+        return ""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    return str(folder)
+
+
+def _cpu_description() -> str:
+    """Return what decides the machine code: architecture and CPU flags."""
+    flags = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {platform.processor()} {flags}"
+
+
+def compiled(
+    function: Callable[..., Any], *, donate: Sequence[int] = (), static: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """Return `function` compiled by XLA at its first call with each set of shapes.
+
+    `donate` are positions of arguments whose memory the result may take over: they are dead after the call.
+    """
+    return jax.jit(function, donate_argnums=tuple(donate), static_argnames=tuple(static))
+
+
+@contextlib.contextmanager
+def reference_mode() -> Iterator[None]:
+    """Run with the highest matmul precision: what golden rows are computed in."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide a run's bits, by package."""
+    import importlib.metadata as metadata
+
+    names = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas", "pillow", "msgspec")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -1,0 +1,46 @@
+"""The order of rows: one host function for resident and streamed data alike."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mmjax.schema import Batch
+
+
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """Return the order of `n` rows in `epoch`, i32[n]; the same on every machine for equal arguments."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    return generator.permutation(n).astype(np.int32)
+
+
+def epoch_batches(seed: int, epoch: int, n: int, batch_size: int) -> np.ndarray:
+    """Return row indices of every full batch of `epoch`, i32[n // batch_size, batch_size].
+
+    The `n % batch_size` rows left over differ from epoch to epoch, so every row is trained on.
+    """
+    steps = n // batch_size
+    return permutation(seed, epoch, n)[: steps * batch_size].reshape(steps, batch_size)
+
+
+def take(batch: Batch, rows: np.ndarray) -> Batch:
+    """Return the given rows of every array of a host Batch."""
+    return {name: values[rows] for name, values in batch.items()}
+
+
+def batch_rows(batch: Batch) -> int:
+    """Return the number of rows of a Batch."""
+    return len(next(iter(batch.values())))
+
+
+def pad_rows(batch: Batch, rows: int) -> Batch:
+    """Return a host Batch of `rows` rows; the added ones are zeros, which no other row can see."""
+    missing = rows - batch_rows(batch)
+    return (
+        {name: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for name, v in batch.items()} if missing else batch
+    )
+
+
+def padded_slices(n: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of successive slices of at most `size` rows."""
+    for start in range(0, n, size):
+        yield start, min(start + size, n)

@@ -1,0 +1,70 @@
+"""Checkpoints: the last training state and the best variables, on disk with orbax.
+
+Each save is a new folder that orbax moves into place when it is whole; only then is the one before it deleted, so a
+crash at any moment leaves a good one.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from mmjax.config import Checkpoint
+from mmjax.errors import DataError
+from mmjax.training.event_types import Checkpointed
+from mmjax.training.events import Snapshot
+
+SAVE_EVERY_S = 30.0
+"""Without `every_epochs`: seconds between two saves of the last state."""
+
+
+def checkpointer(folder: Path, settings: Checkpoint) -> Callable[[Snapshot], Iterator[Checkpointed]]:
+    """Return a keeper that saves `last/STEP` and `best/STEP` under `folder` when a Snapshot is due."""
+    saved_at = time.monotonic() - SAVE_EVERY_S  # the first epoch is saved: something to come back to
+
+    def due(snapshot: Snapshot) -> bool:
+        if isinstance(settings.every_epochs, int):
+            return snapshot.epoch % settings.every_epochs == 0
+        return time.monotonic() - saved_at >= SAVE_EVERY_S
+
+    def keep(snapshot: Snapshot) -> Iterator[Checkpointed]:
+        nonlocal saved_at
+        if not settings.enabled or not (snapshot.last or due(snapshot)):
+            return
+        saved_at = time.monotonic()
+        path = save_tree(folder / "last" / str(snapshot.step), snapshot.state._asdict())
+        yield Checkpointed(snapshot.step, str(path), best=False)
+        if settings.save_best and snapshot.best:
+            path = save_tree(folder / "best" / str(snapshot.step), snapshot.best)
+            yield Checkpointed(snapshot.step, str(path), best=True)
+
+    return keep
+
+
+def save_tree(path: Path, tree: Any) -> Path:
+    """Save a pytree of arrays as the folder `path`, then delete its older siblings; return `path`.
+
+    Raises DataError when the disk refuses.
+    """
+    path = path.absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ocp.StandardCheckpointer() as saver:
+            saver.save(path, tree, force=True)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot write the checkpoint: {error}; free space or set training.checkpoint.path"
+        ) from error
+    for sibling in path.parent.iterdir():
+        if sibling.name.isdigit() and sibling != path:
+            shutil.rmtree(sibling)
+    return path
+
+
+def load_tree(path: Path, like: Any) -> Any:
+    """Return the pytree saved in the folder `path`, with the structure, shapes and dtypes of `like`."""
+    with ocp.StandardCheckpointer() as saver:
+        return saver.restore(path.absolute(), like)

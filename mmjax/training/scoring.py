@@ -1,0 +1,89 @@
+"""Forward passes over many rows, and the exact metrics of what comes out.
+
+Everything reported is finished on the host in f64 from collected scores. No optimizer here: serving uses this too.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mmjax.data.pipeline import batch_rows, pad_rows, padded_slices
+from mmjax.models.base import Model
+from mmjax.schema import Batch, Schema
+from mmjax.training.metrics import classification_metrics, regression_metrics
+from mmjax.training.outputs import Output, Prediction
+from mmjax.transforms.base import Transform
+
+LABEL_FIELDS = ("label", "weight")
+
+
+class Scores(NamedTuple):
+    """What a model says of N rows, on the host."""
+
+    outputs: np.ndarray
+    """f32[N, O]: raw outputs, which the loss compares with targets."""
+    prediction: np.ndarray
+    """i32[N] class index, or f32[N, T]."""
+    probabilities: np.ndarray | None
+    """f32[N, K] for classification."""
+
+
+Forward = Callable[[Any, Any, Any, Batch], tuple[jax.Array, Prediction]]
+"""`forward(variables, transform_state, output_state, batch) -> (outputs, Prediction)`, pure."""
+
+
+def make_forward(model: Model, transform: Transform, output: Output) -> Forward:
+    """Return the one forward pass that evaluation, batch prediction and serving compile."""
+
+    def forward(variables: Any, transform_state: Any, output_state: Any, batch: Batch) -> tuple[jax.Array, Prediction]:
+        outputs, _ = model.apply(variables, transform.apply(transform_state, batch), train=False)
+        return outputs, output.apply(output_state, outputs)
+
+    return forward
+
+
+def inputs_of(batch: Batch) -> Batch:
+    """Return the Batch without what only training and evaluation know."""
+    return {name: values for name, values in batch.items() if name not in LABEL_FIELDS}
+
+
+def bucket_of(rows: int, largest: int) -> int:
+    """Return the padded size for `rows`: the next power of two, at most `largest`.
+
+    >>> [bucket_of(n, 256) for n in (1, 3, 200, 1000)]
+    [1, 4, 256, 256]
+    """
+    return min(1 << max(rows - 1, 0).bit_length(), largest)
+
+
+def score(forward: Forward, states: tuple[Any, Any, Any], batch: Batch, *, largest: int) -> Scores:
+    """Return the Scores of all rows of a host Batch; `states` are the variables, transform and output states.
+
+    Rows go through in slices of `largest`; the last is padded up to its bucket, and padding never changes a result.
+    """
+    inputs = inputs_of(batch)
+    parts = []
+    for start, stop in padded_slices(batch_rows(inputs), largest):
+        piece = {name: values[start:stop] for name, values in inputs.items()}
+        outputs, prediction = forward(*states, pad_rows(piece, bucket_of(stop - start, largest)))
+        parts.append(jax.tree.map(lambda leaf, rows=stop - start: np.asarray(leaf)[:rows], (outputs, prediction)))
+    outputs, prediction = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return Scores(outputs, prediction.prediction, prediction.probabilities)
+
+
+def metrics_of(schema: Schema, scores: Scores, batch: Batch) -> dict[str, float]:
+    """Return every metric of the Scores against the labels of `batch`; keys as in `config.METRIC_NAMES` less `loss`."""
+    weight = batch.get("weight")
+    weight = None if weight is None else np.asarray(weight, np.float64)
+    if scores.probabilities is None:
+        return regression_metrics(
+            scores.prediction.astype(np.float64), np.asarray(batch["label"], np.float64), weight=weight
+        )
+    return classification_metrics(
+        scores.probabilities.astype(np.float64),
+        np.asarray(batch["label"], np.int64),
+        positive_index=schema.positive_index,
+        weight=weight,
+    )

@@ -1,0 +1,42 @@
+"""TrainState: everything that training changes, as arrays only."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class TrainState(NamedTuple):
+    """Arrays only: no functions, no key. A leading axis over all of it makes members, folds, seeds or trials.
+
+    Randomness is `fold_in(fold_in(key(seed), member), step)`, so a resumed run needs no saved key, and members under
+    vmap draw different masks.
+    """
+
+    step: jax.Array
+    """i32[]: batches seen."""
+    member: jax.Array
+    """i32[]: index along a leading axis, 0 for a single model."""
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    """Moving average of params and batch_stats, or `()` when there is none."""
+
+
+def init_state(variables: dict[str, Any], opt_state: Any, *, ema: bool, member: int = 0) -> TrainState:
+    """Return the state before the first step. The average starts as a copy of the initial weights."""
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        member=jnp.asarray(member, jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else (),
+    )
+
+
+def eval_variables(state: TrainState) -> dict[str, Any]:
+    """Return the variables to evaluate and keep: the moving average when there is one."""
+    return state.ema or {"params": state.params, "batch_stats": state.batch_stats}

@@ -1,0 +1,133 @@
+"""The train step and the forward pass, as pure functions that `mmjax.backend` compiles.
+
+Weights, data and row indices are arguments, never captured: one compilation serves a whole run.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmjax.models.base import Model
+from mmjax.schema import Batch
+from mmjax.training.state import TrainState
+from mmjax.transforms.base import Transform
+
+
+class Learner(NamedTuple):
+    """The pure parts that a step is made of."""
+
+    model: Model
+    transform: Transform
+    augment: Callable[[jax.Array, Batch], Batch] | None
+    loss: Callable[[jax.Array, Any, Any], jax.Array]
+    targets: Callable[[Any, Any], Any]
+    """`(output state, labels) -> what the loss compares outputs with`."""
+    optimizer: optax.GradientTransformation
+    ema_decay: float | None
+
+
+class Totals(NamedTuple):
+    """Sums over steps, on the device: the only metrics that are not finished on the host."""
+
+    loss: jax.Array
+    correct: jax.Array
+    rows: jax.Array
+    steps: jax.Array
+    first_bad: jax.Array
+    """i32[]: the first step whose loss was not finite, or -1."""
+
+
+def empty_totals() -> Totals:
+    """Return sums over no step."""
+    zero = jnp.zeros((), jnp.float32)
+    count = jnp.zeros((), jnp.int32)
+    return Totals(loss=zero, correct=zero, rows=zero, steps=count, first_bad=count - 1)
+
+
+def make_train_step(learner: Learner, *, seed: int) -> Callable[..., tuple[TrainState, Totals]]:
+    """Return `step(state, totals, batch, transform_state, output_state) -> (state, totals)` for one batch."""
+
+    def step(state: TrainState, totals: Totals, batch: Batch, transform_state: Any, output_state: Any):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.member), state.step)
+        augment_key, dropout_key = jax.random.split(key)
+        inputs = learner.augment(augment_key, batch) if learner.augment else batch
+        inputs = learner.transform.apply(transform_state, inputs)
+        targets = learner.targets(output_state, batch["label"])
+        weight = batch.get("weight")
+
+        def loss_fn(params: Any):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            outputs, batch_stats = learner.model.apply(variables, inputs, train=True, key=dropout_key)
+            return learner.loss(outputs, targets, weight), (outputs, batch_stats)
+
+        (loss, (outputs, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = learner.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        state = TrainState(
+            step=state.step + 1,
+            member=state.member,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, state.step, learner.ema_decay),
+        )
+        return state, _add(totals, loss, outputs, batch, state.step)
+
+    return step
+
+
+def _average(ema: Any, variables: Any, step: jax.Array, decay: float | None) -> Any:
+    if decay is None:
+        return ()
+    # A short run would keep its initial weights: the decay grows from 0 as (1 + t) / (10 + t) (TensorFlow's rule).
+    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: rate * old + (1.0 - rate) * new, ema, variables)
+
+
+def _add(totals: Totals, loss: jax.Array, outputs: jax.Array, batch: Batch, step: jax.Array) -> Totals:
+    label = batch["label"]
+    weight = batch.get("weight", jnp.ones(label.shape[:1], jnp.float32))
+    if jnp.issubdtype(label.dtype, jnp.integer):
+        predicted = outputs.argmax(axis=-1) if outputs.shape[-1] > 1 else (outputs[:, 0] > 0).astype(jnp.int32)
+        correct = jnp.sum(weight * (predicted == label))
+    else:
+        correct = jnp.zeros((), jnp.float32)
+    rows = jnp.sum(weight)
+    bad = jnp.where((totals.first_bad < 0) & ~jnp.isfinite(loss), step, totals.first_bad)
+    return Totals(totals.loss + loss * rows, totals.correct + correct, totals.rows + rows, totals.steps + 1, bad)
+
+
+def make_train_chunk(learner: Learner, *, seed: int, loop: bool) -> Callable[..., tuple[TrainState, Totals]]:
+    """Return `chunk(state, totals, data, transform_state, output_state, rows i32[S, B], start, count)`.
+
+    It runs steps `start .. start + count` on the rows of resident `data` that `rows` names. With `loop` that is one
+    program whose length is an argument, so chunks of any length share one compilation and give the same bits. Without
+    it `count` must be 1: convolutions inside a loop are slow on CPU (XLA lays them out well only at the top level).
+    """
+    step = make_train_step(learner, seed=seed)
+
+    def one(index: jax.Array, carry: tuple[TrainState, Totals], data: Batch, *states: Any, rows: jax.Array):
+        chosen = rows[index]
+        return step(*carry, {name: values[chosen] for name, values in data.items()}, *states)
+
+    def chunk(
+        state: TrainState,
+        totals: Totals,
+        data: Batch,
+        transform_state: Any,
+        output_state: Any,
+        rows: jax.Array,
+        start: jax.Array,
+        count: jax.Array,
+    ) -> tuple[TrainState, Totals]:
+        def body(index: jax.Array, carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
+            return one(index, carry, data, transform_state, output_state, rows=rows)
+
+        if not loop:
+            return body(start, (state, totals))
+        return jax.lax.fori_loop(start, start + count, body, (state, totals))
+
+    return chunk

@@ -1,0 +1,1 @@
+"""What is said about a finished run: report, card, tables and log."""

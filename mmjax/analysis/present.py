@@ -1,0 +1,233 @@
+"""What the terminal says when a run is over: metrics, classes, confusion, and the commands that come next."""
+
+import os
+import shlex
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from mmjax.analysis.report import Report, confused_pairs, headline_split
+from mmjax.analysis.tables import (
+    GAP,
+    Table,
+    cell_width,
+    count,
+    number,
+    printable,
+    shorten,
+    table_lines,
+    table_width,
+)
+from mmjax.config import Config
+from mmjax.schema import Schema
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+HEADLINE = (
+    *("accuracy", "balanced_accuracy", "top_3_accuracy", "top_5_accuracy", "precision", "recall", "f1", "f1_macro"),
+    *("roc_auc", "pr_auc", "log_loss", "brier", "ece", "mcc", "rmse", "mae", "r2", "mape"),
+)
+"""The metrics shown, in this order; report.json has all."""
+
+MOST_CLASSES = 20
+"""More classes than this are not shown one by one."""
+WORST = 10
+"""How many classes or confusions are shown instead."""
+DEFAULT_REGISTRY = "registry"
+
+
+def print_results(report: Report, stream: TextIO) -> None:
+    """Write the results to `stream`: coloured tables on a terminal, the same content as plain lines elsewhere."""
+    if stream.isatty() and os.environ.get("TERM") != "dumb":
+        _print_rich(report, stream)
+        return
+    text = results_text(report, width=80)
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+def results_text(report: Report, *, width: int) -> str:
+    """Return the results as plain aligned lines of at most `width` characters where names allow it."""
+    blocks = ["\n".join(table_lines(table)) for table in result_tables(report, width=width)]
+    return "\n\n".join([_summary(report), *blocks]) + "\n"
+
+
+def result_tables(report: Report, *, width: int) -> tuple[Table, ...]:
+    """Return the tables of the results: metrics by split; for classes also their scores and the confusion."""
+    split = headline_split(report)
+    if split is None:
+        return ()
+    tables = [_metrics_table(report)]
+    if report["per_class"].get(split):
+        tables.append(_class_table(report, split, width))
+    if report["confusion"].get(split):
+        tables.append(_confusion_table(report, split, width))
+    return tuple(tables)
+
+
+def _summary(report: Report) -> str:
+    model, training = report["model"], report["training"]
+    what = f"{model['task']} of {printable(model['target'])}"
+    classes = f" into {len(model['classes'])} classes" if model["classes"] else ""
+    kept = f"; kept epoch {training['best_epoch']} of {training['epochs']}" if training["best_epoch"] else ""
+    return f"{model['name']}: {what}{classes}{kept}"
+
+
+def _metrics_table(report: Report) -> Table:
+    by_split = {
+        name: report["metrics"][name] for name in ("test", "validation", "train") if report["metrics"].get(name)
+    }
+    names = [name for name in HEADLINE if any(name in metrics for metrics in by_split.values())]
+    sizes = report["data"]["split_sizes"]
+    rows = (
+        ("rows", *(count(sizes.get(split)) for split in by_split)),
+        *((name, *(number(metrics.get(name)) for metrics in by_split.values())) for name in names),
+    )
+    positive = report["model"]["positive_class"]
+    about = f"precision, recall, f1, roc_auc and pr_auc are about class {printable(positive)}" if positive else ""
+    return Table("Metrics", ("metric", *by_split), rows, note=about)
+
+
+def _class_table(report: Report, split: str, width: int) -> Table:
+    scores = report["per_class"][split]
+    note = ""
+    if len(scores) > MOST_CLASSES:
+        note = f"the {WORST} of {len(scores)} classes with the lowest f1; report.json has all"
+        scores = sorted(scores, key=lambda row: -1.0 if row["f1"] is None else row["f1"])[:WORST]
+    columns = ("precision", "recall", "f1")
+    room = max(width - 40, 8)
+    rows = tuple(
+        (shorten(printable(row["class"]), room), *(number(row[c]) for c in columns), count(row["support"]))
+        for row in scores
+    )
+    return Table(f"Classes ({split})", ("class", *columns, "support"), rows, note=note)
+
+
+def _confusion_table(report: Report, split: str, width: int) -> Table:
+    names = [printable(name) for name in report["model"]["classes"]]
+    matrix = report["confusion"][split]
+    if len(names) <= MOST_CLASSES:
+        for table in (_named_confusion(names, matrix, split), _numbered_confusion(names, matrix, split)):
+            if table is not None and table_width(table) <= width:
+                return table
+    return _pairs_table(names, matrix, split, width)
+
+
+def _named_confusion(names: list[str], matrix: list[list[float]], split: str) -> Table | None:
+    short = [shorten(name, 12) for name in names]
+    if len(set(short)) < len(short):
+        return None
+    rows = tuple((shorten(names[i], 24), *map(count, row)) for i, row in enumerate(matrix))
+    return Table(f"Confusion ({split}; rows: true, columns: predicted)", ("", *short), rows, diagonal=True)
+
+
+def _numbered_confusion(names: list[str], matrix: list[list[float]], split: str) -> Table:
+    digits = len(str(len(names)))
+    rows = tuple((f"{i + 1:>{digits}} {shorten(names[i], 20)}", *map(count, row)) for i, row in enumerate(matrix))
+    header = ("", *(str(i + 1) for i in range(len(names))))
+    title = f"Confusion ({split}; rows: true, columns: predicted, by number)"
+    return Table(title, header, rows, diagonal=True)
+
+
+def _pairs_table(names: list[str], matrix: list[list[float]], split: str, width: int) -> Table:
+    room = max((width - 24) // 2, 8)
+    rows = tuple(
+        (shorten(pair.truth, room), shorten(pair.predicted, room), count(pair.rows), f"{pair.share:.1%}")
+        for pair in confused_pairs(matrix, names, WORST)
+    )
+    note = "share: of the rows of that true class; report.json has the whole matrix" if rows else "no row was mistaken"
+    return Table(f"Most confused ({split})", ("true", "predicted", "rows", "share"), rows, note=note, text_columns=2)
+
+
+def _print_rich(report: Report, stream: TextIO) -> None:
+    from rich.console import Console  # here: only a terminal needs it
+    from rich.text import Text
+
+    console = Console(file=stream, highlight=False)
+    console.print(Text("\n" + _summary(report), style="bold"))
+    for table in result_tables(report, width=console.width):
+        console.print(Text("\n" + table.title, style="bold cyan"))
+        console.print(_rich_table(table))
+        if table.note:
+            console.print(Text(table.note, style="dim"))
+
+
+def _rich_table(table: Table) -> "RichTable":
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    made = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for i, heading in enumerate(table.header):
+        made.add_column(Text(heading), justify="left" if i < table.text_columns else "right", no_wrap=True)
+    for i, row in enumerate(table.rows):
+        made.add_row(*(Text(cell, style=_style(table, i, j, cell)) for j, cell in enumerate(row)))  # Text: no markup
+    return made
+
+
+def _style(table: Table, row: int, column: int, cell: str) -> str:
+    if not table.diagonal or column == 0:
+        return ""
+    if cell == "0":
+        return "dim"
+    return "green" if column == row + 1 else "yellow"
+
+
+def closing_lines(
+    model: str, config: Config, *, registry: str = DEFAULT_REGISTRY, python: str | None = None
+) -> list[str]:
+    """Return the shell commands that evaluate, predict with and serve this very model, a line each, quoted.
+
+    `model` is `NAME:VERSION`; `registry` is named in the commands unless it is the default. `python` is by default
+    what the user can type: `python` where PATH finds this one, else its path.
+    """
+    source = config.data.tabular or config.data.image
+    data = source.path if source is not None else "DATA"
+    tail = [] if registry == DEFAULT_REGISTRY else ["--registry", registry]
+    commands = {
+        "evaluate": ["--data", data],
+        "predict": ["--input", data, "--output", "predictions.csv"],
+        "serve": [],
+    }
+    start = this_python() if python is None else python
+    lines = [[start, "-m", f"mmjax.{door}", "--model", model, *options, *tail] for door, options in commands.items()]
+    return [f"{door + ':':<10}{shlex.join(line)}" for door, line in zip(commands, lines, strict=True)]
+
+
+def this_python() -> str:
+    """Return how to call the running Python from here: by name, by a path below the working directory, or in full."""
+    running = Path(sys.executable)
+    for name in ("python", "python3"):
+        found = shutil.which(name)
+        if found is not None and Path(found).absolute() == running.with_name(name):
+            return name
+    return str(running.relative_to(Path.cwd())) if running.is_relative_to(Path.cwd()) else str(running)
+
+
+def describe_schema(schema: Schema, *, width: int = 80) -> str:
+    """Return a table of the target and the columns: name, kind, why; long reasons go on below."""
+    target = schema.target
+    classes = f" into {len(target.classes)} classes" if target.classes else ""
+    rows = [(target.column, f"target: {target.task}{classes}", target.reason)]
+    if schema.image is not None:
+        size = (
+            f"{schema.image.height_px} x {schema.image.width_px} pixels, {schema.image.resize}, {schema.image.filter}"
+        )
+        rows += [(column, "image", size) for column in schema.image.columns]
+    rows += [(c.name, c.kind, c.reason) for c in schema.columns if c.name != target.column]
+    rows = [(shorten(printable(name), 24), kind, printable(why)) for name, kind, why in rows]
+    rows = [("column", "kind", "why"), *rows]
+    first, second = max(cell_width(row[0]) for row in rows), max(cell_width(row[1]) for row in rows)
+    return "".join(_described(row, first, second, width) for row in rows)
+
+
+def _described(row: tuple[str, str, str], first: int, second: int, width: int) -> str:
+    name, kind, why = row
+    start = name + " " * (first - cell_width(name)) + GAP + kind.ljust(second) + GAP
+    indent = first + second + 2 * len(GAP)
+    lines = textwrap.wrap(why, max(width - indent, 20)) or [""]
+    return "\n".join([start + lines[0], *(" " * indent + line for line in lines[1:])]).rstrip() + "\n"

@@ -1,0 +1,165 @@
+"""report.json: everything there is to know about one training run, as plain JSON. Cards and tables are made from it."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmjax.schema import Schema
+
+REPORT_FORMAT = 1
+
+Report = dict[str, Any]
+"""JSON-able; no NaN or infinity: an undefined number is None."""
+
+
+class ReportInput(NamedTuple):
+    """What a report is made from."""
+
+    config_dict: dict[str, Any]
+    """The config as it was used: the recipe's decisions filled in, absent keys left out."""
+    schema: Schema
+    split_sizes: dict[str, int]
+    """Rows by split: `train`, `validation`, `test`."""
+    class_counts: dict[str, dict[str, int]] | None
+    """Rows by split and class; None for regression."""
+    notes: tuple[str, ...]
+    """Everything that was dropped, replaced or noticed in the data, a line each."""
+    decisions: tuple[dict[str, Any], ...]
+    """What the recipe decided: `{"key", "value", "why"}`."""
+    metrics: dict[str, dict[str, float]]
+    """Value by split and metric; NaN where undefined."""
+    per_class: dict[str, list[dict[str, Any]]]
+    """By split, in class order: `{"class", "precision", "recall", "f1", "support", ...}`; empty for regression."""
+    confusion: dict[str, list[list[float]]]
+    """By split: rows are true classes, columns predicted ones, in class order; empty for regression."""
+    history: list[dict[str, float]]
+    """The metrics of each epoch, in order."""
+    best_epoch: int
+    """1-based: the epoch whose weights are kept; 0 without any."""
+    seconds: dict[str, float]
+    """Wall clock by stage."""
+    samples_per_second: float
+    parameters: int
+    versions: dict[str, str]
+
+
+def build_report(given: ReportInput) -> Report:
+    """Return the report: model, metrics, per-class scores, confusion, data, decisions, training, config, versions."""
+    return jsonable(
+        {
+            "format": REPORT_FORMAT,
+            "model": _model(given),
+            "metrics": given.metrics,
+            "per_class": given.per_class,
+            "confusion": given.confusion,
+            "data": _data(given),
+            "decisions": list(given.decisions),
+            "training": _training(given),
+            "config": given.config_dict,
+            "versions": given.versions,
+        }
+    )
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the report as indented JSON, whole or not at all."""
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    partial = path.with_name(path.name + ".partial")
+    # A lone surrogate (an undecodable file name) becomes \udcXX, which JSON reads back as it was.
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(partial, path)
+
+
+def jsonable(value: Any) -> Any:
+    """Return `value` with tuples as lists, NumPy scalars as numbers, and None for NaN and infinity.
+
+    >>> jsonable({"a": (1, float("nan"))})
+    {'a': [1, None]}
+    """
+    match value:
+        case dict():
+            return {str(key): jsonable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [jsonable(item) for item in value]
+        case bool() | int() | str() | None:
+            return value
+        case float():
+            return float(value) if math.isfinite(value) else None
+        case _ if hasattr(value, "tolist"):
+            return jsonable(value.tolist())
+    raise TypeError(f"report: expected plain values, got {type(value).__name__}: {value!r}")
+
+
+def headline_split(report: Report) -> str | None:
+    """Return the split whose numbers count: `test` where it has metrics, else `validation`, else `train`, else None."""
+    return next((split for split in ("test", "validation", "train") if report["metrics"].get(split)), None)
+
+
+class ConfusedPair(NamedTuple):
+    """Rows of one class that were taken for another."""
+
+    truth: str
+    predicted: str
+    rows: float
+    share: float
+    """Of the rows of class `truth`."""
+
+
+def confused_pairs(matrix: list[list[float]], classes: list[str], limit: int) -> list[ConfusedPair]:
+    """Return the most frequent confusions, at most `limit`, the most frequent first, ties in class order."""
+    pairs = [
+        ConfusedPair(classes[i], classes[j], rows, rows / sum(matrix[i]))
+        for i in range(len(classes))
+        for j, rows in enumerate(matrix[i])
+        if i != j and rows > 0
+    ]
+    return sorted(pairs, key=lambda pair: -pair.rows)[:limit]
+
+
+def _model(given: ReportInput) -> dict[str, Any]:
+    target, model = given.schema.target, given.config_dict.get("model", {})
+    return {
+        "name": given.config_dict["name"],
+        "task": target.task,
+        "target": target.column,
+        "target_reason": target.reason,
+        "classes": target.classes,
+        "positive_class": target.classes[given.schema.positive_index] if len(target.classes) == 2 else None,
+        "type": model.get("type"),
+        "network": model.get("name"),
+        "architecture": model.get("architecture", {}),
+        "parameters": given.parameters,
+    }
+
+
+def _data(given: ReportInput) -> dict[str, Any]:
+    schema = given.schema
+    columns = [
+        {"name": c.name, "kind": c.kind, "reason": c.reason}
+        | ({"categories": len(c.vocabulary)} if c.kind in ("categorical", "boolean") else {})
+        for c in schema.columns
+    ]
+    image = schema.image
+    return {
+        "rows": sum(given.split_sizes.values()),
+        "split_sizes": given.split_sizes,
+        "class_counts": given.class_counts,
+        "columns": columns,
+        "image_size_px": [image.height_px, image.width_px] if image is not None else None,
+        "notes": given.notes,
+    }
+
+
+def _training(given: ReportInput) -> dict[str, Any]:
+    history, best = given.history, given.best_epoch
+    return {
+        "epochs": len(history),
+        "best_epoch": best,
+        "first": history[0] if history else None,
+        "best": history[best - 1] if 0 < best <= len(history) else None,
+        "last": history[-1] if history else None,
+        "seconds": given.seconds,
+        "samples_per_second": given.samples_per_second,
+    }

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from mmjax.errors import BundleError
+
 
 def plain(value: object) -> Any:
     """Return `value` as JSON-ready builtins: NaN and infinities become None, arrays lists, paths and dates texts.
@@ -93,3 +95,14 @@ def write_atomic(path: Path, data: bytes) -> None:
 def write_json_atomic(path: Path, value: object) -> None:
     """Replace the file by indented JSON of `value`, atomically; NaN and infinities become null."""
     write_atomic(path, to_json(value, indent=2) + b"\n")
+
+
+def parse_object(data: bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object in `data`; BundleError naming `where` when it is none."""
+    try:
+        found = json.loads(data.decode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where}: not readable as JSON: {error}; restore it or retrain") from error
+    if not isinstance(found, dict):
+        raise BundleError(f"{where}: expected a JSON object, got {type(found).__name__}; restore it or retrain")
+    return found

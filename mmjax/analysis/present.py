@@ -46,7 +46,7 @@ def print_results(report: Report, stream: TextIO) -> None:
         return
     text = results_text(report, width=80)
     encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.write("\n" + text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
 
 
@@ -212,7 +212,8 @@ def describe_schema(schema: Schema, *, width: int = 80) -> str:
     """Return a table of the target and the columns: name, kind, why; long reasons go on below."""
     target = schema.target
     classes = f" into {len(target.classes)} classes" if target.classes else ""
-    rows = [(target.column, f"target: {target.task}{classes}", target.reason)]
+    why = f"; {target.reason}" if target.reason else ""
+    rows = [(target.column, "target", f"{target.task}{classes}{why}")]
     if schema.image is not None:
         size = (
             f"{schema.image.height_px} x {schema.image.width_px} pixels, {schema.image.resize}, {schema.image.filter}"

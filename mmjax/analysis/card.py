@@ -1,0 +1,201 @@
+"""card.md: what a model is, what it was made from, how good it is, and what not to expect of it.
+
+Made from the report alone and free of dates, durations and host names, so that the same model has the same card.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mmjax.analysis.report import Report, confused_pairs, headline_split
+from mmjax.analysis.tables import count, number, printable
+
+MOST_CLASSES = 20
+FEW_ROWS = 30
+"""A class with fewer rows than this in the test split has scores that say little."""
+UNUSED_KINDS = ("identifier", "constant", "text", "ignored")
+
+
+def model_card(report: Report) -> str:
+    """Return the card as Markdown; the same report gives the same text."""
+    sections = (
+        ("Trained on", _trained_on(report)),
+        ("How good it is", _metrics(report)),
+        ("Classes", _classes(report)),
+        ("Confusion", _confusion(report)),
+        ("What was done to the data", _bullets(escape(note) for note in report["data"]["notes"])),
+        ("What was decided for you", _decisions(report)),
+        ("Limits", _bullets(limits(report))),
+        ("How to make it again", _reproduce(report)),
+        ("Versions", _table(("package", "version"), sorted(report["versions"].items()), text_columns=2)),
+    )
+    head = f"# {escape(report['model']['name'])}\n\n{_what(report)}\n"
+    return head + "".join(f"\n## {title}\n\n{body}\n" for title, body in sections if body)
+
+
+def limits(report: Report) -> list[str]:
+    """Return what the numbers and the data do not show, in sentences derived from the report."""
+    split, kinds = headline_split(report), {column["kind"] for column in report["data"]["columns"]}
+    found = [*_limits_of_scores(report, split), *_limits_of_classes(report, split)]
+    if "categorical" in kinds or "boolean" in kinds:
+        found.append("A category that was not in the training rows is treated like every other unknown one.")
+    if "numeric" in kinds or "datetime" in kinds:
+        found.append("Numbers and dates outside the range of the training rows are extrapolated without warning.")
+    if report["data"]["image_size_px"] is not None:
+        found.append("Images unlike those it was trained on get an answer too, with no sign that they differ.")
+    found.append(
+        "The splits are as good as the rows are independent: rows of one person, place or day in two splits make the "
+        "numbers above too good."
+    )
+    return found
+
+
+def _limits_of_scores(report: Report, split: str | None) -> list[str]:
+    if split is None:
+        return ["It was never evaluated."]
+    rows, metrics = report["data"]["split_sizes"].get(split, 0), report["metrics"][split]
+    found = []
+    if split != "test":
+        found.append(f"There was no test split: the numbers are from {split} rows, which also shaped it; expect worse.")
+    if rows and metrics.get("accuracy") is not None:
+        low, high = wilson_interval(metrics["accuracy"], rows)
+        found.append(
+            f"The accuracy was measured on {count(rows)} rows: by chance alone it may lie anywhere between "
+            f"{low:.3f} and {high:.3f} (95 % Wilson interval)."
+        )
+    undefined = [name for name, value in metrics.items() if value is None]
+    if undefined:
+        found.append(f"Undefined on the {split} rows, hence shown as `-`: {', '.join(undefined)}.")
+    return found
+
+
+def _limits_of_classes(report: Report, split: str | None) -> list[str]:
+    counts = report["data"]["class_counts"]
+    if not counts or split is None:
+        return []
+    classes = report["model"]["classes"]
+    found = []
+    few = [name for name in classes if counts.get(split, {}).get(name, 0) < FEW_ROWS]
+    if few:
+        names = ", ".join(f"{escape(name)} ({counts.get(split, {}).get(name, 0)})" for name in few[:10])
+        more = f" and {len(few) - 10} more" if len(few) > 10 else ""
+        found.append(f"Classes with fewer than {FEW_ROWS} {split} rows, whose scores say little: {names}{more}.")
+    tested = counts.get(split, {})
+    if sum(tested.values()):
+        largest = max(classes, key=lambda name: tested.get(name, 0))
+        share = tested.get(largest, 0) / sum(tested.values())
+        found.append(f"Always answering {escape(largest)} would have an accuracy of {share:.3f} on the {split} rows.")
+    return found
+
+
+def wilson_interval(share: float, rows: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a share seen in `rows` trials (Wilson 1927).
+
+    >>> low, high = wilson_interval(0.9, 100)
+    >>> round(low, 4), round(high, 4)
+    (0.8256, 0.9448)
+    """
+    z2 = 1.959964**2
+    middle = (share + z2 / (2 * rows)) / (1 + z2 / rows)
+    half = math.sqrt(z2 * (share * (1 - share) / rows + z2 / (4 * rows * rows))) / (1 + z2 / rows)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def escape(text: str) -> str:
+    r"""Return `text` so that Markdown, in tables too, shows it as it is.
+
+    >>> escape("a_b|c *d* <e>")
+    'a_b\\|c \\*d\\* &lt;e>'
+    """
+    return (
+        re.sub(r"([\\`*\[\]|#~]|(?<!\w)_|_(?!\w))", r"\\\1", printable(text)).replace("&", "&amp;").replace("<", "&lt;")
+    )
+
+
+def _what(report: Report) -> str:
+    model, data = report["model"], report["data"]
+    target = escape(model["target"])
+    used = [escape(column["name"]) for column in data["columns"] if column["kind"] not in UNUSED_KINDS]
+    size = data["image_size_px"]
+    inputs = [f"images of {size[0]} x {size[1]} pixels"] if size is not None else []
+    inputs += [f"{len(used)} column{'' if len(used) == 1 else 's'}: {', '.join(used)}"] if used else []
+    if model["task"] == "regression":
+        what = f"Predicts the number **{target}**"
+    else:
+        names = [escape(name) for name in model["classes"][:MOST_CLASSES]]
+        more = f" and {len(model['classes']) - MOST_CLASSES} more" if len(model["classes"]) > MOST_CLASSES else ""
+        what = f"Predicts **{target}**, one of {len(model['classes'])} classes ({', '.join(names)}{more}),"
+    network = f"Network: {model['network'] or 'unnamed'}, {count(model['parameters'])} parameters."
+    return f"{what} from {' and '.join(inputs) or 'nothing'}.\n\n{network}"
+
+
+def _trained_on(report: Report) -> str:
+    data, training = report["data"], report["training"]
+    sizes = ", ".join(f"{count(rows)} {split}" for split, rows in data["split_sizes"].items())
+    epochs = f" Weights of epoch {training['best_epoch']} of {training['epochs']}." if training["best_epoch"] else ""
+    rows = [(c["name"], c["kind"], c["reason"]) for c in data["columns"]]
+    table = _table(("column", "kind", "why"), rows, text_columns=3)
+    return "\n\n".join([f"{count(data['rows'])} rows: {sizes}.{epochs}", *([table] if rows else []), *_counts(report)])
+
+
+def _counts(report: Report) -> list[str]:
+    counts, classes = report["data"]["class_counts"], report["model"]["classes"]
+    if not counts or len(classes) > MOST_CLASSES:
+        return []
+    rows = [(name, *(count(by_class.get(name, 0)) for by_class in counts.values())) for name in classes]
+    return [_table(("rows of class", *counts), rows)]
+
+
+def _metrics(report: Report) -> str:
+    by_split = {split: report["metrics"][split] for split in ("test", "validation") if report["metrics"].get(split)}
+    by_split = by_split or {split: values for split, values in report["metrics"].items() if values}
+    names = dict.fromkeys(name for metrics in by_split.values() for name in metrics)
+    rows = [(name, *(number(metrics.get(name)) for metrics in by_split.values())) for name in names]
+    positive = report["model"]["positive_class"]
+    about = f"\n\nprecision, recall, f1, roc_auc and pr_auc are about class {escape(positive)}." if positive else ""
+    return _table(("metric", *by_split), rows) + about if rows else ""
+
+
+def _classes(report: Report) -> str:
+    scores = report["per_class"].get(headline_split(report) or "", [])
+    columns = ("precision", "recall", "f1")
+    rows = [(str(row["class"]), *(number(row[c]) for c in columns), count(row["support"])) for row in scores]
+    return _table(("class", *columns, "support"), rows) if rows else ""
+
+
+def _confusion(report: Report) -> str:
+    matrix, classes = report["confusion"].get(headline_split(report) or "", []), report["model"]["classes"]
+    if not matrix:
+        return ""
+    if len(classes) <= MOST_CLASSES:
+        rows = [(classes[i], *map(count, row)) for i, row in enumerate(matrix)]
+        return "Rows are true classes, columns predicted ones.\n\n" + _table(("", *classes), rows)
+    pairs = confused_pairs(matrix, classes, MOST_CLASSES)
+    rows = [(pair.truth, pair.predicted, count(pair.rows), f"{pair.share:.1%}") for pair in pairs]
+    return "The most frequent mistakes.\n\n" + _table(("true", "predicted", "rows", "share"), rows, text_columns=2)
+
+
+def _decisions(report: Report) -> str:
+    rows = [(d["key"], json.dumps(d["value"], ensure_ascii=False), d["why"]) for d in report["decisions"]]
+    return _table(("key", "value", "why"), rows, text_columns=3) if rows else ""
+
+
+def _reproduce(report: Report) -> str:
+    config = json.dumps(report["config"], indent=2, ensure_ascii=False)
+    return (
+        "Save this as `config.yaml` (JSON is YAML) and run `python -m mmjax.train --config config.yaml`. The same "
+        "data, versions, kind of processor and number of threads give the same weights, bit for bit.\n\n"
+        f"```json\n{config}\n```"
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, text_columns: int = 1) -> str:
+    rule = [":--" if i < text_columns else "--:" for i in range(len(header))]
+    lines = [[escape(str(cell)) for cell in header], rule, *([escape(str(cell)) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _bullets(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)

@@ -123,7 +123,7 @@ def test_per_class_and_confusion_equal_scikit_learn(rows):
         matrix = sk.confusion_matrix(labels, predictions, labels=range(k), sample_weight=weight)
     assert [row["class"] for row in found] == list(classes)
     for name, column in zip(("precision", "recall", "f1", "support", "roc_auc"), (*expected, areas), strict=True):
-        assert [row[name] for row in found] == pytest.approx(list(column), **TOLERANCE)
+        assert [row[name] for row in found] == pytest.approx(np.array(column), **TOLERANCE)
     np.testing.assert_allclose(confusion_matrix(predictions, labels, k, weight), matrix, atol=1e-9)
 
 

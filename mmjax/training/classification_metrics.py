@@ -70,7 +70,7 @@ def averaged_scores(confusion: np.ndarray) -> dict[str, float]:
 
 
 def matthews_correlation(confusion: np.ndarray) -> float:
-    """Return the K-class Matthews correlation, in [-1, 1]; 0 where labels or predictions are constant (Gorodkin 2004)."""
+    """Return the K-class Matthews correlation (Gorodkin 2004); 0 where labels or predictions are constant."""
     total, support, called = confusion.sum(), confusion.sum(axis=1), confusion.sum(axis=0)
     if min(np.count_nonzero(support), np.count_nonzero(called)) < 2:
         return 0.0

@@ -1,0 +1,110 @@
+"""Output: how labels become the targets of the loss, and how a network's outputs become a prediction.
+
+It travels in the bundle: its state is fitted on training labels and is a pytree of arrays.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.errors import ConfigError
+from mmjax.schema import Target
+
+CLASSIFICATION_LOSSES = ("cross_entropy", "focal", "bce")
+REGRESSION_LOSSES = ("mse", "mae", "huber")
+
+
+class Prediction(NamedTuple):
+    """What a model says of B rows."""
+
+    prediction: jax.Array
+    """i32[B] class index, or f32[B, T] in the target's own unit."""
+    probabilities: jax.Array | None
+    """f32[B, K], rows sum to 1; None for regression."""
+
+
+class Output(NamedTuple):
+    """The end of a network. Only `fit` runs on the host; the others are pure and traceable."""
+
+    size: int
+    """O, the number of outputs that the network must have."""
+    fit: Callable[[np.ndarray], Any]
+    """`fit(training labels) -> state`, a pytree of arrays."""
+    targets: Callable[[Any, jax.Array], jax.Array]
+    """`targets(state, labels) -> what the loss compares outputs with`."""
+    apply: Callable[[Any, jax.Array], Prediction]
+    """`apply(state, outputs f32[B, O]) -> Prediction`."""
+
+
+def build_output(target: Target, loss: str) -> Output:
+    """Return the Output for a target and a loss; ConfigError where they do not suit each other."""
+    fitting = REGRESSION_LOSSES if target.task == "regression" else CLASSIFICATION_LOSSES
+    if loss not in fitting:
+        raise ConfigError(f"training.loss: expected one of {', '.join(fitting)} for {target.task}, got '{loss}'")
+    if target.task == "regression":
+        return standardized_output(1)
+    if loss != "bce":
+        return softmax_output(len(target.classes))
+    if len(target.classes) != 2:
+        raise ConfigError(
+            f"training.loss: bce expected a target of 2 classes, got {len(target.classes)} in "
+            f"'{target.column}'; use cross_entropy"
+        )
+    return sigmoid_output()
+
+
+def softmax_output(k: int) -> Output:
+    """Return the Output of k logits for labels i32[B]: the most probable class, the first of tied ones."""
+
+    def apply(state: Any, outputs: jax.Array) -> Prediction:
+        probabilities = jax.nn.softmax(outputs.astype(jnp.float32))
+        return Prediction(probabilities.argmax(axis=-1).astype(jnp.int32), probabilities)
+
+    return Output(k, _nothing_to_fit, _labels_as_they_are, apply)
+
+
+def sigmoid_output() -> Output:
+    """Return the Output of one logit, that of class 1, for labels i32[B] of two classes."""
+
+    def apply(state: Any, outputs: jax.Array) -> Prediction:
+        logit = outputs[:, 0].astype(jnp.float32)
+        probabilities = jnp.stack([jax.nn.sigmoid(-logit), jax.nn.sigmoid(logit)], axis=-1)
+        return Prediction((logit > 0).astype(jnp.int32), probabilities)
+
+    return Output(1, _nothing_to_fit, _labels_as_they_are, apply)
+
+
+def standardized_output(size: int) -> Output:
+    """Return the Output for `f32[B, T]` targets, learnt with mean 0 and deviation 1 over the training rows.
+
+    The state is `{"mean": f32[T], "std": f32[T]}`, computed in f64; std is 1 for a constant target.
+    """
+
+    def fit(labels: np.ndarray) -> dict[str, np.ndarray]:
+        values = np.asarray(labels, np.float64)
+        std = values.std(axis=0)
+        usable = (np.ptp(values, axis=0) > 0) & (std >= np.finfo(np.float32).tiny)
+        return {
+            "mean": values.mean(axis=0).astype(np.float32),
+            "std": np.where(usable, std, 1.0).astype(np.float32),
+        }
+
+    def targets(state: dict[str, jax.Array], labels: jax.Array) -> jax.Array:
+        return (labels - state["mean"][None, :]) / state["std"][None, :]
+
+    def apply(state: dict[str, jax.Array], outputs: jax.Array) -> Prediction:
+        values = outputs.astype(jnp.float32) * state["std"][None, :] + state["mean"][None, :]
+        return Prediction(values, None)
+
+    return Output(size, fit, targets, apply)
+
+
+def _nothing_to_fit(labels: np.ndarray) -> dict[str, np.ndarray]:
+    return {}
+
+
+def _labels_as_they_are(state: Any, labels: jax.Array) -> jax.Array:
+    return labels

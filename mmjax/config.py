@@ -11,9 +11,14 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Share = Annotated[float, Meta(gt=0.0, le=1.0)]
+WithinOne = Annotated[float, Meta(gt=0.0, lt=1.0)]
+BelowOne = Annotated[float, Meta(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Meta(gt=0.0)]
 NonNegative = Annotated[float, Meta(ge=0.0)]
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, lt=2**31)]
+Text = Annotated[str, Meta(min_length=1)]
+Pixels = Annotated[int, Meta(ge=8, le=4096)]
 
 Scaler = Literal["standard", "minmax", "robust"]
 MissingStrategy = Literal["mean", "median", "mode", "constant"]
@@ -37,12 +42,45 @@ OptimizerName = Literal["sgd", "adam", "adamw", "lion", "muon"]
 ScheduleName = Literal["constant", "cosine", "warmup_cosine", "one_cycle", "step"]
 LossName = Literal["cross_entropy", "focal", "bce", "mse", "mae", "huber"]
 
+CLASSIFICATION_METRICS = (
+    "loss",
+    "accuracy",
+    "balanced_accuracy",
+    "top_3_accuracy",
+    "top_5_accuracy",
+    "precision_macro",
+    "recall_macro",
+    "f1_macro",
+    "precision_micro",
+    "recall_micro",
+    "f1_micro",
+    "precision_weighted",
+    "recall_weighted",
+    "f1_weighted",
+    "precision",
+    "recall",
+    "f1",
+    "roc_auc",
+    "pr_auc",
+    "log_loss",
+    "brier",
+    "ece",
+    "mcc",
+)
+"""Metrics of a classifier; `precision`, `recall` and `f1` are those of the positive class of a binary target."""
+
+REGRESSION_METRICS = ("loss", "rmse", "mae", "r2", "mape")
+"""Metrics of a regressor."""
+
+METRIC_NAMES = CLASSIFICATION_METRICS + REGRESSION_METRICS[1:]
+"""Every metric that `monitor` takes after `val_` or `train_`."""
+
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every section: frozen, hashable, closed."""
 
 
-class Preprocessing(Section):
+class Preprocessing(Section, frozen=True, kw_only=True):
     """How numbers, gaps and categories become what the network sees."""
 
     normalize: Annotated[bool, Meta(description="Scale numeric columns with `scaler`; `false` feeds raw numbers.")] = (
@@ -59,19 +97,18 @@ class Preprocessing(Section):
     fill_value: Annotated[float, Meta(description="The number used when `handle_missing: constant`.")] = 0.0
     categorical_encoding: Annotated[
         CategoricalEncoding | UnsetType,
-        Meta(
-            description="`embedding` (learnt), `onehot`, or `ordinal` codes; unknown categories have a slot of their own."
-        ),
+        Meta(description="`embedding` (learnt), `onehot`, or `ordinal` codes; unknown texts have a slot of their own."),
     ] = UNSET
 
 
-class Inference(Section):
+class Inference(Section, frozen=True, kw_only=True):
     """Thresholds used where no schema file says what a column is."""
 
     identifier_unique_ratio: Annotated[
         Fraction,
         Meta(
-            description="A text or whole-number column with at least this share of distinct values, and no order to learn from, is an identifier."
+            description="A text or whole-number column with at least this share of distinct values, "
+            "and no order to learn from, is an identifier."
         ),
     ] = 0.95
     text_mean_words: Annotated[
@@ -89,17 +126,17 @@ class Inference(Section):
 DEFAULT_MISSING_MARKERS = ("?", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null")
 
 
-class TabularData(Section):
+class TabularData(Section, frozen=True, kw_only=True):
     """A CSV file (also .csv.gz) with one header row."""
 
-    path: Annotated[str, Meta(description="The CSV file, relative to the working directory.")]
-    target_column: Annotated[str, Meta(description="The column to predict.")]
+    path: Annotated[Text, Meta(description="The CSV file, relative to the working directory.")]
+    target_column: Annotated[Text, Meta(description="The column to predict.")]
     schema: Annotated[
-        str | None, Meta(description="A JSON file (JSON Schema vocabulary) that every row must satisfy.")
+        Text | None, Meta(description="A JSON file (JSON Schema vocabulary) that every row must satisfy.")
     ] = None
     task: Annotated[Task | UnsetType, Meta(description="Inferred from the target when absent.")] = UNSET
     positive_class: Annotated[
-        str | None, Meta(description="The positive class of a binary target; by default the second in order.")
+        Text | None, Meta(description="The positive class of a binary target; by default the second in order.")
     ] = None
     train_split: Annotated[Fraction, Meta(description="Share of rows to train on.")] = 0.7
     validation_split: Annotated[Fraction, Meta(description="Share of rows to choose by.")] = 0.1
@@ -108,17 +145,24 @@ class TabularData(Section):
     inference: Inference = Inference()
     id_column: Annotated[str | None, Meta(description="Names the rows in predictions; never a feature.")] = None
     ignore_columns: Annotated[tuple[str, ...], Meta(description="Columns that are left out.")] = ()
-    weight_column: Annotated[str | None, Meta(description="Non-negative sample weights, used by loss and metrics.")] = (
-        None
-    )
+    weight_column: Annotated[
+        Text | None, Meta(description="Non-negative sample weights, used by loss and metrics.")
+    ] = None
     missing_markers: Annotated[
-        tuple[str, ...], Meta(description="Texts that mean missing, besides an empty or blank cell.")
+        tuple[Text, ...], Meta(description="Texts that mean missing, besides an empty or blank cell.")
     ] = DEFAULT_MISSING_MARKERS
-    delimiter: Annotated[str, Meta(min_length=1, max_length=1, description="The character between cells.")] = ","
+    delimiter: Annotated[
+        str,
+        Meta(
+            pattern=r"^[\t !#-~]$",
+            description="The character between cells.",
+            extra={"pattern_means": "one ASCII character other than a double quote or a line break"},
+        ),
+    ] = ","
     on_invalid: Annotated[Policy, Meta(description="What to do with rows that violate the schema file.")] = "fail"
 
 
-class Augmentation(Section):
+class Augmentation(Section, frozen=True, kw_only=True):
     """Random changes of training images; never applied to validation, test or served images."""
 
     horizontal_flip: Annotated[bool, Meta(description="Mirror left and right with probability one half.")] = True
@@ -130,12 +174,12 @@ class Augmentation(Section):
     ] = True
 
 
-class ImageData(Section):
+class ImageData(Section, frozen=True, kw_only=True):
     """A folder of class folders, train/val/test folders of those, a CSV of paths and labels, or idx.gz pairs."""
 
-    path: Annotated[str, Meta(description="The folder or CSV file, relative to the working directory.")]
+    path: Annotated[Text, Meta(description="The folder or CSV file, relative to the working directory.")]
     image_size: Annotated[
-        tuple[Annotated[int, Meta(ge=8)], Annotated[int, Meta(ge=8)]] | UnsetType,
+        tuple[Pixels, Pixels] | UnsetType,
         Meta(description="[height, width] in pixels that every image is brought to."),
     ] = UNSET
     resize: Annotated[
@@ -148,12 +192,12 @@ class ImageData(Section):
         Task | UnsetType, Meta(description="Inferred from the target when absent; class folders are classified.")
     ] = UNSET
     positive_class: Annotated[
-        str | None, Meta(description="The positive class of a binary target; by default the second in order.")
+        Text | None, Meta(description="The positive class of a binary target; by default the second in order.")
     ] = None
     image_column: Annotated[
-        str, Meta(description="In a CSV: the column with the path of the image, relative to the CSV file.")
+        Text, Meta(description="In a CSV: the column with the path of the image, relative to the CSV file.")
     ] = "image"
-    target_column: Annotated[str, Meta(description="In a CSV: the column to predict.")] = "label"
+    target_column: Annotated[Text, Meta(description="In a CSV: the column to predict.")] = "label"
     train_split: Annotated[Fraction, Meta(description="Share of images to train on.")] = 0.7
     validation_split: Annotated[Fraction, Meta(description="Share of images to choose by.")] = 0.1
     test_split: Annotated[Fraction, Meta(description="Share of images to report on.")] = 0.2
@@ -162,46 +206,47 @@ class ImageData(Section):
         str | None, Meta(description="In a CSV: names the rows in predictions; by default the path does.")
     ] = None
     ignore_columns: Annotated[tuple[str, ...], Meta(description="In a CSV: columns that are left out.")] = ()
-    weight_column: Annotated[str | None, Meta(description="In a CSV: non-negative sample weights.")] = None
+    weight_column: Annotated[Text | None, Meta(description="In a CSV: non-negative sample weights.")] = None
     on_invalid: Annotated[Policy, Meta(description="What to do with files that are no readable image.")] = "fail"
 
 
-class Data(Section):
+class Data(Section, frozen=True, kw_only=True):
     """What to learn from: a table, or images."""
 
     tabular: TabularData | None = None
     image: ImageData | None = None
 
 
-class Split(Section):
+class Split(Section, frozen=True, kw_only=True):
     """How rows are dealt to train, validation and test."""
 
     strategy: Annotated[
         Literal["random", "stratified", "column", "folders"] | UnsetType,
         Meta(
-            description="`stratified` for classification and `random` for regression by default; `folders` where train/, val/, test/ exist."
+            description="`stratified` for classification and `random` for regression by default; "
+            "`folders` where train/, val/, test/ exist."
         ),
     ] = UNSET
     column: Annotated[
-        str | None,
+        Text | None,
         Meta(
-            description="With `strategy: column`: the column that holds train, validation (or val) and test; not a feature."
+            description="With `strategy: column`: the column that holds train, validation (or val) and test; "
+            "not a feature."
         ),
     ] = None
 
 
-class Architecture(Section):
+class Architecture(Section, frozen=True, kw_only=True):
     """The shape of the network; a field that the chosen model does not use is refused."""
 
     input_dim: Annotated[
         Count | None, Meta(description="Number of input columns, checked against the data when given; absent: counted.")
     ] = None
-    hidden_layers: Annotated[tuple[Count, ...] | UnsetType, Meta(description="mlp: units of each hidden layer.")] = (
-        UNSET
-    )
-    dropout: Annotated[
-        Annotated[float, Meta(ge=0.0, lt=1.0)] | UnsetType, Meta(description="Share of units dropped in training.")
+    hidden_layers: Annotated[
+        tuple[Count, ...] | UnsetType,
+        Meta(description="mlp: units of each hidden layer; none at all makes a linear model."),
     ] = UNSET
+    dropout: Annotated[BelowOne | UnsetType, Meta(description="Share of units dropped in training.")] = UNSET
     activation: Annotated[Activation | UnsetType, Meta(description="The non-linearity.")] = UNSET
     normalization: Annotated[
         Literal["none", "batch", "layer"] | UnsetType, Meta(description="mlp: norm before each activation.")
@@ -212,13 +257,16 @@ class Architecture(Section):
     embedding_dim: Annotated[
         Count | UnsetType, Meta(description="mlp: size of each categorical embedding; by default by cardinality.")
     ] = UNSET
-    stages: Annotated[tuple[Count, ...] | UnsetType, Meta(description="resnet: blocks in each stage.")] = UNSET
+    stages: Annotated[
+        Annotated[tuple[Count, ...], Meta(min_length=1, max_length=4)] | UnsetType,
+        Meta(description="resnet: blocks in each stage."),
+    ] = UNSET
     width: Annotated[
         Count | UnsetType, Meta(description="resnet: channels of the first stage; doubled at each next.")
     ] = UNSET
 
 
-class Model(Section):
+class Model(Section, frozen=True, kw_only=True):
     """Which network; `type` follows from the data and `name` from `type` when absent."""
 
     type: Annotated[Literal["tabular", "vision"] | UnsetType, Meta(description="The modality.")] = UNSET
@@ -226,10 +274,13 @@ class Model(Section):
     architecture: Architecture = Architecture()
 
 
-class EarlyStopping(Section):
+class EarlyStopping(Section, frozen=True, kw_only=True):
     """Stop when `monitor` has not improved for `patience` epochs; the best epoch's weights are kept."""
 
-    enabled: bool | UnsetType = UNSET
+    enabled: Annotated[
+        bool | UnsetType,
+        Meta(description="Stop before `epochs` are over; by default where there is a validation split."),
+    ] = UNSET
     patience: Annotated[Count | UnsetType, Meta(description="Epochs without improvement before stopping.")] = UNSET
     monitor: Annotated[
         str | UnsetType,
@@ -238,30 +289,30 @@ class EarlyStopping(Section):
     min_delta: Annotated[NonNegative, Meta(description="A smaller change is no improvement.")] = 0.0
 
 
-class Checkpoint(Section):
+class Checkpoint(Section, frozen=True, kw_only=True):
     """Training state on disk: the last one, and the best one by `early_stopping.monitor`."""
 
-    enabled: bool = True
+    enabled: Annotated[bool, Meta(description="Write training state to disk, so that a run can be resumed.")] = True
     save_best: Annotated[
         bool, Meta(description="Use the best epoch's weights at the end; `false` uses the last epoch's.")
     ] = True
     path: Annotated[
-        str | None, Meta(description="Folder for checkpoints; by default `checkpoints` inside the run.")
+        Text | None, Meta(description="Folder for checkpoints; by default `checkpoints` inside the run.")
     ] = None
     every_epochs: Annotated[
         Count | UnsetType, Meta(description="Save each so many epochs; by default about every half minute.")
     ] = UNSET
 
 
-class ClassWeight(Section):
+class ClassWeight(Section, frozen=True, kw_only=True):
     """The weight of one class in the loss; a class that is not listed weighs 1."""
 
-    label: str
-    weight: NonNegative
+    label: Annotated[str, Meta(description="The class, as written in the data.")]
+    weight: Annotated[NonNegative, Meta(description="Its weight in the loss.")]
 
 
-class Training(Section):
-    """Optimiser, loss, length."""
+class Training(Section, frozen=True, kw_only=True):
+    """Optimiser, loss, length. An option beside a key that makes it idle is refused."""
 
     epochs: Annotated[Count | UnsetType, Meta(description="Passes over the training rows.")] = UNSET
     batch_size: Annotated[
@@ -269,24 +320,23 @@ class Training(Section):
     ] = UNSET
     learning_rate: Annotated[Positive | UnsetType, Meta(description="Peak learning rate.")] = UNSET
     optimizer: Annotated[OptimizerName | UnsetType, Meta(description="sgd uses Nesterov momentum.")] = UNSET
-    momentum: Annotated[Annotated[float, Meta(ge=0.0, lt=1.0)], Meta(description="sgd and muon.")] = 0.9
+    momentum: Annotated[BelowOne, Meta(description="sgd and muon.")] = 0.9
     weight_decay: Annotated[
         NonNegative | UnsetType, Meta(description="Decoupled decay; norms and biases are exempt.")
     ] = UNSET
     schedule: Annotated[ScheduleName | UnsetType, Meta(description="How the learning rate moves over the run.")] = UNSET
     warmup_fraction: Annotated[
-        Fraction, Meta(description="warmup_cosine and one_cycle: share of the run spent rising.")
+        WithinOne, Meta(description="warmup_cosine and one_cycle: share of the run spent rising.")
     ] = 0.1
-    step_every: Annotated[Fraction, Meta(description="step: share of the run between two drops.")] = 0.3
-    step_factor: Annotated[Fraction, Meta(description="step: factor of each drop.")] = 0.1
+    step_every: Annotated[Share, Meta(description="step: share of the run between two drops.")] = 0.3
+    step_factor: Annotated[Share, Meta(description="step: factor of each drop.")] = 0.1
     loss: Annotated[LossName | UnsetType, Meta(description="By default cross_entropy, or mse for regression.")] = UNSET
-    label_smoothing: Annotated[
-        Annotated[float, Meta(ge=0.0, lt=1.0)] | UnsetType, Meta(description="cross_entropy only.")
-    ] = UNSET
+    label_smoothing: Annotated[BelowOne | UnsetType, Meta(description="cross_entropy only.")] = UNSET
     class_weights: Annotated[
         Literal["none", "balanced"] | tuple[ClassWeight, ...],
         Meta(
-            description="Weights of the classes in the loss: none, balanced (inverse frequency), or a list of {label, weight}."
+            description="Weights of the classes in the loss: `none`, `balanced` (inverse frequency), "
+            "or a list of {label, weight}; a class that is not listed weighs 1."
         ),
     ] = "none"
     focal_gamma: Annotated[NonNegative, Meta(description="focal: how strongly easy rows are discounted.")] = 2.0
@@ -296,14 +346,14 @@ class Training(Section):
     gradient_clip_norm: Annotated[Positive | None, Meta(description="Clip gradients to this global norm.")] = None
     accumulate_steps: Annotated[Count, Meta(description="Average gradients over so many batches before an update.")] = 1
     ema_decay: Annotated[
-        Annotated[float, Meta(gt=0.0, lt=1.0)] | None,
+        WithinOne | None,
         Meta(description="Evaluate and keep an exponential moving average of the weights."),
     ] = None
     early_stopping: EarlyStopping = EarlyStopping()
     checkpoint: Checkpoint = Checkpoint()
 
 
-class Config(Section):
+class Config(Section, frozen=True, kw_only=True):
     """One run of mmjax: what to learn from, which network, how to train it."""
 
     name: Annotated[
@@ -311,6 +361,7 @@ class Config(Section):
         Meta(
             pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
             description="Names the run and the model; by default the config file's stem.",
+            extra={"pattern_means": "at most 100 of A-Z a-z 0-9 . _ -, the first a letter or digit"},
         ),
     ]
     data: Data

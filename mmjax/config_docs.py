@@ -1,0 +1,135 @@
+"""The config's structs as documentation: a JSON Schema for editors and `docs/CONFIG.md`.
+
+`python -m mmjax.config_docs` writes both into `docs/`; a test keeps them equal to the structs.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from mmjax.config import CLASSIFICATION_METRICS, REGRESSION_METRICS, Config
+from mmjax.config_structure import section_of
+from mmjax.config_words import describe_type
+from mmjax.config_yaml import join_path
+
+_INTRODUCTION = """\
+# Configuration
+
+<!-- Written by `python -m mmjax.config_docs` from the structs in `mmjax/config.py`; do not edit by hand. -->
+
+One YAML file describes a run. `data.tabular.path` with `data.tabular.target_column`, or `data.image.path` alone, is
+enough; everything else has a default. Where the default reads *recipe*, it is decided by the look of the data, and
+printed; a value you write always wins.
+
+```yaml
+data:
+  tabular:
+    path: data/sample/iris.csv
+    target_column: species
+```
+
+- **Closed.** An unknown key, a key given twice, a wrong type, an impossible value or combination, and an option that
+  would do nothing are errors. All of them are reported at once, each with its file, line, key and what to do.
+- **Values.** `true` and `false` are the only booleans and `1e-3` is a number; `no`, `on`, `010`, `1:30` and dates are
+  text. A number where text is due is written in quotes: `positive_class: "1"`. Anchors, aliases and tags are refused.
+- **`extends: base.yaml`** at the top level inherits from another file, which may extend a third. Mappings merge;
+  lists and values replace; `null` takes an inherited key away.
+- **`--set training.epochs=5`** on the command line overrides the file, with the same rules: the value is YAML, lists
+  included (`--set 'model.architecture.hidden_layers=[64, 64]'`).
+- **Paths** are relative to the working directory; that of `extends` is relative to the file it stands in.
+- `python -m mmjax.check --config C --show-origin` says which file, flag or default set each value.
+
+Editors complete and check a config that begins with
+`# yaml-language-server: $schema=../docs/config.schema.json`.
+"""
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a config file: closed at every level, described, with defaults.
+
+    A file that extends another may leave out what is required, as the other file may hold it.
+    """
+    schema = msgspec.json.schema(Config)
+    root = schema["$defs"]["Config"]
+    root["properties"] = {
+        "extends": {"type": "string", "minLength": 1, "description": "A config file to inherit from."},
+        **root["properties"],
+    }
+    partial = _relax(inspect.type_info(Config), schema["$defs"])
+    partial["required"].remove("name")
+    root["if"], root["then"] = {"not": {"required": ["extends"]}}, partial
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mmjax config", **schema}
+
+
+def _relax(kind: inspect.Type, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Take `required` off every section and return it as a schema of its own."""
+    section = section_of(kind)
+    if section is None:
+        return {}
+    required = definitions[section.cls.__name__].pop("required", [])
+    inner = {field.encode_name: _relax(field.type, definitions) for field in section.fields}
+    properties = {name: schema for name, schema in inner.items() if schema}
+    return ({"required": required} if required else {}) | ({"properties": properties} if properties else {})
+
+
+def markdown() -> str:
+    """Return `docs/CONFIG.md`: an introduction, then a table of the keys of each section."""
+    sections = "".join(_section(inspect.type_info(Config), ""))
+    return f"{_INTRODUCTION}\n{sections}{_metrics()}"
+
+
+def _section(kind: inspect.Type, path: str) -> list[str]:
+    section = section_of(kind)
+    if section is None:
+        return []
+    rows = [_row(field) for field in section.fields if section_of(field.type) is None]
+    table = ["| key | value | default | meaning |", "|---|---|---|---|", *rows, ""] if rows else []
+    heading = [f"## `{path}`" if path else "## Top level", "", " ".join((section.cls.__doc__ or "").split()), ""]
+    inner = [text for field in section.fields for text in _section(field.type, join_path(path, field.encode_name))]
+    return ["\n".join((*heading, *table)) + "\n", *inner]
+
+
+def _row(field: inspect.Field) -> str:
+    cells = (f"`{field.encode_name}`", describe_type(field.type), _default(field), description_of(field))
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _default(field: inspect.Field) -> str:
+    if field.required:
+        return "the file's stem" if field.encode_name == "name" else "required"
+    if field.default is msgspec.NODEFAULT:
+        return "*recipe*"
+    return "none" if field.default is None else f"`{json.dumps(field.default)}`"
+
+
+def description_of(field: inspect.Field) -> str:
+    """Return what a field means, or an empty string when its struct does not say."""
+    kind = field.type
+    return (kind.extra_json_schema or {}).get("description", "") if isinstance(kind, inspect.Metadata) else ""
+
+
+def _metrics() -> str:
+    lines = (
+        "## Metrics",
+        "",
+        "`training.early_stopping.monitor` takes `val_X` or `train_X` with X one of these; whether lower or higher is",
+        "better follows from the metric.",
+        "",
+        f"- classification: {', '.join(f'`{name}`' for name in CLASSIFICATION_METRICS)}",
+        f"- regression: {', '.join(f'`{name}`' for name in REGRESSION_METRICS)}",
+        "",
+    )
+    return "\n".join(lines)
+
+
+def write_docs(folder: Path) -> None:
+    """Write `CONFIG.md` and `config.schema.json` into `folder`."""
+    (folder / "CONFIG.md").write_text(markdown(), encoding="utf-8")
+    (folder / "config.schema.json").write_text(json.dumps(json_schema(), indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_docs(Path("docs"))

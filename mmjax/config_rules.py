@@ -1,0 +1,253 @@
+"""What a config of the right shape may still not say: impossible combinations, and options that would do nothing.
+
+Each rule yields Findings that name every key they rest on, the one to mend first. A key is *given* when a file or an
+override holds it; only what is given can be idle.
+"""
+
+import functools
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from msgspec import UNSET
+
+from mmjax.config import CLASSIFICATION_METRICS, METRIC_NAMES, REGRESSION_METRICS, Config, ImageData, TabularData
+from mmjax.errors import did_you_mean
+
+Given = frozenset[str]
+
+
+class Conflict(NamedTuple):
+    """A problem with the first of `paths`, seen beside the others."""
+
+    paths: tuple[str, ...]
+    message: str
+    idle: bool = False
+    """True: the value is harmless, it only does nothing."""
+
+
+class _Needs(NamedTuple):
+    """`key` does something only where `switch` has one of `values`."""
+
+    key: str
+    switch: str
+    values: tuple[Any, ...]
+
+
+_DEALT = ("random", "stratified", "folders", UNSET)
+_SCALING = "data.tabular.preprocessing"
+_STOPPING = "training.early_stopping"
+_NEEDS = (
+    _Needs(f"{_SCALING}.scaler", f"{_SCALING}.normalize", (True,)),
+    _Needs(f"{_SCALING}.fill_value", f"{_SCALING}.handle_missing", ("constant",)),
+    _Needs("model.architecture.embedding_dim", f"{_SCALING}.categorical_encoding", ("embedding", UNSET)),
+    _Needs("training.focal_gamma", "training.loss", ("focal",)),
+    _Needs("training.huber_delta", "training.loss", ("huber",)),
+    _Needs("training.label_smoothing", "training.loss", ("cross_entropy", UNSET)),
+    _Needs("training.momentum", "training.optimizer", ("sgd", "muon")),
+    _Needs("training.step_every", "training.schedule", ("step",)),
+    _Needs("training.step_factor", "training.schedule", ("step",)),
+    _Needs("training.warmup_fraction", "training.schedule", ("warmup_cosine", "one_cycle")),
+    _Needs(f"{_STOPPING}.patience", f"{_STOPPING}.enabled", (True, UNSET)),
+    _Needs(f"{_STOPPING}.min_delta", f"{_STOPPING}.enabled", (True, UNSET)),
+    _Needs("training.checkpoint.path", "training.checkpoint.enabled", (True,)),
+    _Needs("training.checkpoint.every_epochs", "training.checkpoint.enabled", (True,)),
+    _Needs("split.column", "split.strategy", ("column",)),
+    *(
+        _Needs(f"data.{kind}.{part}_split", "split.strategy", _DEALT)
+        for kind in ("tabular", "image")
+        for part in ("train", "validation", "test")
+    ),
+)
+
+_RESNET = ("stages", "width", "dropout", "activation")
+_FIELDS = {
+    "mlp": ("input_dim", "hidden_layers", "dropout", "activation", "normalization", "residual", "embedding_dim"),
+    "resnet": _RESNET,
+    "resnet18": _RESNET[2:],
+    "resnet34": _RESNET[2:],
+    "resnet50": _RESNET[2:],
+}
+_EFFICIENTNET = ("dropout",)
+_LOSSES = {"classification": ("cross_entropy", "focal", "bce"), "regression": ("mse", "mae", "huber")}
+_METRICS = {"classification": CLASSIFICATION_METRICS, "regression": REGRESSION_METRICS}
+
+
+def find_conflicts(config: Config, given: Given) -> Iterator[Conflict]:
+    """Yield everything the config says that cannot be, or that would have no effect."""
+    yield from _split_strategy(config)
+    yield from _class_weights(config)
+    yield from _without_effect(config, given)
+    tabular, image = config.data.tabular, config.data.image
+    if tabular is not None and image is not None:
+        message = "images together with a table cannot be learnt from yet; keep one of data.tabular and data.image"
+        yield Conflict(("data.image", "data.tabular"), message)
+        return
+    section, data = ("data.tabular", tabular) if image is None else ("data.image", image)
+    if data is None:
+        paths = ("data", "data.tabular", "data.image")
+        yield Conflict(paths, "expected `tabular` or `image` in it, got neither; add one")
+        return
+    for rule in (_split_shares, _column_roles, _task_options, _monitor, _model_of_data):
+        yield from rule(config, given, section, data)
+
+
+def _value(config: Config, path: str) -> Any:
+    return functools.reduce(lambda node, name: getattr(node, name, None), path.split("."), config)
+
+
+def _without_effect(config: Config, given: Given) -> Iterator[Conflict]:
+    for key, switch, values in _NEEDS:
+        found = _value(config, switch)
+        if key in given and found is not None and found not in values:
+            choices = " or ".join(_show(value) for value in values if value is not UNSET)
+            yield Conflict(
+                (key, switch),
+                f"has no effect: expected `{switch}: {choices}` with it, got {_show_key(switch, found)}; "
+                "set that, or remove this",
+                idle=True,
+            )
+
+
+def _show(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _show_key(path: str, value: object) -> str:
+    return f"no `{path}`" if value is UNSET else f"`{path}: {_show(value)}`"
+
+
+def _split_shares(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
+    paths = tuple(f"{section}.{part}_split" for part in ("train", "validation", "test"))
+    total = data.train_split + data.validation_split + data.test_split
+    if abs(total - 1.0) > 1e-6:
+        shares = f"{data.train_split:g} + {data.validation_split:g} + {data.test_split:g}"
+        message = f"expected train, validation and test shares that sum to 1, got {shares} = {total:g}"
+        yield Conflict(paths, message)
+    if data.train_split == 0.0:
+        yield Conflict(paths[:1], "expected a number > 0, got 0; there would be nothing to learn from")
+
+
+def _split_strategy(config: Config) -> Iterator[Conflict]:
+    strategy, paths = config.split.strategy, ("split.strategy", "split.column")
+    if strategy == "column" and config.split.column is None:
+        yield Conflict(paths, "expected `split.column` with strategy column, got none; name the column")
+    if strategy == "folders" and config.data.tabular is not None:
+        yield Conflict((paths[0], "data.tabular"), "expected random, stratified or column for a table, got folders")
+    task, source = _task(config)
+    if strategy == "stratified" and task == "regression":
+        message = f"expected random, column or folders for regression, got stratified (`{source}` says regression)"
+        yield Conflict((paths[0], source), message)
+
+
+def _column_roles(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
+    roles = [(f"{section}.{key}", getattr(data, key)) for key in ("target_column", "weight_column", "id_column")]
+    if isinstance(data, ImageData):
+        roles.append((f"{section}.image_column", data.image_column))
+    roles.append(("split.column", config.split.column))
+    used = [(path, name) for path, name in roles if name is not None]
+    for (first, name), (second, other) in combinations(used, 2):
+        if name == other:
+            yield Conflict((second, first), f"expected another column than {first}, got {name!r} for both")
+    for path, name in used:
+        if name in data.ignore_columns and not path.endswith(("id_column", "split.column")):
+            yield Conflict((f"{section}.ignore_columns", path), f"expected columns without a use, got {name!r}: {path}")
+
+
+def _task(config: Config) -> tuple[str | None, str]:
+    """Return the task as far as the config tells, and the key that tells it."""
+    for kind, data in (("tabular", config.data.tabular), ("image", config.data.image)):
+        if data is not None and data.task is not UNSET:
+            return data.task, f"data.{kind}.task"
+    for task, losses in _LOSSES.items():
+        if config.training.loss in losses:
+            return task, "training.loss"
+    return None, "training.loss"
+
+
+def _task_options(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
+    task, source = _task(config)
+    loss = config.training.loss
+    if task is not None and loss is not UNSET and loss not in _LOSSES[task]:
+        options = ", ".join(_LOSSES[task])
+        yield Conflict(("training.loss", source), f"expected one of {options} for {task} (`{source}`), got {loss}")
+    if task != "regression":
+        return
+    classes_only = (
+        (f"{section}.positive_class", data.positive_class is not None),
+        ("training.class_weights", config.training.class_weights != "none"),
+        ("training.label_smoothing", "training.label_smoothing" in given and loss is UNSET),
+    )
+    for path, used in classes_only:
+        if used:
+            yield Conflict(
+                (path, source), f"has no effect: expected a classification task with it, got {task} (`{source}`)"
+            )
+
+
+def _class_weights(config: Config) -> Iterator[Conflict]:
+    weights = config.training.class_weights
+    if isinstance(weights, str):
+        return
+    labels = [weight.label for weight in weights]
+    for label in sorted({label for label in labels if labels.count(label) > 1}):
+        yield Conflict(("training.class_weights",), f"expected each label once, got {label[:60]!r} twice; remove one")
+
+
+def _model_of_data(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
+    kind = "tabular" if isinstance(data, TabularData) else "vision"
+    model = config.model
+    if model.type is not UNSET and model.type != kind:
+        yield Conflict(("model.type", section), f"expected {kind} for {section}, got {model.type}")
+    name = ("mlp" if kind == "tabular" else "resnet") if model.name is UNSET else model.name
+    if (name == "mlp") != (kind == "tabular"):
+        options = "mlp" if kind == "tabular" else "resnet, resnet18 to resnet50 or efficientnet_b0 to efficientnet_b4"
+        yield Conflict(("model.name", section), f"expected {options} for {section}, got {name}")
+        return
+    fields = _FIELDS.get(name, _EFFICIENTNET)
+    for path in sorted(given):
+        parent, _, field = path.rpartition(".")
+        if parent == "model.architecture" and field not in fields and hasattr(model.architecture, field):
+            yield Conflict(
+                (path, "model.name", section), f"{name} has no such option; it takes {', '.join(fields)}", idle=True
+            )
+
+
+def _monitor(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
+    stopping, save_best = config.training.early_stopping, config.training.checkpoint.save_best
+    path, enabled = f"{_STOPPING}.monitor", f"{_STOPPING}.enabled"
+    unvalidated = data.validation_split == 0.0 and config.split.strategy not in ("column", "folders")
+    monitor = stopping.monitor
+    if monitor is UNSET:
+        if stopping.enabled is True and unvalidated:
+            message = "expected validation rows to stop on, got `validation_split: 0`; raise it or monitor train_loss"
+            yield Conflict((enabled, f"{section}.validation_split", path), message)
+        return
+    if not monitor:  # a resolved config monitors nothing where there is nothing to monitor
+        if path in given:
+            yield Conflict((path,), _unknown_monitor(monitor), idle=True)
+        return
+    where, _, metric = monitor.partition("_")
+    if where not in ("val", "train") or metric not in METRIC_NAMES:
+        yield Conflict((path,), _unknown_monitor(monitor))
+        return
+    task, source = _task(config)
+    if task is not None and metric not in _METRICS[task]:
+        options = ", ".join(_METRICS[task])
+        yield Conflict((path, source), f"expected a metric of {task} (`{source}`): {options}; got {metric}")
+    if path not in given:
+        return
+    if stopping.enabled is False and not save_best:
+        message = (
+            f"has no effect: expected `{enabled}: true` or `training.checkpoint.save_best: true` with it, got neither"
+        )
+        yield Conflict((path, enabled, "training.checkpoint.save_best"), message, idle=True)
+    elif where == "val" and unvalidated:
+        message = f"expected train_{metric} where `{section}.validation_split` is 0, got {monitor}; or raise the share"
+        yield Conflict((path, f"{section}.validation_split"), message)
+
+
+def _unknown_monitor(monitor: str) -> str:
+    options = [f"{where}_{metric}" for where in ("val", "train") for metric in METRIC_NAMES]
+    near = did_you_mean(monitor[:60].lower(), options)
+    return f"expected val_X or train_X with X one of {', '.join(METRIC_NAMES)}; got {monitor[:60]!r}{near}"

@@ -74,6 +74,18 @@ def test_undefined_missing_tiny_and_huge_values_keep_the_columns():
     ]
 
 
+def test_without_a_monitor_no_epoch_is_called_best():
+    start, *_ = run(1)
+    assert isinstance(start, Started)
+    events = [start._replace(monitor=""), epoch(1, of=1, seconds=0.0042), Finished(1, 0, "", math.nan, 0.04, "done")]
+    lines = shown(events, io.StringIO()).splitlines()
+    assert lines[1] == "up to 1 epoch of 4 x 32 rows"
+    assert lines[3:] == [
+        "  1/1      1.0000    2.0000        0.5000    0.001   4.2ms",
+        "1 epoch in 40ms (done)",
+    ]
+
+
 def test_regression_shows_its_rmse_and_the_monitored_metric():
     events = [Started("x", 1, 1, 8, 8, 4, 5, "val_mae", "min"), EpochEnded(1, 1, 1, {}, 1e-3, 1.0, 1.0, improved=True)]
     metrics = {"train_loss": 1.0, "val_loss": 1.0, "val_rmse": 1.5, "val_mae": 1.25, "val_r2": 0.5}

@@ -214,6 +214,8 @@ def _number(value: float | None) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.0f}ms" if seconds >= 0.00995 else f"{seconds * 1000:.1f}ms"
     if seconds >= 99.5:
         return f"{seconds:.0f}s"
     return f"{seconds:.1f}s" if seconds >= 9.95 else f"{seconds:.2f}s"
@@ -226,10 +228,10 @@ def _ordinal(number: int) -> str:
 def _started_lines(event: Started) -> tuple[str, str]:
     held_out = f", {event.validation_rows:,} to validate on" if event.validation_rows else ""
     better = "lower" if event.direction == "min" else "higher"
+    best = f"; best by {event.monitor} ({better} is better)" if event.monitor else ""
     return (
         f"{event.name}: {event.train_rows:,} rows to train on{held_out}; {event.parameters:,} parameters",
-        f"up to {event.epochs:,} epochs of {event.steps_per_epoch:,} x {event.batch_size:,} rows; "
-        f"best by {event.monitor} ({better} is better)",
+        f"up to {event.epochs:,} epoch{'' if event.epochs == 1 else 's'} of {event.steps_per_epoch:,} x {event.batch_size:,} rows{best}",
     )
 
 
@@ -238,7 +240,7 @@ def _last_line(event: Stopped | Finished) -> str:
         return f"stopped after epoch {event.epoch}: {event.reason}"
     epochs = f"{event.epoch} epoch{'' if event.epoch == 1 else 's'} in {_duration(event.seconds)} ({event.reason})"
     best = f"; best: epoch {event.best_epoch} with {event.monitor} {_number(event.best_metric)}"
-    return epochs + (best if event.best_epoch else "")
+    return epochs + (best if event.monitor and event.best_epoch else "")
 
 
 @contextmanager

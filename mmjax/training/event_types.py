@@ -20,7 +20,7 @@ class Started(NamedTuple):
     parameters: int
     """Number of trained scalars."""
     monitor: str
-    """The metric that decides which epoch is best, such as `val_log_loss`."""
+    """The metric that decides which epoch is best, such as `val_log_loss`; empty where nothing does."""
     direction: Literal["min", "max"]
 
 
@@ -79,6 +79,7 @@ class Finished(NamedTuple):
     epoch: int
     """The last epoch trained."""
     best_epoch: int
+    """0 where no epoch was measured."""
     monitor: str
     best_metric: float
     seconds: float

@@ -229,9 +229,10 @@ def _started_lines(event: Started) -> tuple[str, str]:
     held_out = f", {event.validation_rows:,} to validate on" if event.validation_rows else ""
     better = "lower" if event.direction == "min" else "higher"
     best = f"; best by {event.monitor} ({better} is better)" if event.monitor else ""
+    epochs = f"{event.epochs:,} epoch{'' if event.epochs == 1 else 's'}"
     return (
         f"{event.name}: {event.train_rows:,} rows to train on{held_out}; {event.parameters:,} parameters",
-        f"up to {event.epochs:,} epoch{'' if event.epochs == 1 else 's'} of {event.steps_per_epoch:,} x {event.batch_size:,} rows{best}",
+        f"up to {epochs} of {event.steps_per_epoch:,} x {event.batch_size:,} rows{best}",
     )
 
 

@@ -141,6 +141,7 @@ def test_jsonable_takes_numpy_and_refuses_objects():
         ({"train": {"a": 1.0}, "validation": {"a": 1.0}, "test": {"a": 1.0}}, "test"),
         ({"validation": {"a": 1.0}, "test": {}}, "validation"),
         ({"train": {"a": 1.0}}, "train"),
+        ({"other.csv": {"a": 1.0}}, "other.csv"),
         ({}, None),
     ],
 )

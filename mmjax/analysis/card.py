@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mmjax.analysis.report import Report, confused_pairs, headline_split
+from mmjax.analysis.report import Report, confused_pairs, evaluated_splits, headline_split
 from mmjax.analysis.tables import count, number, printable
 
 MOST_CLASSES = 20
@@ -149,8 +149,9 @@ def _counts(report: Report) -> list[str]:
 
 
 def _metrics(report: Report) -> str:
-    by_split = {split: report["metrics"][split] for split in ("test", "validation") if report["metrics"].get(split)}
-    by_split = by_split or {split: values for split, values in report["metrics"].items() if values}
+    splits = evaluated_splits(report)
+    unseen = [split for split in splits if split != "train"]
+    by_split = {split: report["metrics"][split] for split in unseen or splits}
     names = dict.fromkeys(name for metrics in by_split.values() for name in metrics)
     rows = [(name, *(number(metrics.get(name)) for metrics in by_split.values())) for name in names]
     positive = report["model"]["positive_class"]

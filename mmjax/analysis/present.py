@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from mmjax.analysis.report import Report, confused_pairs, headline_split
+from mmjax.analysis.report import Report, confused_pairs, evaluated_splits, headline_split
 from mmjax.analysis.tables import (
     GAP,
     Table,

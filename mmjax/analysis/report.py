@@ -92,9 +92,15 @@ def jsonable(value: Any) -> Any:
     raise TypeError(f"report: expected plain values, got {type(value).__name__}: {value!r}")
 
 
+def evaluated_splits(report: Report) -> list[str]:
+    """Return the splits that have metrics, the ones that count first: test, validation, train, then any other."""
+    usual = ("test", "validation", "train")
+    return [split for split in dict.fromkeys((*usual, *report["metrics"])) if report["metrics"].get(split)]
+
+
 def headline_split(report: Report) -> str | None:
-    """Return the split whose numbers count: `test` where it has metrics, else `validation`, else `train`, else None."""
-    return next((split for split in ("test", "validation", "train") if report["metrics"].get(split)), None)
+    """Return the split whose numbers count: `test` where it has metrics, else the next best; None without metrics."""
+    return next(iter(evaluated_splits(report)), None)
 
 
 class ConfusedPair(NamedTuple):

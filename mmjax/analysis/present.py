@@ -78,9 +78,7 @@ def _summary(report: Report) -> str:
 
 
 def _metrics_table(report: Report) -> Table:
-    by_split = {
-        name: report["metrics"][name] for name in ("test", "validation", "train") if report["metrics"].get(name)
-    }
+    by_split = {split: report["metrics"][split] for split in evaluated_splits(report)}
     names = [name for name in HEADLINE if any(name in metrics for metrics in by_split.values())]
     sizes = report["data"]["split_sizes"]
     rows = (

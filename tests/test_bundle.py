@@ -242,7 +242,11 @@ def test_a_pickle_with_right_digests_is_not_read(folder):
     ("name", "data", "message"),
     [
         ("config.json", b"{", r"config\.json: not readable as JSON"),
-        ("config.json", b'{"name": "x", "datta": {}}', r"config\.json: not a config: .*datta"),
+        (
+            "config.json",
+            b'{"name": "x", "datta": {}}',
+            r"config\.json: datta: unknown key; .*did you mean 'data'\?; restore it or retrain",
+        ),
         ("states.json", b"[]", r"states\.json: expected a JSON object, got list"),
         ("states.json", b'{"model": {"array": "gone"}}', r"states\.json: no array for gone"),
         ("schema.json", b"{}", r"schema\.json: not a schema"),

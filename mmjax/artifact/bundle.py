@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
 from mmjax.artifact import tree
@@ -38,7 +37,8 @@ from mmjax.artifact.manifest import (
     table_of,
 )
 from mmjax.config import Config
-from mmjax.errors import BundleError
+from mmjax.config_load import config_from_dict, config_to_dict
+from mmjax.errors import BundleError, ConfigError
 from mmjax.schema import Schema, schema_from_json, schema_to_json
 
 FILES = (*DIGESTED, "report.json", "card.md")
@@ -129,7 +129,7 @@ def _encode(contents: BundleContents) -> dict[str, bytes]:
         arrays |= found
     golden, golden_arrays = golden_to_files(contents.golden)
     return {
-        "config.json": _json(msgspec.to_builtins(contents.config)),
+        "config.json": _json(config_to_dict(contents.config)),
         "schema.json": schema_to_json(contents.schema),
         "states.json": _json(structure),
         "arrays.npz": tree.save_arrays(arrays),
@@ -187,9 +187,9 @@ def _states(data: bytes, arrays: Mapping[str, np.ndarray], where: str) -> dict[s
 def _config(data: bytes, where: str) -> Config:
     """Return the config; BundleError when it is none."""
     try:
-        return msgspec.convert(parse_object(data, where), Config)
-    except msgspec.ValidationError as error:
-        raise BundleError(f"{where}: not a config: {error}; {MEND}") from error
+        return config_from_dict(parse_object(data, where), where)
+    except ConfigError as error:
+        raise BundleError([f"{problem}; {MEND}" for problem in error.problems]) from error
 
 
 def _text(data: bytes, where: str) -> str:

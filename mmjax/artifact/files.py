@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from datetime import date
@@ -12,6 +13,9 @@ from typing import Any
 import msgspec
 
 from mmjax.errors import BundleError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Names of models, aliases and runs: safe as the name of a folder, `.` and `..` excluded."""
 
 
 def plain(value: object) -> Any:
@@ -106,3 +110,13 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BundleError(f"{where}: expected a JSON object, got {type(found).__name__}; restore it or retrain")
     return found
+
+
+def valid_name(name: str, what: str) -> str:
+    """Return the name; BundleError when it could lead out of its folder."""
+    if not NAME.fullmatch(name):
+        raise BundleError(
+            f"{name!r}: no name for {what}; expected at most 100 letters, digits, '.', '_' and '-', "
+            "the first a letter or digit"
+        )
+    return name

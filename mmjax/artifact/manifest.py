@@ -71,13 +71,14 @@ def read_verified(folder: Path) -> tuple[Manifest, Files]:
 
     BundleError lists every file that is damaged, truncated, missing, extra or a link, or names a newer format.
     """
-    found = _parsed(folder)
-    entries = _entries(found, folder)
-    files = _read_files(folder, entries)
-    manifest, files = _upgraded(found, files, folder)
-    if (digest := content_digest(entries, found.get("metrics"))) != manifest.digest:
-        raise BundleError(f"{folder / MANIFEST}: expected content digest {manifest.digest}, got {digest}; {MEND}")
-    return manifest, files
+    found, files = _verified(folder)
+    return _upgraded(found, files, folder)
+
+
+def read_whole(folder: Path) -> tuple[Manifest, Files]:
+    """Return the manifest in today's format, and the checked bytes of all files as they are, the manifest's too."""
+    found, files = _verified(folder)
+    return _upgraded(found, {}, folder)[0], {MANIFEST: _read(folder / MANIFEST), **files}
 
 
 def content_digest(entries: Mapping[str, FileEntry], metrics: object) -> str:
@@ -144,6 +145,17 @@ def _parsed(folder: Path) -> dict[str, Any]:
     if (got := _sha256(_unsealed(data, own))) != own:
         raise BundleError(f"{path}: expected sha256 {own[:64]}, got {got}; {MEND}")
     return found
+
+
+def _verified(folder: Path) -> tuple[dict[str, Any], Files]:
+    """Return the manifest's JSON values and the bytes of its files, each checked; nothing is upgraded yet."""
+    found = _parsed(folder)
+    entries = _entries(found, folder)
+    files = _read_files(folder, entries)
+    if (digest := content_digest(entries, found.get("metrics"))) != found.get("digest"):
+        told = f"expected content digest {found.get('digest')}, got {digest}"
+        raise BundleError(f"{folder / MANIFEST}: {told}; {MEND}")
+    return found, files
 
 
 def _read(path: Path) -> bytes:

@@ -1,0 +1,109 @@
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from mmjax.artifact.runs import create_run, find_run, list_runs, load_run, prune, read_history, write_json_atomic
+from mmjax.errors import BundleError
+
+NOW = datetime(2026, 3, 4, 5, 6, 7)
+
+
+def finished(root: Path, name: str = "iris", second: int = 0, **changes) -> Path:
+    folder = create_run(root, name, NOW.replace(second=second))
+    record = {"name": name, "status": "finished", "started": "2026-03-04T05:06:07+00:00", "process": 12}
+    write_json_atomic(folder / "run.json", record | changes)
+    return folder
+
+
+def test_a_run_folder_is_named_by_the_time_and_unique(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: create_run(tmp_path, "iris", NOW), range(12)))
+    assert len(set(made)) == 12
+    assert {path.name for path in made} == {
+        "20260304-050607",
+        *(f"20260304-050607-{count}" for count in range(2, 13)),
+    }
+    assert [run.path.name for run in list_runs(tmp_path)][:3] == [f"20260304-050607-{count}" for count in (12, 11, 10)]
+
+
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path):
+    with pytest.raises(BundleError, match=r"'\.\./x': no name for a run; expected at most 100 letters"):
+        create_run(tmp_path, "../x", NOW)
+
+
+def test_a_run_is_read_as_written(tmp_path):
+    metrics = {"test": {"accuracy": 0.9, "roc_auc": float("nan")}}
+    folder = finished(tmp_path, model="iris", version=3, metrics=metrics, seconds={"train": 1.5}, config={"seed": 1})
+    run = load_run(folder)
+    assert run.ref == "iris/20260304-050600"
+    assert run.record.version == 3
+    assert run.record.metrics == {"test": {"accuracy": 0.9, "roc_auc": None}}
+    assert run.record.config == {"seed": 1}
+
+
+def test_runs_are_listed_newest_first_whatever_state_they_are_in(tmp_path):
+    finished(tmp_path, "iris", 1)
+    finished(tmp_path, "wine", 3, status="failed", problems=["cells: expected numbers"])
+    create_run(tmp_path, "iris", NOW.replace(second=2))
+    (create_run(tmp_path, "iris", NOW.replace(second=0)) / "run.json").write_text('{"name": 3}')
+    (tmp_path / "iris" / "notes").mkdir()
+    (tmp_path / "README").write_text("mine")
+    found = [(run.ref, run.record.status) for run in list_runs(tmp_path)]
+    assert found == [
+        ("wine/20260304-050603", "failed"),
+        ("iris/20260304-050602", "unknown"),
+        ("iris/20260304-050601", "finished"),
+        ("iris/20260304-050600", "unknown"),
+    ]
+    assert [run.ref for run in list_runs(tmp_path, "wine")] == ["wine/20260304-050603"]
+    assert "not the record of a run" in list_runs(tmp_path)[3].record.problems[0]
+    assert list_runs(tmp_path / "none") == []
+
+
+def test_a_run_is_found_by_ref_name_or_folder(tmp_path):
+    old, new = finished(tmp_path, second=1), finished(tmp_path, second=2)
+    assert find_run(tmp_path, "iris").path == new
+    assert find_run(tmp_path, f"iris/{old.name}").path == old
+    assert find_run(tmp_path / "none", str(old)).path == old
+    with pytest.raises(BundleError, match="no run 'irsi'; did you mean 'iris'\\?; there are iris"):
+        find_run(tmp_path, "irsi")
+    with pytest.raises(BundleError, match="no run 'iris'; it has none"):
+        find_run(tmp_path / "none", "iris")
+
+
+def test_history_survives_a_kill_and_a_resume(tmp_path):
+    rows = [{"epoch": 1, "val_loss": 0.5}, {"epoch": 2, "val_loss": None}, {"epoch": 2, "val_loss": 0.4}]
+    text = "\n".join([json.dumps(rows[0]), json.dumps(rows[1]), '{"epoch": 3, "va', json.dumps(rows[2]), "[]", "{"])
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert read_history(tmp_path) == [rows[0], rows[2]]
+    assert read_history(tmp_path / "none") == []
+
+
+def test_prune_keeps_the_newest_of_each_name_and_what_goes_on(tmp_path):
+    old = [finished(tmp_path, second=second) for second in range(4)]
+    wine = finished(tmp_path, "wine")
+    going = finished(tmp_path, second=9, status="running")
+    killed = finished(tmp_path, second=8, status="running")
+    long_ago = time.time() - 3 * 24 * 3600
+    for path in (killed / "run.json", killed):
+        os.utime(path, (long_ago, long_ago))
+    assert [run.path for run in prune(tmp_path, 2, dry_run=True)] == [old[2], old[1], old[0]]
+    assert all(path.is_dir() for path in old)
+    assert [run.path for run in prune(tmp_path, 2)] == [old[2], old[1], old[0]]
+    assert {run.path for run in list_runs(tmp_path)} == {old[3], killed, going, wine}
+    assert [run.path for run in prune(tmp_path, 0, name="iris")] == [killed, old[3]]
+    assert {run.path for run in list_runs(tmp_path)} == {going, wine}
+
+
+def test_json_is_replaced_whole(tmp_path):
+    file = tmp_path / "x.json"
+    write_json_atomic(file, {"a": float("inf")})
+    with pytest.raises(TypeError, match="object has no JSON form"):
+        write_json_atomic(file, {"a": object()})
+    assert json.loads(file.read_text()) == {"a": None}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

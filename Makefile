@@ -50,8 +50,12 @@ typecheck: install ## Check the types
 	$(PY) -m pyright --pythonpath $(PY)
 
 # Two workers with one thread each: as fast as the two cores allow, and no worker waits for another's threads.
+# Compiled programs are kept beside the environment that compiled them: the second run takes half the time.
+ONE_THREAD := NPROC=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+KEEP_COMPILED := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/.compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+
 test: install setup ## Run the tests
-	NPROC=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not soak" $(PYTEST_ARGS)
+	$(ONE_THREAD) $(KEEP_COMPILED) $(PY) -m pytest -n 2 -m "not soak" $(PYTEST_ARGS)
 
 soak: install setup ## Run the long tests
 	$(PY) -m pytest -m soak $(PYTEST_ARGS)
@@ -66,6 +70,6 @@ docker-run: ## Run the container image, with this folder's registry
 	docker run --rm --volume "$(CURDIR)/registry:/app/registry:ro" $(IMAGE)
 
 clean: ## Remove the environment, caches, runs and the made sample images; the registry stays
-	rm -rf $(VENV) .ci/venv .pytest_cache .hypothesis .ruff_cache .cache .coverage* htmlcov build dist *.egg-info runs
+	rm -rf $(VENV) .ci/venv .pytest_cache .hypothesis .ruff_cache .coverage* htmlcov build dist *.egg-info runs
 	rm -rf data/sample/images benchmarks/results
 	find mmjax tests benchmarks data -name __pycache__ -prune -exec rm -rf {} +

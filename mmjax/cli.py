@@ -8,17 +8,19 @@ Exit codes: 0; 1 a fault of the system or of mmjax; 2 usage or config; 3 data; 4
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FrameType, MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 import click
 
+from mmjax.analysis.tables import Table, printable, table_lines
 from mmjax.artifact.files import plain, to_json
 from mmjax.errors import BundleError, ConfigError, DataError, MmjaxError, TrainingError, did_you_mean
 
@@ -60,6 +62,8 @@ def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     silenced = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with _terminable(), silenced:
         outcome = _outcome(command, arguments, name or f"python -m mmjax.{command.name}")
@@ -71,27 +75,35 @@ def echo(text: str = "") -> None:
     click.echo(text)
 
 
-def echo_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: drawn on a terminal, else plain columns two spaces apart."""
-    if not sys.stdout.isatty():
-        for line in _plain_table(headers, rows):
-            click.echo(line)
+def echo_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int | None = None) -> None:
+    """Print a table; columns after the first `text_columns` (by default all) hold numbers and are aligned right."""
+    left = len(headers) if text_columns is None else text_columns
+    print_table(Table("", tuple(headers), tuple(map(tuple, rows)), text_columns=left))
+
+
+def print_table(table: Table) -> None:
+    """Print a Table: drawn on a terminal, else plain aligned columns; control characters in cells are escaped."""
+    table = table._replace(rows=tuple(tuple(map(printable, row)) for row in table.rows))
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        _draw(table)
         return
+    for line in table_lines(table) if table.title else table_lines(table)[1:]:
+        click.echo(line)
+
+
+def _draw(table: Table) -> None:
+    """Draw a table with rich, which only a terminal needs."""
+    from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Drawn
     from rich.text import Text
 
-    table = Table(*headers)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
-
-
-def _plain_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table whose columns are padded to equal width."""
-    widths = [max(len(cell) for cell in column) for column in zip(headers, *rows, strict=True)]
-    padded = ((cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (headers, *rows))
-    return ["  ".join(cells).rstrip() for cells in padded]
+    drawn = Drawn(title=table.title or None, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for index, header in enumerate(table.header):
+        drawn.add_column(Text(header), justify="left" if index < table.text_columns else "right")
+    for row in table.rows:
+        drawn.add_row(*map(Text, row))
+    Console(highlight=False).print(drawn)
 
 
 @contextlib.contextmanager

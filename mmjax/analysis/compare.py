@@ -1,0 +1,108 @@
+"""Two models or runs side by side: their metrics and what their configs say differently."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mmjax.analysis.tables import Table, number
+from mmjax.config import Config
+from mmjax.config_load import diff_configs
+
+Metrics = Mapping[str, Mapping[str, float | None]]
+"""split -> metric -> value; None or NaN where it is undefined."""
+
+SPLITS = ("test", "validation", "train")
+HEADLINES = ("accuracy", "rmse")
+
+
+class MetricDifference(NamedTuple):
+    """One metric of two; None where it is undefined or absent."""
+
+    split: str
+    metric: str
+    a: float | None
+    b: float | None
+    difference: float | None
+    """`b - a`."""
+
+
+class ConfigDifference(NamedTuple):
+    """One key that two configs set differently; None where it is absent."""
+
+    key: str
+    a: Any
+    b: Any
+
+
+class Comparison(NamedTuple):
+    """What is the same and what differs between `a` and `b`."""
+
+    a: str
+    b: str
+    metrics: list[MetricDifference]
+    config: list[ConfigDifference]
+
+
+def compare(a: str, b: str, metrics: tuple[Metrics, Metrics], configs: tuple[Config, Config]) -> Comparison:
+    """Return the Comparison of two models or runs named `a` and `b`."""
+    differing = [ConfigDifference(*row) for row in diff_configs(*configs)]
+    return Comparison(a, b, compare_metrics(*metrics), differing)
+
+
+def compare_metrics(a: Metrics, b: Metrics) -> list[MetricDifference]:
+    """Return every metric of either, the test split first."""
+    found = []
+    for split in sorted({*a, *b}, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)):
+        for metric in dict.fromkeys([*a.get(split, {}), *b.get(split, {})]):
+            left, right = (_value(side.get(split, {}).get(metric)) for side in (a, b))
+            both = left is not None and right is not None and math.isfinite(left) and math.isfinite(right)
+            difference = right - left if both else None
+            found.append(MetricDifference(split, metric, left, right, difference))
+    return found
+
+
+def metrics_table(metrics: Metrics) -> Table:
+    """Return the metrics as a table, a column for each split."""
+    names = dict.fromkeys(name for values in metrics.values() for name in values)
+    rows = (tuple(number(_value(values.get(name))) for values in metrics.values()) for name in names)
+    return Table("", ("metric", *metrics), tuple((name, *row) for name, row in zip(names, rows, strict=True)))
+
+
+def comparison_tables(compared: Comparison) -> list[Table]:
+    """Return the metrics side by side with their difference, and the keys that the configs set differently, if any."""
+    metrics = tuple(
+        (row.split, row.metric, number(row.a), number(row.b), _signed(row.difference)) for row in compared.metrics
+    )
+    keys = tuple((row.key, _shown(row.a), _shown(row.b)) for row in compared.config)
+    side_by_side = Table("", ("split", "metric", compared.a, compared.b, "difference"), metrics, text_columns=2)
+    differing = Table("", ("config", compared.a, compared.b), keys, text_columns=3)
+    return [table for table in (side_by_side, differing) if table.rows]
+
+
+def headline(metrics: Metrics) -> str:
+    """Return the one figure a list has room for.
+
+    >>> headline({"train": {"accuracy": 1.0}, "test": {"loss": 0.3, "accuracy": 0.9333}})
+    'test accuracy 0.9333'
+    """
+    for split in SPLITS:
+        for metric in HEADLINES:
+            value = _value(metrics.get(split, {}).get(metric))
+            if value is not None:
+                return f"{split} {metric} {number(value)}"
+    return "-"
+
+
+def _value(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
+
+
+def _signed(difference: float | None) -> str:
+    if difference is None:
+        return "-"
+    return f"+{number(difference)}" if difference > 0 else number(difference)
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

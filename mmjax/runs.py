@@ -1,0 +1,140 @@
+"""`python -m mmjax.runs`: look at training runs, compare them, remove old ones."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmjax.analysis.compare import compare, comparison_tables, headline, metrics_table
+from mmjax.analysis.tables import number
+from mmjax.artifact import runs as store
+from mmjax.artifact.runs import Run
+from mmjax.cli import COMMANDS, echo, echo_table, json_option, print_table, run
+from mmjax.config_load import config_from_dict, config_to_yaml
+
+root_option = click.option(
+    "--runs-dir", "root", default="runs", show_default=True, type=click.Path(path_type=Path), help="Where runs are."
+)
+
+
+@click.group(name="runs", help=COMMANDS["runs"])
+def command() -> None:
+    """Look at runs."""
+
+
+@command.command(name="list", help="List the runs, newest first.")
+@click.argument("name", required=False)
+@root_option
+@json_option
+def list_command(name: str | None, root: Path) -> dict[str, Any]:
+    """List runs."""
+    runs = store.list_runs(root, name or "")
+    if runs:
+        echo_table(("run", "status", "seconds", "model", "result"), map(_row, runs))
+    else:
+        echo(f"runs {root}: no runs{f' of {name}' if name else ''}")
+    return {"runs_dir": root, "runs": [_summary(found) for found in runs]}
+
+
+def _row(found: Run) -> tuple[str, ...]:
+    """Return a run as cells."""
+    record, spent = found.record, _seconds(found)
+    model = f"{record.model}:{record.version}" if record.version is not None else "-"
+    return found.ref, record.status, "-" if spent is None else f"{spent:,.1f}", model, headline(record.metrics)
+
+
+def _seconds(found: Run) -> float | None:
+    """Return how long a run took, over all its stages; None where it does not say."""
+    match found.record.seconds:
+        case dict() as stages if stages:
+            return sum(float(spent) for spent in stages.values() if isinstance(spent, int | float))
+        case int() | float() as spent:
+            return float(spent)
+        case _:
+            return None
+
+
+def _summary(found: Run) -> dict[str, Any]:
+    """Return a run without its config."""
+    record = found.record
+    return {
+        "run": found.ref,
+        "path": found.path,
+        "status": record.status,
+        "started": record.started,
+        "seconds": _seconds(found),
+        "model": record.model,
+        "version": record.version,
+        "metrics": record.metrics,
+        "problems": record.problems,
+    }
+
+
+@command.command(help="Show one run: status, metrics, epochs, config.")
+@click.argument("ref", metavar="NAME[/STAMP]")
+@click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=0), help="How many last epochs.")
+@root_option
+@json_option
+def show(ref: str, epochs: int, root: Path) -> dict[str, Any]:
+    """Show a run."""
+    found = store.find_run(root, ref)
+    history = store.read_history(found.path)
+    summary = _summary(found)
+    for key in ("run", "path", "status", "started", "seconds", "model", "version"):
+        echo(f"{key:<9}{'-' if summary[key] is None else summary[key]}")
+    for problem in found.record.problems:
+        echo(f"problem  {problem}")
+    if found.record.metrics:
+        echo()
+        print_table(metrics_table(found.record.metrics))
+    if shown := history[-epochs:] if epochs else []:
+        echo()
+        names = list(dict.fromkeys(name for row in shown for name in row))
+        echo_table(names, [tuple(_cell(row.get(name)) for name in names) for row in shown], text_columns=0)
+    if found.record.config:
+        echo()
+        echo(config_to_yaml(config_from_dict(found.record.config, str(found.path / store.RECORD))).rstrip())
+    return {**summary, "config": found.record.config, "history": history}
+
+
+def _cell(value: Any) -> str:
+    """Return a value of an epoch as text."""
+    return number(value) if isinstance(value, float) else "-" if value is None else str(value)
+
+
+@command.command(name="compare", help="Compare two runs: their metrics, and what their configs say differently.")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@root_option
+@json_option
+def compare_command(a: str, b: str, root: Path) -> dict[str, Any]:
+    """Compare two runs."""
+    found = store.find_run(root, a), store.find_run(root, b)
+    first, second = (config_from_dict(one.record.config, str(one.path / store.RECORD)) for one in found)
+    metrics = found[0].record.metrics, found[1].record.metrics
+    compared = compare(found[0].ref, found[1].ref, metrics, (first, second))
+    for table in comparison_tables(compared):
+        print_table(table)
+        echo()
+    if not compared.config:
+        echo("the configs say the same")
+    return compared._asdict()
+
+
+@command.command(help="Remove all but the newest runs of each name; registered models stay.")
+@click.option("--keep", required=True, type=click.IntRange(min=0), help="How many runs of each name to keep.")
+@click.option("--name", default="", help="Only runs of this name.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@root_option
+@json_option
+def prune(keep: int, name: str, dry_run: bool, root: Path) -> dict[str, Any]:
+    """Remove old runs."""
+    removed = store.prune(root, keep, name=name, dry_run=dry_run)
+    for found in removed:
+        echo(f"{'would remove' if dry_run else 'removed'} {found.ref} ({found.record.status})")
+    echo(f"{len(removed)} {'runs to remove' if dry_run else 'runs removed'}")
+    return {"removed": [found.ref for found in removed], "dry_run": dry_run}
+
+
+if __name__ == "__main__":
+    run(command)

@@ -1,0 +1,71 @@
+"""From a resolved config and a schema to the one Transform of a model."""
+
+from typing import assert_never
+
+from msgspec import UNSET
+
+from mmjax.config import CategoricalEncoding, Config, Preprocessing, Scaler
+from mmjax.schema import Schema
+from mmjax.transforms.base import Transform, chain, identity
+from mmjax.transforms.image import scale_image
+from mmjax.transforms.tabular import cyclic_dates, impute, min_max, one_hot, ordinal, robust_scale, standardize
+
+
+def build_transform(config: Config, schema: Schema) -> Transform:
+    """Return the Transform of a resolved config: dates, gaps, scale, categories of tables; scaled pixels of images."""
+    parts = []
+    if config.data.tabular is not None:
+        parts.append(table_transform(config.data.tabular.preprocessing, schema))
+    if config.data.image is not None:
+        parts.append(scale_image(normalize=config.data.image.augmentation.normalize))
+    return chain(*parts)
+
+
+def table_transform(preprocessing: Preprocessing, schema: Schema) -> Transform:
+    """Return the Transform of a table; steps without columns to work on are left out.
+
+    `numeric` then holds the numeric columns and the elapsed days of each date; `dense` the sines and cosines of dates,
+    one missing-indicator for each column of `numeric`, and encoded categories; `category` stays for embeddings.
+    """
+    strategy, scaler = preprocessing.handle_missing, preprocessing.scaler
+    encoding = preprocessing.categorical_encoding
+    assert strategy is not UNSET
+    assert scaler is not UNSET
+    assert encoding is not UNSET
+    steps = [cyclic_dates(schema.cyclic_features)] if schema.cyclic_features else []
+    if schema.numeric_features:
+        steps.append(impute(strategy, _fill_values(preprocessing, schema)))
+        steps += [_scale(scaler)] if preprocessing.normalize else []
+    if schema.cardinalities:
+        steps.append(_encode(encoding, schema.cardinalities))
+    return chain(*steps)
+
+
+def _fill_values(preprocessing: Preprocessing, schema: Schema) -> tuple[float, ...]:
+    """Return `fill_value` as the batch holds each column, less its offset; a missing date gets its offset's day."""
+    numbers = tuple(preprocessing.fill_value - column.offset for column in schema.of_kind("numeric"))
+    return numbers + (0.0,) * len(schema.of_kind("datetime"))
+
+
+def _scale(scaler: Scaler) -> Transform:
+    match scaler:
+        case "standard":
+            return standardize()
+        case "minmax":
+            return min_max()
+        case "robust":
+            return robust_scale()
+        case _:
+            assert_never(scaler)
+
+
+def _encode(encoding: CategoricalEncoding, cardinalities: tuple[int, ...]) -> Transform:
+    match encoding:
+        case "onehot":
+            return one_hot(cardinalities)
+        case "ordinal":
+            return ordinal(cardinalities)
+        case "embedding":
+            return identity()
+        case _:
+            assert_never(encoding)

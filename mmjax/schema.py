@@ -40,6 +40,8 @@ class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """f64 subtracted on the host before rounding to f32; for datetime: days since 1970-01-01."""
     datetime_format: str = ""
     """datetime: `"iso"` for ISO 8601, else a `strptime` format."""
+    integer: bool = False
+    """True where a schema file's `type: integer` gave it: a number that is not whole is a violation."""
     minimum: float | None = None
     maximum: float | None = None
     pattern: str | None = None

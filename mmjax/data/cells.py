@@ -1,0 +1,171 @@
+"""What a cell means: when it is missing, a number, a date. One set of rules for inference, validation and encoding."""
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime, timedelta
+from itertools import compress
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+LEADING_ZERO = re.compile(r"^[ \t]*[+-]?0[0-9]", re.MULTILINE)
+LARGEST = float(np.finfo(np.float32).max)
+BOOLEAN_PAIRS = (("false", "true"), ("no", "yes"), ("f", "t"), ("n", "y"))
+"""The texts of a boolean column, false first, in lower case."""
+
+ISO_DATE = re.compile(
+    r"\d{4}-\d\d-\d\d([T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d([.,]\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?", re.ASCII
+)
+_TIMES = ("", " %H:%M", " %H:%M:%S")
+DATE_FORMATS = tuple(day + time for day in ("%Y/%m/%d", "%d.%m.%Y") for time in _TIMES)
+MONTH_FIRST = tuple("%m/%d/%Y" + time for time in _TIMES)
+DAY_FIRST = tuple("%d/%m/%Y" + time for time in _TIMES)
+_EPOCH = datetime(1970, 1, 1)
+
+
+def missing_texts(markers: Iterable[str]) -> frozenset[str]:
+    """Return the texts that mean missing once blanks around them are stripped: none at all, and the markers."""
+    return frozenset({"", *(marker.strip() for marker in markers)})
+
+
+def cell_text(cell: Any) -> str:
+    """Return a cell as text: text untouched, None and NaN as `""`, numbers as Python writes them.
+
+    >>> cell_text(1), cell_text(1.5), cell_text(None)
+    ('1', '1.5', '')
+    """
+    if isinstance(cell, str):
+        return cell
+    return "" if cell is None or cell != cell else str(cell)
+
+
+def texts(column: np.ndarray) -> list[str]:
+    """Return the cells of a column as texts (see `cell_text`)."""
+    cells = column.tolist()
+    return cells if set(map(type, cells)) <= {str} else list(map(cell_text, cells))
+
+
+def missing_mask(cells: Sequence[str], markers: Iterable[str]) -> np.ndarray:
+    """Return bool[N]: which texts are blank or a marker, blanks around them ignored."""
+    return np.fromiter(map(missing_texts(markers).__contains__, map(str.strip, cells)), bool, len(cells))
+
+
+def floats(cells: Sequence[str]) -> np.ndarray:
+    """Return f64[N], NaN where the text is not a decimal or scientific number that a finite f32 can hold.
+
+    >>> floats(["2e+05", "-.5", "1_000", "1e400", "0x10", "nan"]).tolist()
+    [200000.0, -0.5, nan, nan, nan, nan]
+    """
+    joined = "\n".join(cells)
+    numbers = None
+    if joined.isascii() and not joined.encode().translate(None, b"0123456789+-.eE \n"):
+        try:
+            numbers = np.array(cells, dtype=object).astype(np.float64)
+        except ValueError:
+            numbers = None
+    if numbers is None:
+        numbers = np.array([float(c) if NUMBER.fullmatch(c.strip()) else np.nan for c in cells], dtype=np.float64)
+    return np.where(np.abs(numbers) <= LARGEST, numbers, np.nan)
+
+
+def parse_numbers(column: np.ndarray, markers: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (f64[N] with NaN where missing, bool[N] of the cells that are neither missing nor a number).
+
+    Texts follow the rule of `floats`; real numbers pass, booleans and what a finite f32 cannot hold do not.
+    """
+    if column.dtype.kind in "fiu":
+        numbers = column.astype(np.float64)
+        bad = np.abs(numbers) > LARGEST
+        return np.where(bad, np.nan, numbers), bad
+    cells = (column.astype(str) if column.dtype.kind in "mM" else column).tolist()
+    if not set(map(type, cells)) <= {str}:
+        cells = list(map(_number_text, cells))
+    missing = missing_mask(cells, markers)
+    present = list(compress(cells, ~missing)) if missing.any() else cells
+    numbers = np.full(len(cells), np.nan)
+    numbers[~missing] = floats(present)
+    return numbers, np.isnan(numbers) & ~missing
+
+
+def _number_text(cell: Any) -> str:
+    """Return a cell of a numeric column as the text of a number, `""` where missing, a word where it is neither."""
+    match cell:
+        case str():
+            return cell
+        case bool() | np.bool_():
+            return "boolean"
+        case None:
+            return ""
+        case Real():
+            return "" if cell != cell else repr(float(cell))
+        case _:
+            return "no number"
+
+
+def date_format(cells: Sequence[str]) -> tuple[str, str]:
+    """Return (format, "") that all these texts share: `"iso"` or a `strptime` format; ("", why not) when none does.
+
+    Day and month are never guessed: `03/04/2024` fits two formats, and only another cell can tell them apart.
+    """
+    if _all_dates(cells, "iso"):
+        zones = {set("Z+-").isdisjoint(c.strip()[10:]) for c in cells}
+        return ("iso", "") if len(zones) < 2 else ("", "dates, some with and some without a time zone")
+    for form in DATE_FORMATS:
+        if _all_dates(cells, form):
+            return form, ""
+    month = next((form for form in MONTH_FIRST if _all_dates(cells, form)), "")
+    day = next((form for form in DAY_FIRST if _all_dates(cells, form)), "")
+    if month and day:
+        return "", "dates whose day and month no cell tells apart"
+    return month or day, ""
+
+
+def parse_dates(column: np.ndarray, markers: Iterable[str], form: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (f64[N] days since 1970-01-01, bool[N] of the cells that are neither missing nor a date).
+
+    NaN is missing. Times with a zone are brought to UTC. Cells may also be `date`, `datetime` or `datetime64`.
+    """
+    if column.dtype.kind == "M":
+        days = (column - np.datetime64("1970-01-01")) / np.timedelta64(1, "D")
+        return days.astype(np.float64), np.zeros(len(column), bool)
+    cells = column.tolist()
+    gaps = missing_texts(markers)
+    if set(map(type, cells)) <= {str}:
+        found = {cell: _cell_days(cell, gaps, form) for cell in set(cells)}
+        values = list(map(found.__getitem__, cells))
+    else:
+        values = [_cell_days(cell, gaps, form) for cell in cells]
+    bad = np.array([value is None for value in values], bool)
+    return np.array([np.nan if value is None else value for value in values], np.float64), bad
+
+
+def _cell_days(cell: Any, gaps: frozenset[str], form: str) -> float | None:
+    if isinstance(cell, datetime):
+        return np.nan if cell != cell else _days(cell)
+    if isinstance(cell, date):
+        return float(cell.toordinal() - _EPOCH.toordinal())
+    if not isinstance(cell, str):
+        return np.nan if cell is None or cell != cell else None
+    return np.nan if cell.strip() in gaps else text_days(cell, form)
+
+
+def text_days(cell: str, form: str) -> float | None:
+    """Return the days since 1970-01-01 of a date in this format; None when it is none."""
+    cell = cell.strip()
+    try:
+        if form != "iso":
+            return _days(datetime.strptime(cell, form))
+        return _days(datetime.fromisoformat(cell)) if ISO_DATE.fullmatch(cell) else None
+    except ValueError:
+        return None
+
+
+def _days(moment: datetime) -> float:
+    offset = moment.utcoffset() or timedelta()
+    return (moment.replace(tzinfo=None) - offset - _EPOCH) / timedelta(days=1)
+
+
+def _all_dates(cells: Sequence[str], form: str) -> bool:
+    return all(text_days(cell, form) is not None for cell in cells)

@@ -1,0 +1,265 @@
+"""Columns become a Batch: the one encoder of training, evaluation, batch prediction and serving. NumPy, on the host."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmjax.data.cells import BOOLEAN_PAIRS, cell_text, missing_texts, parse_dates, parse_numbers, texts
+from mmjax.errors import DataError, did_you_mean
+from mmjax.schema import Batch, Column, Columns, ImageSpec, Schema
+
+SHOWN = 20
+"""How many bad cells are listed; the others are counted."""
+_FALSE, _TRUE = (frozenset(words) for words in zip(*BOOLEAN_PAIRS, strict=True))
+_BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
+"""So that no fraction of a cycle rounds to 1 in f32."""
+
+
+class _Bad(NamedTuple):
+    """Bad cells of one column: how many, and what is wrong with the first SHOWN."""
+
+    cells: int
+    lines: list[str]
+
+
+def encode(schema: Schema, columns: Columns, *, label: bool = False) -> Batch:
+    """Return the Batch of these rows: `numeric f32[N, F]`, `category i32[N, C]`, images; absent where there is none.
+
+    With `label=True` also `label` (i32[N], or f32[N, 1] for regression) and, where the Schema names a weight column,
+    `weight f32[N]`. Cells are texts, numbers or None; a missing number is NaN, a missing or unknown category 0. Numbers
+    lose `Column.offset` in f64. DataError naming every absent column, and column, row (from 1) and value of bad cells.
+    """
+    rows = _row_count(columns)
+    if absent := missing_columns(schema, columns):
+        raise DataError([f"column '{name}': expected a value for every row, got no such column" for name in absent])
+    bad: list[_Bad] = []
+    batch: Batch = {}
+    if schema.numeric_features:
+        batch["numeric"] = _numeric(schema, columns, rows, bad)
+    if schema.category_columns:
+        codes = [_category_codes(column, columns[column.name], bad) for column in schema.category_columns]
+        batch["category"] = np.stack(codes, axis=1)
+    if schema.image is not None:
+        batch["image"], batch["image_present"] = _images(schema, schema.image, columns, rows, bad)
+    if label:
+        batch["label"] = _label(schema, columns, bad)
+        if schema.weight_column is not None:
+            batch["weight"] = _weight(schema, columns, bad)
+    _refuse(bad)
+    return batch
+
+
+def encode_label(schema: Schema, columns: Columns) -> np.ndarray:
+    """Return the label of every row, i32[N], or f32[N, 1] for regression; DataError naming row and value."""
+    bad: list[_Bad] = []
+    labels = _label(schema, columns, bad)
+    _refuse(bad)
+    return labels
+
+
+def missing_columns(schema: Schema, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the feature and image columns that are not among `names`."""
+    given = set(names)
+    return tuple(name for name in _needed(schema) if name not in given)
+
+
+def check_columns(schema: Schema, names: Iterable[str], *, where: str) -> tuple[str, ...]:
+    """Return those of `names` that are known but are no features, and so are ignored (target, identifier, text ...).
+
+    DataError naming every absent feature column and every unknown column at once.
+    """
+    names = tuple(names)
+    needed = _needed(schema)
+    target, extra = schema.target.column, (schema.id_column, schema.weight_column)
+    known = dict.fromkeys([*needed, *(c.name for c in schema.columns), target, *(name for name in extra if name)])
+    problems = [f"{where}: expected column '{name}', got none of that name" for name in missing_columns(schema, names)]
+    problems += [
+        f"{where}: unknown column '{name}'{did_you_mean(name, known)}; rename or remove it"
+        for name in names
+        if name not in known
+    ]
+    if problems:
+        raise DataError(problems)
+    return tuple(name for name in names if name not in needed)
+
+
+def unknown_categories(schema: Schema, columns: Columns) -> dict[str, dict[str, int]]:
+    """Return, by column, how often each text occurs that is neither missing nor in the vocabulary."""
+    gaps = missing_texts(schema.missing_markers)
+    found = {}
+    for column in schema.category_columns:
+        codes = _category_codes(column, columns[column.name], [])
+        cells = texts(columns[column.name][codes == 0])
+        if counts := Counter(cell for cell in cells if cell.strip() not in gaps):
+            found[column.name] = dict(counts)
+    return found
+
+
+def columns_from_rows(rows: Sequence[Mapping[str, Any]]) -> Columns:
+    """Return rows (mappings by column name) as Columns; DataError naming row and column where one is absent."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    absent = [(i, name) for i, row in enumerate(rows, 1) if len(row) != len(names) for name in names if name not in row]
+    if absent:
+        lines = [f"row {i}: expected a value for '{name}' as in other rows, got none" for i, name in absent[:SHOWN]]
+        _refuse([_Bad(len(absent), lines)])
+    columns = {name: np.empty(len(rows), dtype=object) for name in names}
+    for name, cells in columns.items():
+        for i, row in enumerate(rows):
+            cells[i] = row[name]
+    return columns
+
+
+def _needed(schema: Schema) -> tuple[str, ...]:
+    return tuple(c.name for c in schema.features) + (schema.image.columns if schema.image else ())
+
+
+def _row_count(columns: Columns) -> int:
+    lengths = {name: len(cells) for name, cells in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"expected columns of equal length, got {lengths}")
+    return next(iter(lengths.values()))
+
+
+def _refuse(bad: list[_Bad]) -> None:
+    lines = [line for column in bad for line in column.lines][:SHOWN]
+    more = sum(column.cells for column in bad) - len(lines)
+    if lines:
+        raise DataError([*lines, f"and {more:,} more bad cells"] if more else lines)
+
+
+def _report(name: str, cells: np.ndarray, wrong: np.ndarray, expected: str, bad: list[_Bad]) -> None:
+    rows = np.flatnonzero(wrong)
+    lines = [f"column '{name}', row {i + 1}: expected {expected}, got {_shown(cells[i])}" for i in rows[:SHOWN]]
+    bad.append(_Bad(len(rows), lines))
+
+
+def _shown(cell: Any) -> str:
+    text = "a missing cell" if cell is None else repr(cell.item() if isinstance(cell, np.generic) else cell)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _numeric(schema: Schema, columns: Columns, rows: int, bad: list[_Bad]) -> np.ndarray:
+    values = np.empty((rows, len(schema.numeric_features)), dtype=np.float32)
+    at = 0
+    for column in schema.of_kind("numeric"):
+        cells = columns[column.name]
+        numbers, wrong = parse_numbers(cells, schema.missing_markers)
+        _report(column.name, cells, wrong, "a number within ±3.4e38", bad)
+        values[:, at] = numbers - column.offset
+        at += 1
+    for column in schema.of_kind("datetime"):
+        cells = columns[column.name]
+        days, wrong = parse_dates(cells, schema.missing_markers, column.datetime_format)
+        _report(column.name, cells, wrong, f"a date ({_format_name(column)})", bad)
+        values[:, at : at + 4] = _date_parts(days, column.offset)
+        at += 4
+    return values
+
+
+def _format_name(column: Column) -> str:
+    return "ISO 8601" if column.datetime_format == "iso" else column.datetime_format
+
+
+def _date_parts(days: np.ndarray, offset: float) -> np.ndarray:
+    """Return f64[N, 4], DATETIME_PARTS of days since 1970-01-01 (a Thursday): elapsed, then fractions in [0, 1)."""
+    whole = np.floor(days)
+    dates = np.where(np.isnan(days), 0, whole).astype("datetime64[D]")
+    years = dates.astype("datetime64[Y]")
+    first = years.astype("datetime64[D]")
+    year_days = ((years + 1).astype("datetime64[D]") - first).astype(np.float64)
+    day_of_year = (dates - first).astype(np.float64) / year_days + 0.0 * days
+    cycles = np.stack([days - whole, (whole + 3) % 7 / 7, day_of_year], axis=1)
+    return np.column_stack([days - offset, np.minimum(cycles, _BELOW_ONE)])
+
+
+def _category_codes(column: Column, cells: np.ndarray, bad: list[_Bad]) -> np.ndarray:
+    """Return i32[N]: the place of each cell in the vocabulary, counted from 1; 0 for any other."""
+    codes = {text: i for i, text in enumerate(column.vocabulary, 1)}
+    values = cells.tolist()
+    if not set(map(type, values)) <= {str}:
+        wrong = np.array([not isinstance(v, str | bool | int | float | np.generic | None) for v in values], bool)
+        _report(column.name, cells, wrong, "a text, a number or a boolean", bad)
+        found = [0 if w else _code(v, column, codes) for v, w in zip(values, wrong, strict=True)]
+    elif column.kind == "boolean":
+        known = {text: _code(text, column, codes) for text in set(values)}
+        found = list(map(known.__getitem__, values))
+    else:
+        found = list(map(codes.get, values, repeat(0)))
+    return np.array(found, dtype=np.int32)
+
+
+def _code(cell: Any, column: Column, codes: dict[str, int]) -> int:
+    """Return the code of one cell; booleans match `true`, `yes`, `t`, `y` and their like in any case, 1.0 also "1"."""
+    if isinstance(cell, bool | np.bool_):
+        words = _TRUE if cell else _FALSE
+        return next((code for text, code in codes.items() if text.strip().casefold() in words), 0)
+    text = cell_text(cell)
+    if column.kind == "boolean":
+        folded = text.strip().casefold()
+        return next((code for known, code in codes.items() if known.strip().casefold() == folded), 0)
+    return codes.get(text, 0) if isinstance(cell, str) or text in codes else codes.get(text.removesuffix(".0"), 0)
+
+
+def _images(
+    schema: Schema, spec: ImageSpec, columns: Columns, rows: int, bad: list[_Bad]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (u8[N, I, H, W, 3], f32[N, I]); a missing cell is a black image that is not present."""
+    from mmjax.data.decode import decode_images
+
+    gaps = missing_texts(schema.missing_markers)
+    pixels, present = [], np.ones((rows, len(spec.columns)), dtype=np.float32)
+    for i, name in enumerate(spec.columns):
+        cells = columns[name]
+        given = np.array([not _no_image(cell, gaps) for cell in cells], dtype=bool)
+        at = np.flatnonzero(given)
+        decoded, faults = decode_images(spec, [cells[row] for row in at])
+        lines = [f"column '{name}', row {at[k] + 1}: {_image_name(cells[at[k]])}{why}" for k, why in faults[:SHOWN]]
+        bad.append(_Bad(len(faults), lines))
+        present[:, i] = given
+        pixels.append(decoded if given.all() else _scatter(decoded, at, rows))
+    return pixels[0][:, None] if len(pixels) == 1 else np.stack(pixels, axis=1), present
+
+
+def _scatter(decoded: np.ndarray, at: np.ndarray, rows: int) -> np.ndarray:
+    images = np.zeros((rows, *decoded.shape[1:]), dtype=np.uint8)
+    images[at] = decoded
+    return images
+
+
+def _no_image(cell: Any, gaps: frozenset[str]) -> bool:
+    return (cell is None or isinstance(cell, str | float)) and cell_text(cell).strip() in gaps
+
+
+def _image_name(cell: Any) -> str:
+    return f"{cell}: " if isinstance(cell, str) else ""
+
+
+def _label(schema: Schema, columns: Columns, bad: list[_Bad]) -> np.ndarray:
+    name = schema.target.column
+    if name not in columns:
+        raise DataError(f"expected the target column '{name}', got {', '.join(columns)}")
+    cells = columns[name]
+    if schema.target.task == "regression":
+        numbers, wrong = parse_numbers(cells, schema.missing_markers)
+        _report(name, cells, wrong | np.isnan(numbers), "a number (the target)", bad)
+        return numbers.astype(np.float32)[:, None]
+    codes = _category_codes(Column(name=name, kind="categorical", vocabulary=schema.target.classes), cells, bad)
+    _report(name, cells, codes == 0, f"one of the classes {_classes(schema)}", bad)
+    return codes - 1
+
+
+def _classes(schema: Schema) -> str:
+    classes = schema.target.classes
+    return ", ".join(classes[:SHOWN]) + (f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
+
+
+def _weight(schema: Schema, columns: Columns, bad: list[_Bad]) -> np.ndarray:
+    name = schema.weight_column or ""
+    if name not in columns:
+        raise DataError(f"expected the weight column '{name}', got {', '.join(columns)}")
+    numbers, wrong = parse_numbers(columns[name], schema.missing_markers)
+    _report(name, columns[name], wrong | ~(numbers >= 0), "a weight of 0 or more", bad)
+    return numbers.astype(np.float32)

@@ -1,0 +1,161 @@
+"""Which kind a column is, decided from all its cells, with the reason in words for the user."""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from mmjax.config import Inference
+from mmjax.data.cells import BOOLEAN_PAIRS, LEADING_ZERO, date_format, floats, missing_texts
+from mmjax.data.schema_file import DeclaredColumn
+from mmjax.schema import Kind
+
+IDENTIFIER_ROWS = 20
+"""A column with fewer values is never called an identifier: all distinct says nothing yet."""
+ROWS_PER_CATEGORY = 2.0
+"""A text column with fewer rows for each distinct value has too little to learn from."""
+MOSTLY = 0.8
+"""Share of numbers among distinct values from which a text column looks like a numeric one with mistakes."""
+_IDENTIFIER_NAME = re.compile(r"(^|[^a-zA-Z])(id|idx|index|uuid|guid|key|row|rownames?)$|^unnamed: 0$", re.IGNORECASE)
+_CAMEL_IDENTIFIER_NAME = re.compile(r"[a-z](Id|ID)$")
+
+
+class Facts(NamedTuple):
+    """What the kind of a column is decided from."""
+
+    name: str
+    rows: int
+    missing: int
+    distinct: list[str]
+    """Distinct texts that are not missing, in order of first appearance."""
+
+
+class Verdict(NamedTuple):
+    """A kind, why, and for datetime the format (see `Column.datetime_format`)."""
+
+    kind: Kind
+    reason: str
+    datetime_format: str = ""
+
+
+def gather(name: str, cells: list[str], markers: tuple[str, ...]) -> Facts:
+    """Return the Facts of these cells."""
+    gaps = missing_texts(markers)
+    distinct = list(dict.fromkeys(cells))
+    missing = {cell for cell in distinct if cell.strip() in gaps}
+    count = sum(map(missing.__contains__, cells)) if missing else 0
+    return Facts(name, len(cells), count, [cell for cell in distinct if cell not in missing] if missing else distinct)
+
+
+def decide(facts: Facts, declared: DeclaredColumn | None, inference: Inference) -> Verdict:
+    """Return the kind a schema file declares, else the one the cells suggest."""
+    found = _from_cells(facts, inference)
+    kind = _declared_kind(declared, found.kind) if declared else found.kind
+    if kind == found.kind:
+        return found
+    form = _declared_format(declared, facts) if kind == "datetime" else ""
+    return Verdict(kind, f"the schema file says so (it looks {found.kind}: {found.reason})", form)
+
+
+def _declared_kind(declared: DeclaredColumn, found: Kind) -> Kind:
+    if declared.kind is not None:
+        return declared.kind
+    if declared.enum:
+        return "boolean" if declared.type == "boolean" else "categorical"
+    match declared.type:
+        case "number" | "integer":
+            return "numeric"
+        case "boolean":
+            return "boolean"
+        case "string" | None if declared.format is not None:
+            return "datetime"
+        case "string":
+            return found if found in ("identifier", "text", "constant", "boolean") else "categorical"
+        case None:
+            return found
+
+
+def _declared_format(declared: DeclaredColumn | None, facts: Facts) -> str:
+    stated = declared is not None and declared.format is not None
+    return "iso" if stated else date_format(facts.distinct)[0] or "iso"
+
+
+def _from_cells(facts: Facts, inference: Inference) -> Verdict:
+    if len(facts.distinct) < 2:
+        return _constant(facts)
+    if (folded := tuple(sorted({cell.strip().casefold() for cell in facts.distinct[:9]}))) in BOOLEAN_PAIRS and all(
+        cell.strip().casefold() in folded for cell in facts.distinct
+    ):
+        return Verdict("boolean", f"{folded[0]} or {folded[1]}{_gaps(facts)}")
+    numbers = floats(facts.distinct)
+    codes = LEADING_ZERO.search("\n".join(facts.distinct)) is not None
+    if not codes and not np.isnan(numbers).any():
+        return _numeric(facts, numbers, inference)
+    form, doubt = date_format(facts.distinct)
+    if form:
+        return Verdict("datetime", f"dates, {'ISO 8601' if form == 'iso' else form}{_gaps(facts)}", form)
+    if codes and not np.isnan(numbers).any():
+        doubt = "numbers with leading zeros are codes"
+    elif np.isnan(numbers).mean() <= 1 - MOSTLY:
+        wrong = [facts.distinct[i] for i in np.flatnonzero(np.isnan(numbers))]
+        doubt = (
+            f"all but {len(wrong)} of its values are numbers: {', '.join(map(repr, wrong[:3]))}; "
+            "mend them or add them to missing_markers"
+        )
+    verdict = _text(facts, inference)
+    return verdict._replace(reason=f"{verdict.reason}; {doubt}") if doubt else verdict
+
+
+def _gaps(facts: Facts) -> str:
+    return f", {facts.missing:,} missing" if facts.missing else ""
+
+
+def _constant(facts: Facts) -> Verdict:
+    if not facts.distinct:
+        return Verdict("constant", "every cell is missing")
+    if not facts.missing:
+        return Verdict("constant", f"always {facts.distinct[0]!r}")
+    return Verdict(
+        "constant",
+        f"always {facts.distinct[0]!r} or missing ({facts.missing:,} of {facts.rows:,}); if that tells something, "
+        "declare it categorical in the schema file",
+    )
+
+
+def _numeric(facts: Facts, numbers: np.ndarray, inference: Inference) -> Verdict:
+    whole = bool((numbers == np.floor(numbers)).all())
+    if whole and (why := _row_number(facts, numbers, inference)):
+        return Verdict("identifier", why)
+    some = f" ({', '.join(sorted(facts.distinct, key=float))})" if len(facts.distinct) <= 5 else ""
+    kind = "whole numbers" if whole else "numbers"
+    return Verdict("numeric", f"{kind}, {len(facts.distinct):,} distinct values{some}{_gaps(facts)}")
+
+
+def _row_number(facts: Facts, numbers: np.ndarray, inference: Inference) -> str:
+    """Return why whole numbers only number the rows, or an empty string."""
+    share = len(numbers) / facts.rows
+    if facts.missing or facts.rows < IDENTIFIER_ROWS or share < inference.identifier_unique_ratio:
+        return ""
+    start = f"whole numbers, {len(numbers):,} distinct values in {facts.rows:,} rows,"
+    if _IDENTIFIER_NAME.search(facts.name) or _CAMEL_IDENTIFIER_NAME.search(facts.name):
+        return f"{start} named like an identifier"
+    if len(numbers) < facts.rows:
+        return ""
+    if (np.diff(numbers) > 0).all():
+        return f"{start} rising from row to row"
+    return f"{start} without gaps" if np.ptp(numbers) == facts.rows - 1 else ""
+
+
+def _text(facts: Facts, inference: Inference) -> Verdict:
+    distinct, present = len(facts.distinct), facts.rows - facts.missing
+    words = sum(len(cell.split()) for cell in facts.distinct) / distinct
+    counts = f"text, {distinct:,} distinct values"
+    if words > inference.text_mean_words:
+        return Verdict("text", f"free text: {words:.1f} words on average, more than {inference.text_mean_words:g}")
+    if present >= IDENTIFIER_ROWS and distinct / present >= inference.identifier_unique_ratio:
+        return Verdict("identifier", f"{counts} in {present:,} cells{_gaps(facts)}")
+    if distinct > inference.max_categories:
+        return Verdict("text", f"{counts}, more than {inference.max_categories:,}{_gaps(facts)}")
+    if facts.rows >= IDENTIFIER_ROWS and facts.rows / distinct < ROWS_PER_CATEGORY:
+        return Verdict("text", f"{counts} in {facts.rows:,} rows: fewer than {ROWS_PER_CATEGORY:g} rows a value")
+    return Verdict("categorical", f"{counts}{_gaps(facts)}")

@@ -1,0 +1,289 @@
+"""CSV files as text: every cell exactly as written, every row with its line, every fault of the file at once.
+
+A file is read three times: its bytes (NUL, encoding, any quotes), its shape (cells and line of each row), its cells.
+So a file that is at fault is refused before its first row is used, also when it is streamed. This is the one module
+that imports pandas, and only for tables large enough for its speed to matter.
+"""
+
+import csv
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
+from typing import IO, NamedTuple, cast
+
+import numpy as np
+
+from mmjax.errors import DataError
+from mmjax.schema import Columns
+
+SHOWN = 20
+"""How many of many like problems are listed; the others are counted."""
+BLOCK_BYTES = 8 << 20
+PANDAS_CELLS = 1_000_000
+"""With fewer cells the `csv` module is quick enough, and importing pandas (0.3 s) would be the larger cost."""
+CELL_LIMIT = 64 << 20
+"""Characters of the longest cell in a file with quotes; a longer one is a quote left open."""
+CSV_BATCH_ROWS = 20_000
+
+_Records = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+class Table(NamedTuple):
+    """Rows of a file: `columns` of `object` arrays of `str`, and the 1-based `lines` (i64[N]) where each row starts."""
+
+    columns: Columns
+    lines: np.ndarray
+    path: str
+
+
+class _Layout(NamedTuple):
+    """What the shape pass learns; row `i` starts on line `i + offsets[k]`, `k` the last with `changes[k] <= i`."""
+
+    names: tuple[str, ...]
+    rows: int
+    changes: np.ndarray
+    offsets: np.ndarray
+
+
+def read_table(path: str | os.PathLike[str], *, delimiter: str = ",") -> Table:
+    """Return the whole file; DataError with every fault of the file, or when it has no rows.
+
+    A `.gz` file is decompressed; the text is UTF-8 with or without a byte order mark. A blank line is a missing cell
+    in a file of one column, is ignored at the end of any other file, and is a fault elsewhere.
+    """
+    path = os.fspath(path)
+    layout = _read_layout(path, delimiter)
+    if layout.rows == 0:
+        raise DataError(f"{path}: expected rows below the header, got none")
+    (table,) = _tables(path, delimiter, layout, layout.rows)
+    return table
+
+
+def iter_table(path: str | os.PathLike[str], *, delimiter: str = ",", chunk_rows: int = 50_000) -> Iterator[Table]:
+    """Yield the file in tables of at most `chunk_rows` rows, in bounded memory; nothing for a header without rows.
+
+    Raises DataError with every fault of the file before the first table.
+    """
+    path = os.fspath(path)
+    layout = _read_layout(path, delimiter)
+    if layout.rows:
+        yield from _tables(path, delimiter, layout, chunk_rows)
+
+
+def _read_layout(path: str, delimiter: str) -> _Layout:
+    if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n\0':
+        raise DataError(f"{path}: delimiter: expected one ASCII character that is no quote, got {delimiter!r}")
+    with _reading(path):
+        quoted = _check_bytes(path)
+        names = _read_names(path, delimiter)
+        return _check_shape(path, names, (_quoted_records if quoted else _plain_records)(path, delimiter))
+
+
+def _tables(path: str, delimiter: str, layout: _Layout, chunk_rows: int) -> Iterator[Table]:
+    small = layout.rows * len(layout.names) <= PANDAS_CELLS
+    first = 0
+    with _reading(path):
+        for cells in (_cells_by_csv if small else _cells_by_pandas)(path, delimiter, layout, chunk_rows):
+            rows = np.arange(first, first + len(cells[0]), dtype=np.int64)
+            lines = rows + layout.offsets[np.searchsorted(layout.changes, rows, side="right") - 1]
+            yield Table(dict(zip(layout.names, cells, strict=True)), lines, path)
+            first += len(rows)
+    if first != layout.rows:
+        raise DataError(f"{path}: expected {layout.rows} rows, got {first}; the file changed while it was read")
+
+
+def _cells_by_csv(path: str, delimiter: str, layout: _Layout, chunk_rows: int) -> Iterator[list[np.ndarray]]:
+    with closing(_csv_rows(path, delimiter)) as rows:
+        cells = islice((row or [""] for row, _ in rows), 1, layout.rows + 1)
+        while chunk := list(islice(cells, chunk_rows)):
+            yield [_text_array(column) for column in zip(*chunk, strict=True)]
+
+
+def _cells_by_pandas(path: str, delimiter: str, layout: _Layout, chunk_rows: int) -> Iterator[list[np.ndarray]]:
+    import pandas
+
+    # dtype=object pins cells to Python str: the default text dtype depends on whether pyarrow is installed.
+    with (
+        _open(path) as file,
+        pandas.read_csv(
+            cast(IO[str], file),
+            sep=delimiter,
+            header=0,
+            names=list(range(len(layout.names))),
+            index_col=False,
+            dtype=object,
+            na_filter=False,
+            skip_blank_lines=False,
+            nrows=layout.rows,
+            chunksize=chunk_rows,
+            encoding="utf-8",
+        ) as frames,
+    ):
+        for frame in frames:
+            yield [frame[i].to_numpy() for i in range(len(layout.names))]
+
+
+def _text_array(cells: Sequence[str]) -> np.ndarray:
+    array = np.empty(len(cells), dtype=object)
+    array[:] = cells
+    return array
+
+
+def _check_bytes(path: str) -> bool:
+    """Return whether the file holds any quote character; DataError on NUL bytes and on text that is not UTF-8."""
+    quoted, offset, line = False, 0, 1
+    with _open(path) as file:
+        while block := file.read(BLOCK_BYTES) + file.readline():
+            if (nul := block.find(0)) >= 0:
+                line += block.count(b"\n", 0, nul)
+                raise DataError(f"{path}:{line}: a NUL byte; the file is damaged, binary or UTF-16; save it as UTF-8")
+            try:
+                block.decode("utf-8")
+            except UnicodeDecodeError as error:
+                line += block.count(b"\n", 0, error.start)
+                byte = f"byte 0x{block[error.start]:02x} (at byte {offset + error.start:,} of the file)"
+                raise DataError(f"{path}:{line}: expected UTF-8, got {byte}; convert the file to UTF-8") from error
+            quoted = quoted or b'"' in block
+            offset, line = offset + len(block), line + block.count(b"\n")
+    return quoted
+
+
+def _read_names(path: str, delimiter: str) -> tuple[str, ...]:
+    """Return the header; DataError when it is absent, or a name is empty or given twice."""
+    with closing(_csv_rows(path, delimiter)) as rows:
+        names, _ = next(rows, (None, 0))
+    if names is None:
+        raise DataError(f"{path}: expected a header row, got an empty file")
+    positions: dict[str, list[int]] = {}
+    for i, name in enumerate(names or [""], 1):
+        positions.setdefault(name if name.strip() else "", []).append(i)
+    problems = []
+    for name, at in positions.items():
+        where = ", ".join(map(str, at))
+        if not name:
+            problems.append(f"{path}:1: expected a name for every column, got none at position {where} of the header")
+        elif len(at) > 1:
+            problems.append(f"{path}:1: expected different column names, got {name!r} at positions {where}")
+    if problems:
+        raise DataError(problems)
+    return tuple(names)
+
+
+def _check_shape(path: str, names: tuple[str, ...], records: _Records) -> _Layout:
+    """Return the layout of `records`, the header first; DataError naming the rows with another number of cells."""
+    index, offset = -1, 0
+    changes, ragged = [], []
+    for cells, lines in records:
+        cells = np.maximum(cells, 1) if len(names) == 1 else cells
+        rows = np.arange(index, index + len(lines))
+        offsets = lines - rows
+        changed = np.diff(offsets, prepend=offset) != 0
+        changes.append(np.stack([rows[changed], offsets[changed]]))
+        wrong = cells != len(names)
+        ragged.append(np.stack([rows[wrong], lines[wrong], cells[wrong]]))
+        index, offset = index + len(lines), offsets[-1]
+    faults = np.concatenate(ragged, axis=1)
+    while faults.shape[1] and faults[2, -1] == 0 and faults[0, -1] == index - 1:
+        faults, index = faults[:, :-1], index - 1
+    if faults.shape[1]:
+        raise DataError(_ragged_rows(path, len(names), faults[1:]))
+    return _Layout(names, index, *np.concatenate(changes, axis=1))
+
+
+def _ragged_rows(path: str, expected: int, faults: np.ndarray) -> list[str]:
+    problems = [
+        f"{path}:{line}: expected {expected} cells, got {cells or 'a blank line'}"
+        for line, cells in faults[:, :SHOWN].T.tolist()
+    ]
+    more = faults.shape[1] - SHOWN
+    return [*problems, f"{path}: and {more:,} more rows with a wrong number of cells"] if more > 0 else problems
+
+
+def _plain_records(path: str, delimiter: str) -> _Records:
+    """Yield (cells, line) of every line of a file without quotes; a blank line has 0 cells."""
+    line = 1
+    with _open(path) as file:
+        while block := file.read(BLOCK_BYTES) + file.readline():
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            data = np.frombuffer(block if block.endswith(b"\n") else block + b"\n", np.uint8)
+            ends = np.flatnonzero(data == ord("\n"))
+            delimiters = np.searchsorted(np.flatnonzero(data == ord(delimiter)), ends)
+            blank = np.diff(ends, prepend=-1) == 1
+            yield np.where(blank, 0, np.diff(delimiters, prepend=0) + 1), np.arange(line, line + len(ends))
+            line += len(ends)
+
+
+def _quoted_records(path: str, delimiter: str) -> _Records:
+    """Yield (cells, first line) of every record of a file with quotes; a blank line has 0 cells."""
+    with closing(_csv_rows(path, delimiter)) as rows:
+        shapes = ((len(row), line) for row, line in rows)
+        while batch := list(islice(shapes, CSV_BATCH_ROWS)):
+            cells, lines = np.array(batch, dtype=np.int64).T
+            yield cells, lines
+
+
+def _csv_rows(path: str, delimiter: str) -> Generator[tuple[list[str], int]]:
+    """Yield every record with the line where it starts; DataError where the quotes are wrong."""
+    line = 1
+    with _open_text(path) as file, _long_cells():
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            for row in reader:
+                yield row, line
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(_quote_fault(path, delimiter, line, str(error))) from error
+
+
+def _quote_fault(path: str, delimiter: str, line: int, reason: str) -> str:
+    if "unexpected end of data" in reason:
+        return f"{path}:{_open_quote_line(path, delimiter, line)}: a quote is opened here and never closed"
+    if "field larger" in reason:
+        return f"{path}:{line}: a cell of this row is longer than {CELL_LIMIT:,} characters; is a quote left open?"
+    if "expected after" in reason:
+        return f'{path}:{line}: text follows a closing quote in this row; write "" for a quote inside a quoted cell'
+    return f"{path}:{line}: {reason}"
+
+
+def _open_quote_line(path: str, delimiter: str, line: int) -> int:
+    """Return the line on which the last cell starts of the record that starts on `line` and runs to the file's end."""
+    with _open_text(path) as file, _long_cells():
+        reader = csv.reader(islice(file, line - 1, None), delimiter=delimiter)
+        last_cell = next(reader)[-1]
+        return line + reader.line_num - max(1, sum(1 for _ in io.StringIO(last_cell, newline="")))
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    before = csv.field_size_limit(CELL_LIMIT)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turn what the operating system or gzip says about the file into a DataError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path}: expected a CSV file, got a directory") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: expected a gzip file, got a damaged or different one ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _open(path: str) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.endswith(".gz") else open(path, "rb")
+
+
+def _open_text(path: str) -> IO[str]:
+    return io.TextIOWrapper(cast(io.BufferedReader, _open(path)), encoding="utf-8-sig", newline="")

@@ -15,7 +15,7 @@ import yaml
 from mmjax.config import Config
 from mmjax.config_rules import find_conflicts
 from mmjax.config_structure import Findings, build_config, key_paths
-from mmjax.config_tree import leaves, merge, parse_override, place_of, read_tree, tree_of
+from mmjax.config_tree import leaves, merge, nodes_of, parse_override, place_of, read_tree, tree_of
 from mmjax.config_yaml import Node, resolve_scalar
 from mmjax.errors import ConfigError
 
@@ -49,8 +49,7 @@ def load_config_with_origins(path: str | os.PathLike[str], overrides: Sequence[s
     for overlay in overlays:
         tree = merge(tree, overlay) if overlay else tree
     nodes = dict(leaves(tree))
-    named = Node({"name": _default_name(file)}, tree.where)
-    config = _check(merge(named, tree), _given(nodes), problems)
+    config = _check(_with_name(tree, file), _given(nodes), problems)
     return LoadedConfig(config, {key: _origin(nodes.get(key)) for key in key_paths()})
 
 
@@ -79,8 +78,10 @@ def _is_broken(path: str, broken: Iterable[str]) -> bool:
     return any(path == b or path.startswith(f"{b}.") or b.startswith(f"{path}[") or not b for b in broken)
 
 
-def _default_name(file: str) -> Node:
-    return Node(PurePath(file).stem, f"{file} (the file's stem, as it gives no name)", PurePath(file).stem)
+def _with_name(tree: Node, file: str) -> Node:
+    stem = PurePath(file).stem
+    default = {"name": Node(stem, f"{file} (the file's stem, as it gives no name)", stem)}
+    return tree if "name" in nodes_of(tree) else tree._replace(value=nodes_of(tree) | default)
 
 
 def _given(nodes: Mapping[str, Node]) -> frozenset[str]:
@@ -156,7 +157,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = None if resolve_scalar(text) == text else '"'
+    style = None if resolve_scalar(text) == text and text.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 

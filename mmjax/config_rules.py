@@ -5,6 +5,7 @@ override holds it; only what is given can be idle.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -142,7 +143,7 @@ def _split_strategy(config: Config) -> Iterator[Conflict]:
 
 def _column_roles(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
     roles = [(f"{section}.{key}", getattr(data, key)) for key in ("target_column", "weight_column", "id_column")]
-    if isinstance(data, ImageData):
+    if isinstance(data, ImageData) and data.image_column != data.id_column:  # rows may be named by their path
         roles.append((f"{section}.image_column", data.image_column))
     roles.append(("split.column", config.split.column))
     used = [(path, name) for path, name in roles if name is not None]
@@ -178,19 +179,16 @@ def _task_options(config: Config, given: Given, section: str, data: TabularData 
         ("training.class_weights", config.training.class_weights != "none"),
         ("training.label_smoothing", "training.label_smoothing" in given and loss is UNSET),
     )
-    for path, used in classes_only:
-        if used:
-            yield Conflict(
-                (path, source), f"has no effect: expected a classification task with it, got {task} (`{source}`)"
-            )
+    message = f"has no effect: expected a classification task with it, got {task} (`{source}`)"
+    yield from (Conflict((path, source), message) for path, used in classes_only if used)
 
 
 def _class_weights(config: Config) -> Iterator[Conflict]:
     weights = config.training.class_weights
     if isinstance(weights, str):
         return
-    labels = [weight.label for weight in weights]
-    for label in sorted({label for label in labels if labels.count(label) > 1}):
+    counts = Counter(weight.label for weight in weights)
+    for label in (label for label, count in counts.items() if count > 1):
         yield Conflict(("training.class_weights",), f"expected each label once, got {label[:60]!r} twice; remove one")
 
 
@@ -249,5 +247,6 @@ def _monitor(config: Config, given: Given, section: str, data: TabularData | Ima
 
 def _unknown_monitor(monitor: str) -> str:
     options = [f"{where}_{metric}" for where in ("val", "train") for metric in METRIC_NAMES]
-    near = did_you_mean(monitor[:60].lower(), options)
+    metric = monitor.partition("_")[2]
+    near = f"; did you mean 'val_{metric}'?" if metric in METRIC_NAMES else did_you_mean(monitor[:60].lower(), options)
     return f"expected val_X or train_X with X one of {', '.join(METRIC_NAMES)}; got {monitor[:60]!r}{near}"

@@ -131,6 +131,7 @@ def _reject_unknown(key: str, node: Node, path: str, options: tuple[str, ...], f
     elsewhere = _same_name_elsewhere(key, path)
     near = difflib.get_close_matches(key[:60].lower(), options, n=1, cutoff=0.6)
     findings.broken.update(elsewhere or [join_path(path, name) for name in near])
+    findings.broken.update(guess.rpartition(".")[0] for guess in elsewhere if path)
     if "." in key:
         hint = "; nest it: one section a line, each indented further"
     elif elsewhere:

@@ -21,7 +21,7 @@ def read_tree(path: str, problems: list[str]) -> Node:
 
 def _read_extended(path: str, asked_by: str, children: tuple[str, ...], problems: list[str]) -> Node:
     root = _read_mapping(path, asked_by, problems)
-    entries = dict(root.value) if isinstance(root.value, dict) else {}
+    entries = nodes_of(root)
     parent = entries.pop("extends", None)
     own = root._replace(value=entries)
     if parent is None:
@@ -140,6 +140,11 @@ def tree_of(value: Any, where: str, path: str, problems: list[str]) -> Node:
                 f"{where}: {path}: expected a JSON value, got {type(value).__name__}, too large or nested too deeply"
             )
             return Node(None, where)
+
+
+def nodes_of(tree: Node) -> dict[str, Node]:
+    """Return the nodes of a mapping by key, in a new dict; empty when it is no mapping."""
+    return dict(tree.value) if isinstance(tree.value, dict) else {}
 
 
 def leaves(tree: Node, path: str = "") -> Iterator[tuple[str, Node]]:

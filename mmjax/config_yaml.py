@@ -71,7 +71,7 @@ def parse_yaml(text: str, locate: Locate) -> tuple[Node, list[str]]:
     except yaml.MarkedYAMLError as error:
         raise ConfigError(_syntax_problem(error, locate)) from error
     except (ValueError, OverflowError) as error:  # an escape beyond Unicode, a version number of thousands of digits
-        raise ConfigError(f"{locate(1)}: invalid YAML: {error}") from error
+        raise ConfigError(f"{locate(1)}: invalid YAML: an escape or a version number is out of range") from error
     reading = _Reading(locate, [])
     root = Node(None, locate(1)) if tree is None else _convert(tree, reading, "", _place(tree, reading))
     return root, reading.problems

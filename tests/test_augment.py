@@ -26,7 +26,7 @@ AUGMENTS = {
     "rotate": rotate(40),
     "shift": shift(0.25),
     "color": color(0.5),
-    "chain": chain_augments(flip(), shift(0.2), rotate(10), color(0.3)),
+    "chain": chain_augments(flip(), shift(0.2), color(0.3)),
 }
 COMPILED = {name: jax.jit(augment) for name, augment in AUGMENTS.items()}
 ROTATED, SHIFTED = jax.jit(rotate_images), jax.jit(shift_images)
@@ -48,9 +48,9 @@ def moved(augment, key: jax.Array, image: jax.Array) -> np.ndarray:
 
 
 @laws
-@given(name=names, seed=seeds, dtype=st.sampled_from([np.uint8, np.float32]))
-def test_compiled_equals_eager_and_keeps_shape_and_range(name, seed, dtype):
-    image = images(seed, dtype=dtype)
+@given(name=names, seed=seeds)
+def test_compiled_equals_eager_and_keeps_shape_and_range(name, seed):
+    image = images(seed)
     eager = moved(AUGMENTS[name], jax.random.key(seed), image)
     compiled = moved(COMPILED[name], jax.random.key(seed), image)
     assert eager.shape == image.shape
@@ -58,6 +58,13 @@ def test_compiled_equals_eager_and_keeps_shape_and_range(name, seed, dtype):
     assert eager.min() >= 0
     assert eager.max() <= 255.001
     np.testing.assert_allclose(compiled, eager, atol=0.05)
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_bytes_and_floats_give_the_same(name, getkey):
+    key, image = getkey(), images(0)
+    floats = moved(COMPILED[name], key, image.astype(jnp.float32))
+    np.testing.assert_allclose(moved(COMPILED[name], key, image), floats, atol=0.01)
 
 
 @laws
@@ -109,7 +116,7 @@ def test_small_shapes(shape, getkey):
 def test_members_may_map_over_keys():
     keys = jax.random.split(jax.random.key(0), 4)
     batch = {"image": images(0)}
-    augment = chain_augments(flip(), shift(0.2))
+    augment = chain_augments(flip())
     mapped = jax.jit(jax.vmap(augment, (0, None)))(keys, batch)["image"]
     for key, one in zip(keys, mapped, strict=True):
         np.testing.assert_allclose(moved(augment, key, batch["image"]), one, atol=0.05)
@@ -159,10 +166,11 @@ def test_shift_stays_within_its_share_and_reaches_it():
     assert (where.max(0) == 5).all()
 
 
+@laws
 @given(size=st.integers(1, 9), index=st.integers(-40, 40))
 def test_reflect_is_the_mirror_of_numpy(size, index):
     want = np.pad(np.arange(size), 45, mode="reflect")[index + 45]
-    assert int(reflect(jnp.asarray([index]), size)[0]) == want
+    assert reflect(jnp.asarray([index]), size).tolist() == [want]
 
 
 def test_rotation_by_right_angles():
@@ -203,8 +211,11 @@ def test_the_config_chooses():
     assert build_augment(Augmentation(horizontal_flip=False)) is None
     image, key = images(0), jax.random.key(0)
     plain = build_augment(Augmentation())
-    every = build_augment(Augmentation(rotation_range=10, shift=0.2, color=0.3))
+    every = build_augment(Augmentation(shift=0.2, color=0.3))
+    turned = build_augment(Augmentation(horizontal_flip=False, rotation_range=40))
     assert plain is not None
     assert every is not None
+    assert turned is not None
+    np.testing.assert_array_equal(moved(turned, key, image), moved(chain_augments(rotate(40)), key, image))
     np.testing.assert_array_equal(moved(plain, key, image), moved(chain_augments(flip()), key, image))
     np.testing.assert_array_equal(moved(jax.jit(every), key, image), moved(COMPILED["chain"], key, image))

@@ -1,0 +1,133 @@
+"""From the config's model section to a Model: the family's defaults, and the one place that knows every family."""
+
+from typing import Any, assert_never
+
+import jax
+import jax.numpy as jnp
+import msgspec
+from msgspec import UNSET
+
+from mmjax.config import Architecture, ModelName
+from mmjax.config import Model as ModelConfig
+from mmjax.errors import ConfigError, DataError
+from mmjax.models.base import Model, Variables
+from mmjax.models.efficientnet import EFFICIENTNETS, EfficientNet
+from mmjax.models.layers import Inputs, activation_function, model_from_linen, row_mask
+from mmjax.models.mlp import MLP, default_embedding_dim, make_mlp
+from mmjax.models.resnet import RESNETS, ResNet, ResNetRow
+from mmjax.schema import Batch, Schema
+
+_RESNET = Architecture(dropout=0.0, activation="relu")
+_EFFICIENTNET = {name: Architecture(dropout=size.dropout, activation="silu") for name, size in EFFICIENTNETS.items()}
+
+ARCHITECTURE_DEFAULTS: dict[str, Architecture] = {
+    "mlp": Architecture(hidden_layers=(256, 256), dropout=0.1, activation="silu", normalization="none", residual=False),
+    "resnet": Architecture(stages=(2, 2, 2), width=32, dropout=0.0, activation="relu"),
+    **dict.fromkeys(RESNETS, _RESNET),
+    **_EFFICIENTNET,
+}
+"""What each family uses where the config says nothing. A field that is UNSET here is not used by the family, except two
+of mlp: `embedding_dim`, which follows from the schema (`default_embedding_dim`), and `input_dim`, which is counted."""
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def build_model(model: ModelConfig, schema: Schema, *, outputs: int, precision: str = "float32") -> Model:
+    """Return the network that `model.name` names, for batches of `schema`, with `outputs` values per row.
+
+    `precision` ("float32" or "bfloat16") is the compute type; parameters, batch statistics and outputs are f32.
+    Raises ConfigError as `resolve_architecture` does.
+    """
+    name = _resolved_name(model)
+    shape: Any = resolve_architecture(model, schema)  # every field the family uses is set
+    activation, dtype = activation_function(shape.activation), DTYPES[precision]
+    match name:
+        case "mlp":
+            return make_mlp(
+                MLP(
+                    outputs,
+                    shape.hidden_layers,
+                    activation,
+                    shape.dropout,
+                    shape.normalization,
+                    shape.residual,
+                    schema.cardinalities,
+                    0 if shape.embedding_dim is UNSET else shape.embedding_dim,
+                    dtype,
+                )
+            )
+        case "resnet":
+            row = ResNetRow(shape.stages, shape.width)
+            return _vision(ResNet(outputs, row, activation, shape.dropout, dtype), name, shape.dropout)
+        case "resnet18" | "resnet34" | "resnet50":
+            return _vision(ResNet(outputs, RESNETS[name], activation, shape.dropout, dtype), name, shape.dropout)
+        case "efficientnet_b0" | "efficientnet_b1" | "efficientnet_b2" | "efficientnet_b3" | "efficientnet_b4":
+            module = EfficientNet(outputs, EFFICIENTNETS[name], activation, shape.dropout, dtype)
+            return _vision(module, name, shape.dropout)
+        case _:
+            assert_never(name)
+
+
+def resolve_architecture(model: ModelConfig, schema: Schema) -> Architecture:
+    """Return the architecture with every field that `model.name` uses set: to the config's value, else the default.
+
+    `input_dim` (mlp) becomes the number of feature columns; `embedding_dim` stays UNSET for a table without categories.
+    Resolving twice changes nothing. ConfigError, all problems at once: a field that the family does not use, an
+    `input_dim` that is not what the data has.
+    """
+    name = _resolved_name(model)
+    defaults = ARCHITECTURE_DEFAULTS[name]
+    given = {field: value for field, value in _items(model.architecture) if value is not UNSET and value is not None}
+    used = [field for field, value in _items(defaults) if value is not UNSET and value is not None]
+    derived: dict[str, Any] = {}
+    if name == "mlp":
+        derived["input_dim"] = len(schema.features)
+        if schema.cardinalities:
+            derived["embedding_dim"] = default_embedding_dim(schema.cardinalities)
+        used += ["input_dim", "embedding_dim"]
+    problems = [
+        f"model.architecture.{field}: expected to be absent for {name}, got {value!r}; "
+        f"remove it, {name} uses {', '.join(sorted(used))}"
+        for field, value in given.items()
+        if field not in used
+    ]
+    if "input_dim" in used and given.get("input_dim", derived["input_dim"]) != derived["input_dim"]:
+        problems.append(
+            f"model.architecture.input_dim: expected {derived['input_dim']}, the feature columns in the data, "
+            f"got {given['input_dim']}; correct it or remove it, then it is counted"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return msgspec.structs.replace(defaults, **(derived | given))
+
+
+def count_parameters(variables: Variables) -> int:
+    """Return the number of trainable values in `variables` (arrays or shapes); running statistics do not count."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _resolved_name(model: ModelConfig) -> ModelName:
+    if model.name is UNSET:
+        raise ConfigError("model.name: expected a name, got none; let the recipe choose one before building the model")
+    return model.name
+
+
+def _items(architecture: Architecture) -> list[tuple[str, Any]]:
+    return [(field, getattr(architecture, field)) for field in architecture.__struct_fields__]
+
+
+def _vision(module: ResNet | EfficientNet, name: str, dropout: float) -> Model:
+    def read(batch: Batch) -> Inputs:
+        if "image" not in batch:
+            raise DataError(
+                f"{name}: expected image in the batch, got {sorted(batch) or 'nothing'}; "
+                "give the config data.image, or choose model.type: tabular"
+            )
+        if batch["image"].ndim != 5 or batch["image"].shape[1] != 1:
+            raise DataError(
+                f"{name}: expected one image a row, image [B, 1, H, W, 3], got shape {list(batch['image'].shape)}; "
+                "keep a single image column"
+            )
+        return Inputs((batch["image"][:, 0],), row_mask(batch))
+
+    return model_from_linen(module, read, needs_key=dropout > 0.0)

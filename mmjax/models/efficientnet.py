@@ -1,0 +1,146 @@
+"""EfficientNet B0 to B4 (Tan & Le 2019, arXiv 1905.11946), as torchvision builds them: two tables and one module."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmjax.models.layers import HE_NORMAL, BatchNorm, Convolution, Dropout, global_average_pool
+from mmjax.models.resnet import SMALL_IMAGE_PX
+
+STEM_CHANNELS = 32
+HEAD_CHANNELS = 1280
+STOCHASTIC_DEPTH = 0.2
+"""Share of rows for which the last block is skipped in training; blocks before it rise to it linearly from 0."""
+
+
+class StageRow(NamedTuple):
+    """One stage of B0 (the paper's table 1)."""
+
+    expand: int
+    kernel_px: int
+    stride: int
+    channels: int
+    repeats: int
+
+
+B0_STAGES = (
+    StageRow(1, 3, 1, 16, 1),
+    StageRow(6, 3, 2, 24, 2),
+    StageRow(6, 5, 2, 40, 2),
+    StageRow(6, 3, 2, 80, 3),
+    StageRow(6, 5, 1, 112, 3),
+    StageRow(6, 5, 2, 192, 4),
+    StageRow(6, 3, 1, 320, 1),
+)
+
+
+class SizeRow(NamedTuple):
+    """One size: multipliers of B0's channels and repeats, dropout before the head."""
+
+    width: float
+    depth: float
+    dropout: float
+
+
+EFFICIENTNETS = {
+    "efficientnet_b0": SizeRow(1.0, 1.0, 0.2),
+    "efficientnet_b1": SizeRow(1.0, 1.1, 0.2),
+    "efficientnet_b2": SizeRow(1.1, 1.2, 0.3),
+    "efficientnet_b3": SizeRow(1.2, 1.4, 0.3),
+    "efficientnet_b4": SizeRow(1.4, 1.8, 0.4),
+}
+
+
+def scaled_channels(channels: int, width: float) -> int:
+    """Return `channels * width` as the nearest multiple of 8 that is not more than a tenth smaller.
+
+    >>> scaled_channels(24, 1.1)
+    24
+    """
+    wanted = channels * width
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * wanted else rounded
+
+
+class Block(NamedTuple):
+    """One MBConv block of a scaled network."""
+
+    name: str
+    expand: int
+    kernel_px: int
+    stride: int
+    channels: int
+
+
+def scaled_blocks(size: SizeRow) -> tuple[Block, ...]:
+    """Return the blocks of that size in order; only the first block of a stage strides."""
+    return tuple(
+        Block(f"stage{stage}_block{i}", row.expand, row.kernel_px, row.stride if i == 1 else 1, channels)
+        for stage, row in enumerate(B0_STAGES, start=1)
+        for channels in (scaled_channels(row.channels, size.width),)
+        for i in range(1, math.ceil(row.repeats * size.depth) + 1)
+    )
+
+
+Unit = Callable[..., jax.Array]
+"""`unit(x, name, channels, kernel_px, stride=1, depthwise=False)`: convolution `{name}_conv`, norm `{name}_norm`."""
+
+
+class EfficientNet(nn.Module):
+    """Stem, MBConv blocks (expand, depthwise, squeeze-excite, project), 1x1 convolution, average pool, dropout, head.
+
+    The stem has stride 2, or 1 for images under 96 px. A block whose input and output agree adds its input, and is
+    skipped for a random share of rows in training (stochastic depth); `dropout` 0 switches that off too.
+    """
+
+    outputs: int
+    size: SizeRow
+    activation: Callable[[jax.Array], jax.Array]
+    dropout: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
+        """Return `[B, outputs]` for `image f32[B, H, W, 3]`, standardised."""
+
+        def unit(
+            x: jax.Array, name: str, channels: int, kernel_px: int, stride: int = 1, depthwise: bool = False
+        ) -> jax.Array:
+            x = Convolution(channels, kernel_px, stride, depthwise, self.dtype, name=f"{name}_conv")(x)
+            return BatchNorm(name=f"{name}_norm")(x, train=train, mask=mask)
+
+        stride = 1 if min(image.shape[1:3]) < SMALL_IMAGE_PX else 2
+        x = self.activation(unit(image, "stem", scaled_channels(STEM_CHANNELS, self.size.width), 3, stride))
+        blocks = scaled_blocks(self.size)
+        for number, block in enumerate(blocks):
+            y = self._block(x, block, unit)
+            if block.stride == 1 and x.shape == y.shape:
+                drop = STOCHASTIC_DEPTH * number / len(blocks) if self.dropout > 0.0 else 0.0
+                y = x + Dropout(drop, rows=True, name=f"{block.name}_depth")(y, train=train)
+            x = y
+        last_channels = 4 * scaled_channels(B0_STAGES[-1].channels, self.size.width)
+        x = self.activation(unit(x, "last", last_channels, 1))
+        x = Dropout(self.dropout, name="dropout")(global_average_pool(x), train=train)
+        return nn.Dense(self.outputs, dtype=self.dtype, name="head")(x)
+
+    def _block(self, x: jax.Array, block: Block, unit: Unit) -> jax.Array:
+        inputs = x.shape[-1]
+        if block.expand > 1:
+            x = self.activation(unit(x, f"{block.name}_expand", inputs * block.expand, 1))
+        x = unit(x, f"{block.name}_depthwise", x.shape[-1], block.kernel_px, block.stride, depthwise=True)
+        x = self._squeeze_excite(self.activation(x), block.name, max(1, inputs // 4))
+        return unit(x, f"{block.name}_project", block.channels, 1)
+
+    def _squeeze_excite(self, x: jax.Array, name: str, squeezed: int) -> jax.Array:
+        """`x` with each channel scaled by a gate computed from all channel means (Hu et al. 2017, arXiv 1709.01507)."""
+
+        def dense(y: jax.Array, part: str, units: int) -> jax.Array:
+            return nn.Dense(units, dtype=self.dtype, kernel_init=HE_NORMAL, name=f"{name}_{part}")(y)
+
+        gate = self.activation(dense(global_average_pool(x), "squeeze", squeezed))
+        gate = nn.sigmoid(dense(gate, "excite", x.shape[-1]))
+        return x * gate[:, None, None, :]

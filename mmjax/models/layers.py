@@ -1,0 +1,198 @@
+"""What every network is built from: convolution, norm, dropout, pools, and the step from a Linen module to a Model."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, assert_never
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmjax.config import Activation
+from mmjax.models.base import Model, Variables
+from mmjax.models.convolution import convolution
+from mmjax.schema import Batch
+
+HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+"""Variance 2 / fan_in (He et al. 2015, arXiv 1502.01852, eq. 10)."""
+
+HE_NORMAL_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""Variance 2 / fan_out (the same, eq. 14): the backward form, torchvision's choice for convolutions."""
+
+
+class Inputs(NamedTuple):
+    """What a module is called with: arrays, and `mask bool[B]`, the rows that count in batch statistics (None: all)."""
+
+    arrays: tuple[jax.Array | None, ...]
+    mask: jax.Array | None
+
+
+def row_mask(batch: Batch) -> jax.Array | None:
+    """Return `bool[B]`, True where a row's weight is positive; None, all rows count, without weights."""
+    return batch["weight"] > 0 if "weight" in batch else None
+
+
+def model_from_linen(module: nn.Module, read: Callable[[Batch], Inputs], *, needs_key: bool) -> Model:
+    """Return `module` as a Model of pure functions; `read` picks its inputs from a Batch and refuses a wrong one.
+
+    `init` traces the whole network once: call it under `jax.jit`, then only the initial values are computed.
+    `apply` raises ValueError when it trains without a key and `needs_key`.
+    """
+
+    def init(key: jax.Array, batch: Batch) -> Variables:
+        inputs = read(batch)
+        variables = module.init(key, *inputs.arrays, train=False, mask=None)
+        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+    def apply(
+        variables: Variables, batch: Batch, *, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        inputs = read(batch)
+        if not train:
+            outputs: Any = module.apply(variables, *inputs.arrays, train=False, mask=None)
+            return outputs.astype(jnp.float32), variables["batch_stats"]
+        if needs_key and key is None:
+            raise ValueError("Model.apply: expected a key, for dropout in training, got None; pass key=")
+        rngs = {"dropout": key} if needs_key and key is not None else {}
+        outputs, changed = module.apply(
+            variables, *inputs.arrays, train=True, mask=inputs.mask, rngs=rngs, mutable=["batch_stats"]
+        )
+        return outputs.astype(jnp.float32), changed.get("batch_stats", {})
+
+    return Model(init, apply)
+
+
+def activation_function(name: Activation) -> Callable[[jax.Array], jax.Array]:
+    """Return the elementwise function of that name."""
+    match name:
+        case "relu":
+            return nn.relu
+        case "gelu":
+            return nn.gelu
+        case "silu":
+            return nn.silu
+        case "selu":
+            return nn.selu
+        case "mish":
+            return jax.nn.mish
+        case "tanh":
+            return jnp.tanh
+        case _:
+            assert_never(name)
+
+
+class Convolution(nn.Module):
+    """`[B, H, W, C] -> [B, H', W', channels]`: square `kernel_px`, `kernel_px // 2` zeros on every side, no bias.
+
+    Padding is the same on both sides, as in torchvision, so that its weights give the same values here.
+    """
+
+    channels: int
+    kernel_px: int
+    stride: int = 1
+    depthwise: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return `x` convolved."""
+        groups = x.shape[-1] if self.depthwise else 1
+        shape = (self.kernel_px, self.kernel_px, x.shape[-1] // groups, self.channels)
+        # fan_in of a depthwise kernel is its fan_out per group, the count that matters
+        kernel = self.param("kernel", HE_NORMAL if self.depthwise else HE_NORMAL_FAN_OUT, shape, jnp.float32)
+        return convolution(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=self.kernel_px // 2,
+            groups=groups,
+        )
+
+
+class BatchNorm(nn.Module):
+    """`[B, ..., C]` normalised per channel over the rows of the batch in training, by running statistics otherwise.
+
+    Statistics are f32 whatever the dtype of `x`; both moments come from one pass. Rows outside `mask bool[B]` do not
+    count. `running = 0.9 running + 0.1 batch`, epsilon 1e-5, torchvision's (Ioffe & Szegedy 2015, arXiv 1502.03167).
+    """
+
+    zero_scale: bool = False
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
+        """Return `x` normalised, scaled and shifted, in its own dtype."""
+        channels = x.shape[-1]
+        scale_init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
+        scale = self.param("scale", scale_init, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        wide = x.astype(jnp.float32)
+        if train:
+            mean, var = _moments(wide, mask)
+            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+            running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
+        else:
+            mean, var = running_mean.value, running_var.value
+        per_channel = (1,) * (x.ndim - 1) + (channels,)
+        factor = (scale * jax.lax.rsqrt(var + self.epsilon)).reshape(per_channel)
+        return ((wide - mean.reshape(per_channel)) * factor + bias.reshape(per_channel)).astype(x.dtype)
+
+
+def _moments(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and (biased) variance per channel, `f32[C]` each, over the rows of `mask`."""
+    axes = tuple(range(x.ndim - 1))
+    if mask is None:
+        mean, mean_of_squares = x.mean(axes), (x * x).mean(axes)
+    else:
+        share = mask.astype(jnp.float32) / jnp.maximum(mask.sum() * (x[0].size / x.shape[-1]), 1.0)
+        share = share.reshape(-1, *(1,) * (x.ndim - 1))
+        mean, mean_of_squares = (x * share).sum(axes), (x * x * share).sum(axes)
+    return mean, jnp.maximum(mean_of_squares - mean * mean, 0.0)  # rounding can make it slightly negative
+
+
+class Dropout(nn.Module):
+    """Each value (with `rows`: each row) is zeroed with probability `rate` in training, the rest times 1 / (1 - rate).
+
+    Two values share one random word: `rate` is rounded to 1/65536, and drawing costs half (the largest single cost of
+    dropout on CPU). With `rows` this is stochastic depth (Huang et al. 2016, arXiv 1603.09382).
+    """
+
+    rate: float
+    rows: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Return `x` with values dropped; `x` itself when not training or `rate` is 0."""
+        threshold = round(self.rate * 65536)
+        if not train or threshold == 0:
+            return x
+        shape = (x.shape[0], *(1,) * (x.ndim - 1)) if self.rows else x.shape
+        kept = _random_u16(self.make_rng("dropout"), shape) >= threshold
+        return jnp.where(kept, x * (65536 / (65536 - threshold)), jnp.zeros((), x.dtype))
+
+
+def _random_u16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform whole numbers in [0, 65536), `u32`."""
+    count = 1
+    for size in shape:
+        count *= size
+    words = jax.random.bits(key, ((count + 1) // 2,), jnp.uint32)
+    return jnp.concatenate([words & 0xFFFF, words >> 16])[:count].reshape(shape)
+
+
+def max_pool_3x3(x: jax.Array) -> jax.Array:
+    """Return the maximum over 3x3 windows, stride 2, one pixel of padding: `[B, H, W, C] -> [B, H/2, W/2, C]`, up.
+
+    As maxima of shifted images, rows then columns: on CPU the gradient of a windowed reduction costs three times that.
+    """
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    height, width = ((size - 3) // 2 * 2 + 1 for size in x.shape[1:3])
+    x = jnp.maximum(jnp.maximum(x[:, 0:height:2], x[:, 1 : 1 + height : 2]), x[:, 2 : 2 + height : 2])
+    return jnp.maximum(jnp.maximum(x[:, :, 0:width:2], x[:, :, 1 : 1 + width : 2]), x[:, :, 2 : 2 + width : 2])
+
+
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """Return the mean over the pixels, summed in f32: `[B, H, W, C] -> [B, C]`, dtype of `x`."""
+    return x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)

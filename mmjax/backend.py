@@ -7,8 +7,9 @@ returns, for the user to read.
 import contextlib
 import hashlib
 import os
-import platform
+import platform as machine
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,7 +103,7 @@ def _cpu_description() -> str:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{platform.machine()} {platform.processor()} {flags}"
+    return f"{machine.machine()} {machine.processor()} {flags}"
 
 
 def compiled(
@@ -113,6 +114,34 @@ def compiled(
     `donate` are positions of arguments whose memory the result may take over: they are dead after the call.
     """
     return jax.jit(function, donate_argnums=tuple(donate), static_argnames=tuple(static))
+
+
+class Program(NamedTuple):
+    """A function compiled for one set of shapes, with what XLA says it costs."""
+
+    run: Callable[..., Any]
+    flops: float
+    """NaN where XLA does not say."""
+    memory_bytes: int
+    """Arguments, results and scratch."""
+    compile_seconds: float
+
+
+def precompiled(function: Callable[..., Any], *arguments: Any) -> Program:
+    """Return `function` compiled ahead for the shapes of `arguments`; it refuses any others."""
+    started = time.perf_counter()
+    program = jax.jit(function).lower(*arguments).compile()
+    seconds = time.perf_counter() - started
+    cost = program.cost_analysis() or {}
+    memory = program.memory_analysis()
+    parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    memory_bytes = sum(int(getattr(memory, part, 0)) for part in parts)
+    return Program(program, float(cost.get("flops", float("nan"))), memory_bytes, seconds)
+
+
+def platform() -> str:
+    """Return where arrays live by default: `cpu`, `gpu` or `tpu`."""
+    return jax.default_backend()
 
 
 @contextlib.contextmanager
@@ -127,7 +156,7 @@ def versions() -> dict[str, str]:
     import importlib.metadata as metadata
 
     names = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas", "pillow", "msgspec")
-    found = {"python": platform.python_version()}
+    found = {"python": machine.python_version()}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)

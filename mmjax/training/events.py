@@ -6,7 +6,7 @@ resumes, because the next step takes over its memory.
 
 import time
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +78,8 @@ class Task(NamedTuple):
     fitted: tuple[Any, Any]
     """Transform and output states."""
     measure: Measure
-    learning_rate: Callable[[int], float]
-    """Of the optimizer update with that number."""
+    learning_rates: np.ndarray
+    """f32[epochs]: the learning rate at the end of each epoch, to tell."""
     parameters: int
     validation_rows: int
 
@@ -102,7 +102,7 @@ def train_events(state: TrainState, task: Task, plan: Plan) -> Generator[Event |
     n = batch_rows(task.data)
     chunk = compiled(make_train_chunk(task.learner, seed=plan.seed, loop=plan.loop), donate=(0, 1))
     program = _Program(chunk, jax.device_put(task.data), task.fitted, plan.loop)
-    clock = _Clock(batch_size)
+    clock, copy = _Clock(batch_size), compiled(_copy)
     direction = metric_direction(plan.monitor) if plan.monitor else "min"
     yield Started(
         plan.name,
@@ -117,7 +117,7 @@ def train_events(state: TrainState, task: Task, plan: Plan) -> Generator[Event |
     )
     started = time.perf_counter()
     progress = _Progress(init_stop(direction), None, 0, ())
-    good, epoch = _copy(state), 0
+    good, epoch = copy(state), 0
     for epoch in range(1, epochs + 1):
         epoch_started = time.perf_counter()
         state, totals, clock = yield from _run_epoch(program, state, clock, plan, epoch)
@@ -126,8 +126,8 @@ def train_events(state: TrainState, task: Task, plan: Plan) -> Generator[Event |
             raise TrainingError(_not_finite(totals, epoch, batch_size))
         metrics = _epoch_metrics(totals, task) | task.measure(eval_variables(state))
         progress, improved = _track(progress, metrics, epoch, state, plan, direction)
-        good, step = _copy(state), int(state.step)
-        rate = task.learning_rate(step // plan.training.accumulate_steps)
+        good, step = copy(state), int(state.step)
+        rate = float(task.learning_rates[epoch - 1])
         seconds = time.perf_counter() - epoch_started
         yield EpochEnded(epoch, epochs, step, metrics, rate, seconds, clock.rate(), improved)
         ends = plan.training.early_stopping.enabled is True and not bool(progress.stop.active)
@@ -224,7 +224,12 @@ def watch(
 
 
 def _track(
-    progress: _Progress, metrics: dict[str, float], epoch: int, state: TrainState, plan: Plan, direction: Direction
+    progress: _Progress,
+    metrics: dict[str, float],
+    epoch: int,
+    state: TrainState,
+    plan: Plan,
+    direction: Literal["min", "max"],
 ) -> tuple[_Progress, bool]:
     """Return the progress with this epoch in it, and whether it is the best so far."""
     history = (*progress.history, metrics)

@@ -58,16 +58,17 @@ def bucket_of(rows: int, largest: int) -> int:
     return min(1 << max(rows - 1, 0).bit_length(), largest)
 
 
-def score(forward: Forward, states: tuple[Any, Any, Any], batch: Batch, *, largest: int) -> Scores:
+def score(forward: Forward, states: tuple[Any, Any, Any], batch: Batch, *, largest: int, smallest: int = 1) -> Scores:
     """Return the Scores of all rows of a host Batch; `states` are the variables, transform and output states.
 
-    Rows go through in slices of `largest`; the last is padded up to its bucket, and padding never changes a result.
+    Rows go through in slices of `largest`; the last is padded up to its bucket (of at least `smallest`), and padding
+    never changes a result.
     """
     inputs = inputs_of(batch)
     parts = []
     for start, stop in padded_slices(batch_rows(inputs), largest):
         piece = {name: values[start:stop] for name, values in inputs.items()}
-        outputs, prediction = forward(*states, pad_rows(piece, bucket_of(stop - start, largest)))
+        outputs, prediction = forward(*states, pad_rows(piece, max(smallest, bucket_of(stop - start, largest))))
         parts.append(jax.tree.map(lambda leaf, rows=stop - start: np.asarray(leaf)[:rows], (outputs, prediction)))
     outputs, prediction = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     return Scores(outputs, prediction.prediction, prediction.probabilities)

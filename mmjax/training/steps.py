@@ -37,14 +37,13 @@ class Totals(NamedTuple):
     rows: jax.Array
     steps: jax.Array
     first_bad: jax.Array
-    """i32[]: the first step whose loss was not finite, or -1."""
+    """i32[]: the first step of the run, counted from 1, whose loss was not finite; or -1."""
 
 
 def empty_totals() -> Totals:
-    """Return sums over no step."""
-    zero = jnp.zeros((), jnp.float32)
-    count = jnp.zeros((), jnp.int32)
-    return Totals(loss=zero, correct=zero, rows=zero, steps=count, first_bad=count - 1)
+    """Return sums over no step: five buffers of their own, for each is donated."""
+    loss, correct, rows = (jnp.zeros((), jnp.float32) for _ in range(3))
+    return Totals(loss, correct, rows, steps=jnp.zeros((), jnp.int32), first_bad=jnp.full((), -1, jnp.int32))
 
 
 def make_train_step(learner: Learner, *, seed: int) -> Callable[..., tuple[TrainState, Totals]]:

@@ -1,0 +1,164 @@
+"""From a resolved config and prepared rows to what `train_events` needs: the learner, fitted states, who measures."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.backend import compiled, platform
+from mmjax.config import Config
+from mmjax.data.pipeline import batch_rows, take
+from mmjax.data.prepare import Prepared
+from mmjax.models.build import count_parameters
+from mmjax.parts import Parts, States, loss_name
+from mmjax.schema import Batch
+from mmjax.training.events import Measure, Plan, Task
+from mmjax.training.losses import Loss, class_weight_array, make_loss
+from mmjax.training.optimizer import make_optimizer, make_schedule
+from mmjax.training.scoring import Forward, Scores, bucket_of, inputs_of, metrics_of, score
+from mmjax.training.state import TrainState, init_state
+from mmjax.training.steps import Learner
+from mmjax.transforms.augment import build_augment
+
+TABLE_ROWS = 4096
+"""Rows of one forward pass when a table is scored."""
+IMAGE_ROWS = 256
+"""The same for images: their activations are large."""
+
+
+class Scorer(NamedTuple):
+    """Scores whole splits with one compiled shape."""
+
+    prepared: Prepared
+    forward: Forward
+    loss: Callable[[np.ndarray, Batch], float]
+    rows: int
+    """Rows of every forward pass."""
+
+    def scores(self, states: tuple[Any, Any, Any], split: str) -> tuple[Scores, Batch]:
+        """Return the Scores of a split and its labels; `split` is `train`, `validation` or `test`."""
+        batch = take(self.prepared.batch, getattr(self.prepared.split, split))
+        return score(self.forward, states, batch, largest=self.rows, smallest=self.rows), batch
+
+    def metrics(self, states: tuple[Any, Any, Any], split: str) -> dict[str, float]:
+        """Return `loss` and every metric of a split; an empty dict when it has no rows."""
+        if not len(getattr(self.prepared.split, split)):
+            return {}
+        scores, batch = self.scores(states, split)
+        return {"loss": self.loss(scores.outputs, batch)} | metrics_of(self.prepared.schema, scores, batch)
+
+
+class Setup(NamedTuple):
+    """Everything `train_events` needs, and the states that the bundle will hold."""
+
+    state: TrainState
+    task: Task
+    plan: Plan
+    fitted: tuple[Any, Any]
+    """Transform and output states."""
+    scorer: Scorer
+
+
+def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
+    """Return the Setup of a resolved config: fits the Transform and Output on training rows, makes initial weights."""
+    train = take(prepared.batch, prepared.split.train)
+    transform_state = jax.tree.map(jnp.asarray, parts.transform.fit(inputs_of(train)))
+    output_state = jax.tree.map(jnp.asarray, parts.output.fit(train["label"]))
+    fitted = (transform_state, output_state)
+    plan = make_plan(config)
+    steps = _updates(config, batch_rows(train))
+    variables = _init_variables(parts, transform_state, train, config.seed)
+    optimizer = make_optimizer(config.training, total_steps=steps[-1], params=variables["params"])
+    loss = _loss(config, prepared, train)
+    learner = Learner(
+        model=parts.model,
+        transform=parts.transform,
+        augment=build_augment(config.data.image.augmentation) if config.data.image else None,
+        loss=loss,
+        targets=parts.output.targets,
+        optimizer=optimizer,
+        ema_decay=config.training.ema_decay,
+    )
+    state = init_state(
+        variables, compiled(optimizer.init)(variables["params"]), ema=config.training.ema_decay is not None
+    )
+    scorer = _scorer(prepared, parts, loss, output_state)
+    schedule = make_schedule(config.training, total_steps=steps[-1])
+    task = Task(
+        learner=learner,
+        data=train,
+        fitted=fitted,
+        measure=_measure(scorer, fitted, plan.monitor),
+        learning_rates=np.asarray(compiled(jax.vmap(lambda step: jnp.float32(schedule(step))))(steps)),
+        parameters=count_parameters(variables),
+        validation_rows=len(prepared.split.validation),
+    )
+    return Setup(state, task, plan, fitted, scorer)
+
+
+def make_plan(config: Config) -> Plan:
+    """Return how long and by what to train. On CPU convolutions must not sit in a loop: XLA lays them out badly there."""
+    monitor = config.training.early_stopping.monitor
+    return Plan(
+        name=config.name,
+        seed=config.seed,
+        training=config.training,
+        loop=config.data.image is None or platform() != "cpu",
+        monitor=monitor if isinstance(monitor, str) else "",
+    )
+
+
+def _updates(config: Config, rows: int) -> np.ndarray:
+    """Return the number of optimizer updates done at the end of each epoch, i32[epochs]."""
+    training = config.training
+    assert isinstance(training.epochs, int), "the recipe decides the epochs"
+    assert isinstance(training.batch_size, int), "the recipe decides the batch size"
+    per_epoch = rows // training.batch_size
+    return np.maximum(1, np.arange(1, training.epochs + 1) * per_epoch // training.accumulate_steps).astype(np.int32)
+
+
+def _init_variables(parts: Parts, transform_state: Any, train: Batch, seed: int) -> dict[str, Any]:
+    sample = inputs_of(take(train, np.arange(min(2, batch_rows(train)))))
+
+    def init(key: jax.Array, batch: Batch) -> dict[str, Any]:
+        return parts.model.init(key, parts.transform.apply(transform_state, batch))
+
+    return compiled(init)(jax.random.key(seed), sample)
+
+
+def _loss(config: Config, prepared: Prepared, train: Batch) -> Loss:
+    target = prepared.schema.target
+    weights = None
+    if target.task == "classification":
+        counts = np.bincount(train["label"], minlength=len(target.classes))
+        weights = class_weight_array(config.training.class_weights, target.classes, counts)
+    return make_loss(config.training, task=target.task, class_weights=weights)
+
+
+def _scorer(prepared: Prepared, parts: Parts, loss: Loss, output_state: Any) -> Scorer:
+    largest = IMAGE_ROWS if prepared.schema.image else TABLE_ROWS
+    rows = bucket_of(max(len(prepared.split.train), len(prepared.split.validation), 1), largest)
+
+    @compiled
+    def total(outputs: jax.Array, label: jax.Array, weight: jax.Array | None) -> jax.Array:
+        return loss(outputs, parts.output.targets(output_state, label), weight)
+
+    def mean_loss(outputs: np.ndarray, batch: Batch) -> float:
+        return float(total(outputs, batch["label"], batch.get("weight")))
+
+    return Scorer(prepared, compiled(parts.forward), mean_loss, rows)
+
+
+def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str) -> Measure:
+    """Return what looks at the validation rows after each epoch, and at the training rows when `monitor` needs it."""
+    of_train = monitor.startswith("train_") and monitor not in ("train_loss", "train_accuracy")
+
+    def measure(variables: Any) -> dict[str, float]:
+        states = States(variables, *fitted)
+        found = {f"val_{name}": value for name, value in scorer.metrics(states, "validation").items()}
+        train = scorer.metrics(states, "train") if of_train else {}
+        return found | {f"train_{name}": value for name, value in train.items() if name not in ("loss", "accuracy")}
+
+    return measure

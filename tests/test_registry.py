@@ -302,6 +302,54 @@ def test_readers_see_whole_states_while_others_write(root):
     assert seen
 
 
+def real_bundle(folder: Path, *, scale: float = 1.0) -> Path:
+    """A bundle of a tiny network with honest golden rows; `scale` other than 1 then changes its weights."""
+    import jax
+    import numpy as np
+
+    from mmjax.artifact.bundle import BundleContents, save_bundle
+    from mmjax.artifact.predictor import make_golden, make_predictor
+    from mmjax.config import Architecture, Config, Data, Model, TabularData
+    from mmjax.data.encode import encode
+    from mmjax.parts import States, build_parts
+    from mmjax.recipe import resolve as decide
+    from mmjax.schema import Column, Schema, Target
+
+    target = Target(column="kind", task="classification", classes=("a", "b"))
+    schema = Schema(target=target, columns=(Column(name="x", kind="numeric"), Column(name="y", kind="numeric")))
+    data = Data(tabular=TabularData(path="tiny.csv", target_column="kind"))
+    model = Model(architecture=Architecture(hidden_layers=(4,)))
+    config = Config(name="tiny", data=data, model=model)
+    config, _ = decide(config, schema, train_rows=4, validation_rows=0)
+    columns = {"x": np.array(["1", "2", "3", "5"], object), "y": np.array(["0.5", "", "-1", "7"], object)}
+    batch = encode(schema, columns)
+    parts = build_parts(config, schema)
+    transform = parts.transform.fit(batch)
+    variables = parts.model.init(jax.random.key(0), parts.transform.apply(transform, batch))
+    states = States(variables, transform, parts.output.fit(np.array([0, 1, 1, 0])))
+    golden = make_golden(make_predictor(config, schema, states), columns)
+    scaled = jax.tree.map(lambda leaf: np.asarray(leaf) * np.asarray(scale, leaf.dtype), variables)
+    kept = {"model": scaled, "transform": states.transform, "output": states.output}
+    save_bundle(folder, BundleContents(config, schema, kept, {"test": {"accuracy": 0.5}}, golden, {}, "", {}))
+    return folder
+
+
+def test_promote_replays_the_golden_rows(tmp_path):
+    from mmjax.artifact.predictor import golden_problems
+
+    checks = (structural_problems, golden_problems)
+    root = tmp_path / "registry"
+    register(root, "tiny", real_bundle(tmp_path / "sound"), run_id="a")
+    register(root, "tiny", real_bundle(tmp_path / "drifted", scale=1.01), run_id="b")
+    assert promote(root, "tiny:1", checks=checks).version == 1
+    assert verify(root, "tiny:1", checks) == []
+    command = [sys.executable, "-m", "mmjax.registry", "promote", "tiny:2", "--registry", str(root)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 5
+    assert refused.stderr.startswith("error: tiny:2 is not promoted: golden rows: expected probabilities within")
+    assert resolve(root, "tiny@production").version == 1
+
+
 class Against(RuleBasedStateMachine):
     """The registry against a model of it in plain Python: numbers, one alias, its history."""
 

@@ -56,10 +56,13 @@ def compare_metrics(a: Metrics, b: Metrics) -> list[MetricDifference]:
     for split in sorted({*a, *b}, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)):
         for metric in dict.fromkeys([*a.get(split, {}), *b.get(split, {})]):
             left, right = (_value(side.get(split, {}).get(metric)) for side in (a, b))
-            both = left is not None and right is not None and math.isfinite(left) and math.isfinite(right)
-            difference = right - left if both else None
+            difference = _difference(left, right)
             found.append(MetricDifference(split, metric, left, right, difference))
     return found
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return b - a if a is not None and b is not None and math.isfinite(a) and math.isfinite(b) else None
 
 
 def metrics_table(metrics: Metrics) -> Table:

@@ -1,0 +1,44 @@
+"""mmjax: train, evaluate, register and serve models on tables and images from one YAML file.
+
+The names below are the notebook surface. They are imported at first use, so that `import mmjax` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmjax.artifact.models import load_model as load_model
+    from mmjax.config import Config as Config
+    from mmjax.config_load import load_config as load_config
+    from mmjax.errors import MmjaxError as MmjaxError
+    from mmjax.evaluate import evaluate_model as evaluate_model
+    from mmjax.models.build import build_model as build_model
+    from mmjax.schema import Schema as Schema
+    from mmjax.train import fit as fit
+    from mmjax.transforms.base import Transform as Transform
+    from mmjax.transforms.base import chain as chain
+
+_HOMES = {
+    "Config": "mmjax.config",
+    "MmjaxError": "mmjax.errors",
+    "Schema": "mmjax.schema",
+    "Transform": "mmjax.transforms.base",
+    "build_model": "mmjax.models.build",
+    "chain": "mmjax.transforms.base",
+    "evaluate_model": "mmjax.evaluate",
+    "fit": "mmjax.train",
+    "load_config": "mmjax.config_load",
+    "load_model": "mmjax.artifact.models",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmjax' has no attribute '{name}'; it has {', '.join(_HOMES)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -1,0 +1,36 @@
+"""Every metric of a model on labelled rows: the numbers of reports, of `mmjax evaluate` and of notebooks."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmjax.schema import Batch, Schema
+from mmjax.training.metrics import confusion_matrix, per_class_metrics
+from mmjax.training.scoring import Scores, metrics_of
+
+
+class Evaluation(NamedTuple):
+    """What a model is worth on some rows."""
+
+    rows: int
+    metrics: dict[str, float]
+    per_class: list[dict[str, Any]]
+    """One dict a class: class, precision, recall, f1, support; empty for regression."""
+    confusion: list[list[float]]
+    """[K][K], rows are the truth; empty for regression."""
+
+
+def evaluate_scores(schema: Schema, scores: Scores, batch: Batch) -> Evaluation:
+    """Return the Evaluation of Scores against the labels (and weights) of `batch`."""
+    metrics = metrics_of(schema, scores, batch)
+    rows = len(batch["label"])
+    if scores.probabilities is None:
+        return Evaluation(rows, metrics, [], [])
+    labels = np.asarray(batch["label"], np.int64)
+    weight = batch.get("weight")
+    probabilities = scores.probabilities.astype(np.float64)
+    classes = schema.target.classes
+    confusion = confusion_matrix(scores.prediction.astype(np.int64), labels, len(classes), weight=weight)
+    return Evaluation(
+        rows, metrics, per_class_metrics(probabilities, labels, classes, weight=weight), confusion.tolist()
+    )

@@ -1,0 +1,197 @@
+"""Predictor: a loaded bundle that answers. Encode, pad to a bucket, one compiled call, un-pad.
+
+The functions are those that trained the model. No pandas, optax, grain or orbax is imported here: serving stands on it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from mmjax.artifact.bundle import Bundle, Golden, load_bundle
+from mmjax.backend import compiled, platform, reference_mode
+from mmjax.config import Config
+from mmjax.data.encode import columns_from_rows, encode
+from mmjax.data.pipeline import padded_slices
+from mmjax.errors import BundleError
+from mmjax.parts import States, build_parts
+from mmjax.schema import Columns, Schema
+from mmjax.training.scoring import Forward, Scores, score
+
+LARGEST_BUCKET = 256
+"""Rows of the largest compiled batch; smaller requests pad to the next power of two."""
+
+REFERENCE_TOLERANCE = 1e-5
+"""Largest difference from the golden answers when replayed in reference mode on any CPU (f32 sums in another order)."""
+
+
+class Predictions(NamedTuple):
+    """Answers for N rows, on the host."""
+
+    prediction: np.ndarray
+    """Class texts (object[N]) or values f64[N]."""
+    probabilities: np.ndarray | None
+    """f32[N, K] in the order of `classes`; None for regression."""
+    classes: tuple[str, ...]
+
+
+class Predictor(NamedTuple):
+    """A model ready to answer. `predict` is the only thing most callers need."""
+
+    schema: Schema
+    config: Config
+    states: States
+    forward: Forward
+    """Compiled."""
+    digest: str = ""
+
+    def predict(self, rows: Columns | Sequence[Mapping[str, Any]]) -> Predictions:
+        """Return Predictions for rows: mappings from column name to cell, or arrays by column name.
+
+        Cells are numbers, texts as in the CSV, or None for missing; images are paths, bytes or u8 arrays. Identifier
+        and target columns are ignored. Raises DataError naming row and column.
+        """
+        columns = rows if isinstance(rows, dict) else columns_from_rows(rows)
+        scores = self.score(columns)
+        return to_predictions(self.schema, scores)
+
+    def score(self, columns: Columns) -> Scores:
+        """Return raw Scores for encoded-as-read columns, at most a bucket of rows in memory at a time."""
+        n = len(next(iter(columns.values())))
+        parts = []
+        for start, stop in padded_slices(n, LARGEST_BUCKET):
+            piece = {name: cells[start:stop] for name, cells in columns.items()}
+            parts.append(score(self.forward, self.states, encode(self.schema, piece), largest=LARGEST_BUCKET))
+        return concatenate(parts)
+
+
+def concatenate(parts: Sequence[Scores]) -> Scores:
+    """Return successive Scores as one."""
+    outputs, prediction, probabilities = zip(*parts, strict=True)
+    joined = None if probabilities[0] is None else np.concatenate(probabilities)
+    return Scores(np.concatenate(outputs), np.concatenate(prediction), joined)
+
+
+def to_predictions(schema: Schema, scores: Scores) -> Predictions:
+    """Return Scores in the words of the data: class texts, or values."""
+    if scores.probabilities is None:
+        return Predictions(scores.prediction[:, 0].astype(np.float64), None, ())
+    classes = np.array(schema.target.classes, dtype=object)
+    return Predictions(classes[scores.prediction], scores.probabilities, schema.target.classes)
+
+
+def make_predictor(config: Config, schema: Schema, states: States, *, digest: str = "") -> Predictor:
+    """Return a Predictor of fitted states."""
+    forward = compiled(build_parts(config, schema).forward)
+    return Predictor(schema, config, states, forward, digest)
+
+
+def load_predictor(folder: str | Path) -> Predictor:
+    """Return the Predictor of a bundle, after its golden rows gave the answers they gave when it was made.
+
+    Raises BundleError naming what is wrong.
+    """
+    bundle = load_bundle(Path(folder))
+    contents = bundle.contents
+    predictor = make_predictor(contents.config, contents.schema, _states(bundle), digest=bundle.digest)
+    golden = contents.golden
+    problems = list(_replay(predictor, golden, tolerance=_tolerance(golden, predictor.config)))
+    if problems:
+        raise BundleError([f"{folder}: {problem}" for problem in problems])
+    return predictor
+
+
+def golden_problems(folder: Path) -> list[str]:
+    """Return what differs when the golden rows are replayed tightly, in reference mode; an empty list when nothing."""
+    bundle = load_bundle(Path(folder))
+    contents = bundle.contents
+    with reference_mode():
+        predictor = make_predictor(reference_config(contents.config), contents.schema, _states(bundle))
+        return list(_replay(predictor, contents.golden, tolerance=REFERENCE_TOLERANCE))
+
+
+def reference_config(config: Config) -> Config:
+    """Return the config that computes in f32, as golden answers are."""
+    return msgspec.structs.replace(config, precision="float32")
+
+
+def make_golden(predictor: Predictor, columns: Columns) -> Golden:
+    """Return golden rows with the answers of reference mode, and the tolerance that compiled answers need.
+
+    The tolerance is four times what was measured on this backend, at least 1e-5.
+    """
+    columns = self_contained(predictor.schema, columns)
+    reference = make_predictor(reference_config(predictor.config), predictor.schema, predictor.states)
+    with reference_mode():
+        expected = golden_answers(reference, columns)
+    compiled_answers = golden_answers(predictor, columns)
+    measured = max(largest_difference(expected[name], compiled_answers[name]) for name in expected)
+    tolerance = {**ELSEWHERE, _backend_key(predictor.config): max(REFERENCE_TOLERANCE, 4.0 * measured)}
+    return Golden({name: list(cells) for name, cells in columns.items()}, expected, tolerance)
+
+
+def self_contained(schema: Schema, columns: Columns) -> Columns:
+    """Return raw cells that need no file beside them: the path of an image becomes the bytes of the file."""
+    images = schema.image.columns if schema.image else ()
+    contained = {}
+    for name, cells in columns.items():
+        contained[name] = np.empty(len(cells), dtype=object)
+        contained[name][:] = [
+            Path(cell).read_bytes() if name in images and isinstance(cell, str) else cell for cell in cells
+        ]
+    return contained
+
+
+ELSEWHERE = {"cpu/float32": 1e-4, "gpu/float32": 5e-3, "tpu/float32": 2e-2, "bfloat16": 5e-2}
+"""Tolerances on backends where nothing was measured: GPUs and TPUs multiply f32 in fewer bits by default."""
+
+
+def _backend_key(config: Config) -> str:
+    return f"{platform()}/{config.precision}"
+
+
+def _tolerance(golden: Golden, config: Config) -> float:
+    return golden.tolerance.get(_backend_key(config), golden.tolerance.get(config.precision, 5e-2))
+
+
+def _states(bundle: Bundle) -> States:
+    return States(*(bundle.contents.states[name] for name in ("model", "transform", "output")))
+
+
+def golden_answers(predictor: Predictor, columns: Columns) -> dict[str, np.ndarray]:
+    """Return what a Golden expects for these rows: `probabilities f32[N, K]`, or `prediction f32[N, T]`."""
+    scores = predictor.score(columns)
+    if scores.probabilities is not None:
+        return {"probabilities": scores.probabilities}
+    return {"prediction": scores.prediction}
+
+
+def golden_columns(golden: Golden) -> Columns:
+    """Return the raw cells of golden rows as Columns."""
+    columns = {}
+    for name, cells in golden.columns.items():
+        columns[name] = np.empty(len(cells), dtype=object)
+        columns[name][:] = cells
+    return columns
+
+
+def largest_difference(expected: np.ndarray, got: np.ndarray) -> float:
+    """Return the largest difference relative to the size of the expected values (at least 1); NaN differs from all."""
+    if expected.shape != got.shape:
+        return float("inf")
+    scale = max(1.0, float(np.max(np.abs(expected), initial=0.0)))
+    difference = np.abs(expected.astype(np.float64) - got.astype(np.float64)) / scale
+    return float(np.max(np.where(np.isfinite(difference), difference, np.inf), initial=0.0))
+
+
+def _replay(predictor: Predictor, golden: Golden, *, tolerance: float) -> Iterator[str]:
+    answers = golden_answers(predictor, golden_columns(golden))
+    for name, expected in golden.expected.items():
+        difference = largest_difference(expected, answers[name])
+        if difference > tolerance:
+            yield (
+                f"golden rows: expected {name} within {tolerance:g} of what was saved, got a difference of "
+                f"{difference:g}; the arrays, the data path or this machine's numerics changed; retrain or restore"
+            )

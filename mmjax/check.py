@@ -1,0 +1,185 @@
+"""`python -m mmjax.check`: what a config would do, without training: data, network, memory, time."""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import jax
+import numpy as np
+
+from mmjax.analysis.present import describe_schema
+from mmjax.backend import Backend, configure, precompiled
+from mmjax.cli import echo, echo_table, json_option, run
+from mmjax.config import Config
+from mmjax.config_load import format_origins, load_config_with_origins
+from mmjax.data.decode import contact_sheet
+from mmjax.data.pipeline import epoch_batches, take
+from mmjax.data.prepare import Prepared, prepare
+from mmjax.errors import ConfigError
+from mmjax.parts import build_parts
+from mmjax.recipe import Decision, resolve
+from mmjax.training.setup import Setup, set_up
+from mmjax.training.steps import empty_totals, make_train_chunk
+from mmjax.transforms.augment import build_augment
+
+SPLITS = ("train", "validation", "test")
+TIMED_STEPS = 5
+
+
+class Checked(NamedTuple):
+    """What training would look like."""
+
+    config: Config
+    decisions: tuple[Decision, ...]
+    prepared: Prepared
+    backend: Backend
+    parameters: int
+    flops_per_step: float
+    """As XLA counts them; NaN where it does not."""
+    memory_bytes: int
+    """Arguments, results and scratch of the compiled step."""
+    compile_seconds: float
+    step_seconds: float
+    """Median of a few timed steps."""
+    steps: int
+    """Of all epochs."""
+    estimated_seconds: float
+    """All steps, compilation and an allowance for evaluation of a third of a step per scored batch."""
+
+
+def check(config: Config) -> Checked:
+    """Return the Checked config: everything of a run but the training. Raises what training would raise."""
+    backend = configure(device=config.device, threads=config.threads)
+    prepared = prepare(config)
+    config, decisions = resolve(
+        config,
+        prepared.schema,
+        train_rows=len(prepared.split.train),
+        validation_rows=len(prepared.split.validation),
+    )
+    setup = set_up(config, prepared, build_parts(config, prepared.schema))
+    return _timed(config, decisions, prepared, backend, setup)
+
+
+def _timed(
+    config: Config, decisions: tuple[Decision, ...], prepared: Prepared, backend: Backend, setup: Setup
+) -> Checked:
+    """Compile one step, ask XLA what it costs, and time it."""
+    epochs, batch_size = config.training.epochs, config.training.batch_size
+    assert isinstance(epochs, int), "the recipe decides the epochs"
+    assert isinstance(batch_size, int), "the recipe decides the batch size"
+    rows = len(prepared.split.train)
+    data = jax.device_put(setup.task.data)
+    order = jax.device_put(epoch_batches(config.seed, 1, rows, batch_size))
+    step = make_train_chunk(setup.task.learner, seed=config.seed, loop=False)
+    arguments = (setup.state, empty_totals(), data, *setup.fitted, order, 0, 1)
+    program = precompiled(step, *arguments)
+    times = []
+    for _ in range(TIMED_STEPS):
+        started = time.perf_counter()
+        jax.block_until_ready(program.run(*arguments))
+        times.append(time.perf_counter() - started)
+    seconds = float(np.median(times))
+    steps = epochs * (rows // batch_size)
+    scored = epochs * len(prepared.split.validation) / batch_size
+    estimated = program.compile_seconds + seconds * (steps + scored / 3)
+    return Checked(
+        config=config,
+        decisions=decisions,
+        prepared=prepared,
+        backend=backend,
+        parameters=setup.task.parameters,
+        flops_per_step=program.flops,
+        memory_bytes=program.memory_bytes,
+        compile_seconds=program.compile_seconds,
+        step_seconds=seconds,
+        steps=steps,
+        estimated_seconds=estimated,
+    )
+
+
+def class_counts(prepared: Prepared) -> dict[str, dict[str, int]]:
+    """Return rows by class and split; empty for regression."""
+    label = prepared.batch["label"]
+    return {
+        name: {split: int(np.sum(label[getattr(prepared.split, split)] == index)) for split in SPLITS}
+        for index, name in enumerate(prepared.schema.target.classes)
+    }
+
+
+def write_batch(checked: Checked, path: Path) -> int:
+    """Write a contact sheet of the first training batch as the network will see it; return the number of images.
+
+    Augmented, before standardisation, captioned with its class or value.
+    """
+    config, prepared = checked.config, checked.prepared
+    if config.data.image is None:
+        raise ConfigError("--show-batch: expected a config with data.image, got a table")
+    train = prepared.split.train
+    first = epoch_batches(config.seed, 1, len(train), min(32, len(train)))[0]
+    batch = take(prepared.batch, train[first])
+    label = batch["label"]
+    augment = build_augment(config.data.image.augmentation)
+    if augment is not None:
+        batch = augment(jax.random.key(config.seed), batch)
+    images = np.clip(np.round(np.asarray(batch["image"][:, 0])), 0, 255).astype(np.uint8)
+    classes = prepared.schema.target.classes
+    captions = [classes[index] for index in label] if classes else [f"{value:g}" for value in label[:, 0]]
+    contact_sheet(path, images, captions)
+    return len(images)
+
+
+def tell(checked: Checked) -> None:
+    """Print what was found."""
+    prepared, split = checked.prepared, checked.prepared.split
+    echo(describe_schema(prepared.schema))
+    echo(f"rows: {', '.join(f'{len(getattr(split, name))} {name}' for name in SPLITS)}")
+    for line in (*checked.backend.notes, *prepared.notes):
+        echo(line)
+    counts = class_counts(prepared)
+    if counts:
+        echo_table(("class", *SPLITS), [(name, *(str(row[s]) for s in SPLITS)) for name, row in counts.items()])
+    if checked.decisions:
+        echo_table(("decided", "value", "why"), [(d.key, str(d.value), d.why) for d in checked.decisions])
+    echo(f"parameters: {checked.parameters:,}")
+    cost = f"{checked.flops_per_step / 1e6:,.1f} MFLOP, {checked.memory_bytes / 2**20:,.1f} MiB"
+    took = f"{checked.step_seconds * 1e3:,.2f} ms on {checked.backend.platform}"
+    echo(f"a step: {cost}, {took}; compiled in {checked.compile_seconds:.1f} s")
+    echo(f"at most {checked.steps:,} steps: about {checked.estimated_seconds:,.0f} s")
+
+
+@click.command(name="check", help="Check a config and its data without training.")
+@click.option("--config", "config_path", required=True, type=click.Path(), metavar="FILE", help="The YAML config.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key.")
+@click.option("--show-origin", is_flag=True, help="Say which file, flag or default set each value.")
+@click.option("--show-batch", type=click.Path(path_type=Path), metavar="PNG", help="Write what the network will see.")
+@json_option
+def command(config_path: str, overrides: tuple[str, ...], show_origin: bool, show_batch: Path | None) -> dict[str, Any]:
+    """Check a config."""
+    loaded = load_config_with_origins(config_path, overrides)
+    if show_origin:
+        echo(format_origins(loaded))
+    checked = check(loaded.config)
+    tell(checked)
+    if show_batch is not None:
+        count = write_batch(checked, show_batch)
+        echo(f"{count} images in {show_batch}")
+    return {
+        "parameters": checked.parameters,
+        "rows": {name: len(getattr(checked.prepared.split, name)) for name in SPLITS},
+        "class_counts": class_counts(checked.prepared),
+        "columns": {c.name: {"kind": c.kind, "reason": c.reason} for c in checked.prepared.schema.columns},
+        "notes": checked.prepared.notes,
+        "decisions": [decision._asdict() for decision in checked.decisions],
+        "flops_per_step": checked.flops_per_step,
+        "memory_bytes": checked.memory_bytes,
+        "compile_seconds": checked.compile_seconds,
+        "step_seconds": checked.step_seconds,
+        "estimated_seconds": checked.estimated_seconds,
+        "origins": loaded.origins if show_origin else None,
+    }
+
+
+if __name__ == "__main__":
+    run(command)

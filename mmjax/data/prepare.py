@@ -1,0 +1,146 @@
+"""From a data section of the config to encoded rows with their splits: the first half of every training run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+import numpy as np
+
+from mmjax.config import Config, ImageData, TabularData, Task
+from mmjax.data.encode import encode, encode_label
+from mmjax.data.infer import fit_vocabulary, infer_schema, infer_target
+from mmjax.data.schema_file import read_schema_file
+from mmjax.data.split import Split, split_rows
+from mmjax.data.table import read_table
+from mmjax.data.validate import validate_rows
+from mmjax.schema import Batch, Columns, ImageSpec, Schema
+
+if TYPE_CHECKING:  # tables need no Pillow
+    from mmjax.data.images import ImageSource
+
+LARGEST_DEFAULT_PX = 64
+"""Images larger than this are brought to it unless the config asks for more: two cores train it in minutes."""
+
+
+class Prepared(NamedTuple):
+    """Rows ready to train on, all on the host."""
+
+    schema: Schema
+    columns: Columns
+    """As read, the kept rows only."""
+    names: np.ndarray
+    """object[N]: what identifies a row: its id, its path, or its line in the file."""
+    split: Split
+    batch: Batch
+    """All kept rows, encoded, with `label` (and `weight`)."""
+    notes: tuple[str, ...]
+    """Everything dropped, changed or decided about the data, each a line with a count and a reason."""
+
+
+def prepare(config: Config) -> Prepared:
+    """Return the Prepared rows of a config. Raises DataError for anything wrong with them."""
+    if config.data.tabular is not None:
+        return _prepare_table(config, config.data.tabular)
+    assert config.data.image is not None, "the config names one modality"
+    return _prepare_images(config, config.data.image)
+
+
+def _prepare_table(config: Config, data: TabularData) -> Prepared:
+    table = read_table(data.path, delimiter=data.delimiter)
+    declared = read_schema_file(data.schema) if data.schema else None
+    schema = infer_schema(
+        table.columns,
+        target_column=data.target_column,
+        task=data.task,
+        positive_class=data.positive_class,
+        id_column=data.id_column,
+        ignore_columns=data.ignore_columns,
+        weight_column=data.weight_column,
+        missing_markers=data.missing_markers,
+        inference=data.inference,
+        declared=declared,
+        exclude=(config.split.column,) if config.split.column else (),
+        lines=table.lines,
+    )
+    validation = validate_rows(table.columns, schema, table.lines, table.path, data.on_invalid)
+    columns = {name: cells[validation.keep] for name, cells in table.columns.items()}
+    lines = table.lines[validation.keep]
+    names = columns[data.id_column] if data.id_column else lines.astype(object)
+    assigned = columns[config.split.column] if config.split.column else None
+    split = _split(config, schema, columns, len(lines), assigned, data)
+    schema = fit_vocabulary(schema, {name: cells[split.train] for name, cells in columns.items()})
+    batch = encode(schema, columns, label=True)
+    left_out = [f"{c.name}: left out, {c.kind}: {c.reason}" for c in schema.of_kind("identifier", "constant", "text")]
+    return Prepared(schema, columns, names, split, batch, (*validation.notes, *left_out, *split.notes))
+
+
+def _prepare_images(config: Config, data: ImageData) -> Prepared:
+    from mmjax.data.images import apply_policy, read_images, scan_images
+
+    source = read_images(data)
+    bad = scan_images(source.columns[source.image_column])
+    source, _, notes = apply_policy(source, bad, data.on_invalid)
+    schema = Schema(
+        target=infer_target(
+            source.columns[source.target_column],
+            source.target_column,
+            task=image_task(data),
+            positive_class=data.positive_class,
+        ),
+        image=image_spec(source, data),
+        id_column=data.id_column,
+        weight_column=data.weight_column,
+    )
+    split = _split(config, schema, source.columns, len(source.names), source.assigned, data)
+    batch = encode(schema, source.columns, label=True)
+    return Prepared(schema, source.columns, source.names, split, batch, (*source.notes, *notes, *split.notes))
+
+
+def image_task(data: ImageData) -> Task | msgspec.UnsetType:
+    """Return the task: folders hold classes, whatever their names; the target of a CSV decides by its values."""
+    folders = data.task is msgspec.UNSET and Path(data.path).is_dir()
+    return "classification" if folders else data.task
+
+
+def image_spec(source: "ImageSource", data: ImageData) -> ImageSpec:
+    """Return how images are brought to one size: as the config says, or `default_image_size`."""
+    size = default_image_size(source) if data.image_size is msgspec.UNSET else data.image_size
+    return ImageSpec(
+        columns=(source.image_column,), height_px=size[0], width_px=size[1], resize=data.resize, filter=data.filter
+    )
+
+
+def default_image_size(source: "ImageSource") -> tuple[int, int]:
+    """Return [height, width]: the images' own size when they all share one, else a square of their median side.
+
+    At most LARGEST_DEFAULT_PX, at least 8.
+    """
+    from mmjax.data.decode import probe_image
+
+    infos = [probe_image(cell) for cell in source.columns[source.image_column][:: max(1, len(source.names) // 200)]]
+    sizes = {(info.height_px, info.width_px) for info in infos}
+    side = int(np.median([min(size) for size in sizes]))
+    height, width = sizes.pop() if len(sizes) == 1 else (side, side)
+    return (min(max(height, 8), LARGEST_DEFAULT_PX), min(max(width, 8), LARGEST_DEFAULT_PX))
+
+
+def _split(
+    config: Config,
+    schema: Schema,
+    columns: Columns,
+    n: int,
+    assigned: np.ndarray | None,
+    data: TabularData | ImageData,
+) -> Split:
+    strategy = config.split.strategy
+    if strategy is msgspec.UNSET:
+        by_class = "stratified" if schema.target.task == "classification" else "random"
+        strategy = "folders" if assigned is not None else by_class
+    return split_rows(
+        n,
+        strategy=strategy,
+        fractions=(data.train_split, data.validation_split, data.test_split),
+        seed=config.seed,
+        labels=encode_label(schema, columns) if strategy == "stratified" else None,
+        assigned=assigned,
+    )

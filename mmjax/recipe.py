@@ -1,0 +1,140 @@
+"""The recipe: decides every config field left open, from the look of the data, and says why.
+
+An explicit value always wins. What was decided is printed, saved in the run and travels in the bundle as part of the
+resolved config, so a model never depends on a later version's defaults.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import UNSET
+
+from mmjax.config import Config
+from mmjax.models.build import resolve_architecture
+from mmjax.schema import Schema
+
+
+class Decision(NamedTuple):
+    """One field that the recipe decided."""
+
+    key: str
+    value: Any
+    why: str
+
+
+Choice = tuple[str, Any, str]
+"""Key path, value, reason."""
+
+
+def resolve(
+    config: Config, schema: Schema, *, train_rows: int, validation_rows: int
+) -> tuple[Config, tuple[Decision, ...]]:
+    """Return the config with every field decided, and the Decisions that were taken."""
+    choices = (
+        _data_choices(schema) + _model_choices(schema) + _training_choices(config, schema, train_rows, validation_rows)
+    )
+    decisions = tuple(Decision(*choice) for choice in choices if _get(config, choice[0]) is UNSET)
+    for decision in decisions:
+        config = _set(config, decision.key.split("."), decision.value)
+    architecture = resolve_architecture(config.model, schema)
+    decided = [
+        Decision(f"model.architecture.{name}", value, f"the default of {config.model.name}")
+        for name in architecture.__struct_fields__
+        if (value := getattr(architecture, name)) is not UNSET and getattr(config.model.architecture, name) is UNSET
+    ]
+    model = msgspec.structs.replace(config.model, architecture=architecture)
+    return msgspec.structs.replace(config, model=model), (*decisions, *decided)
+
+
+def _get(config: Config, path: str) -> Any:
+    return functools.reduce(lambda at, name: getattr(at, name, None), path.split("."), config)
+
+
+def _set(at: Any, names: list[str], value: Any) -> Any:
+    head, *rest = names
+    return msgspec.structs.replace(at, **{head: _set(getattr(at, head), rest, value) if rest else value})
+
+
+def _data_choices(schema: Schema) -> list[Choice]:
+    if schema.image:
+        size = (schema.image.height_px, schema.image.width_px)
+        return [
+            ("data.image.task", schema.target.task, schema.target.reason),
+            ("data.image.image_size", size, "the size of the images, at most 64 px"),
+            ("data.image.augmentation.shift", 0.08, "small shifts help at every size"),
+        ]
+    return [
+        ("data.tabular.task", schema.target.task, schema.target.reason),
+        ("data.tabular.preprocessing.scaler", "robust", "outliers move neither the centre nor the scale"),
+        ("data.tabular.preprocessing.handle_missing", "median", "outliers do not move it"),
+        ("data.tabular.preprocessing.categorical_encoding", "embedding", "learns what categories have in common"),
+    ]
+
+
+def _model_choices(schema: Schema) -> list[Choice]:
+    kind, name = ("vision", "resnet") if schema.image else ("tabular", "mlp")
+    return [("model.type", kind, "follows from the data"), ("model.name", name, f"the default for {kind} data")]
+
+
+def _training_choices(config: Config, schema: Schema, train_rows: int, validation_rows: int) -> list[Choice]:
+    classify = schema.target.task == "classification"
+    batch_size = _image_batch_size(train_rows) if schema.image else _table_batch_size(train_rows)
+    epochs = _image_epochs(train_rows) if schema.image else _table_epochs(train_rows)
+    rows = f"{train_rows} training rows"
+    return [
+        ("training.loss", "cross_entropy" if classify else "mse", f"the target is a {schema.target.task} target"),
+        ("training.label_smoothing", 0.0, "keeps probabilities honest"),
+        ("training.batch_size", min(batch_size, train_rows), rows),
+        ("training.epochs", epochs, rows),
+        ("training.optimizer", "adamw", "robust to the learning rate"),
+        ("training.learning_rate", _learning_rate(config, schema), "a good peak for this network and optimizer"),
+        ("training.weight_decay", 0.05 if schema.image else 0.02, "mild"),
+        ("training.schedule", "warmup_cosine", "ends at zero, so the last weights are settled"),
+        *_stopping_choices(config, validation_rows, epochs),
+    ]
+
+
+def _stopping_choices(config: Config, validation_rows: int, epochs: int) -> list[Choice]:
+    path = "training.early_stopping."
+    if not validation_rows:
+        return [(path + "enabled", False, "there are no validation rows")]
+    return [
+        (path + "enabled", True, "there are validation rows"),
+        (path + "patience", max(10, epochs // 4), "a quarter of the epochs, at least 10"),
+        (path + "monitor", "val_loss", "the smoothest measure of progress"),
+    ]
+
+
+_LEARNING_RATES = {"sgd": 0.1, "adam": 2e-3, "adamw": 2e-3, "lion": 2e-4, "muon": 2e-2}
+
+
+def _learning_rate(config: Config, schema: Schema) -> float:
+    optimizer = config.training.optimizer
+    return _LEARNING_RATES[optimizer if isinstance(optimizer, str) else "adamw"]
+
+
+def _table_batch_size(rows: int) -> int:
+    for limit, size in ((1_000, 32), (4_000, 64), (16_000, 128), (64_000, 256), (256_000, 512)):
+        if rows <= limit:
+            return size
+    return 1024
+
+
+def _table_epochs(rows: int) -> int:
+    """About 10,000 steps for middling tables, more passes over small ones, fewer over large ones."""
+    for limit, epochs in ((1_000, 100), (4_000, 80), (16_000, 50), (64_000, 30), (256_000, 20)):
+        if rows <= limit:
+            return epochs
+    return 12
+
+
+def _image_batch_size(rows: int) -> int:
+    return 32 if rows <= 4_000 else 128
+
+
+def _image_epochs(rows: int) -> int:
+    for limit, epochs in ((500, 40), (5_000, 30), (20_000, 12)):
+        if rows <= limit:
+            return epochs
+    return 6

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,9 +88,3 @@ def _from_json(cell: Any, arrays: tree.Arrays) -> Cell:
             return cell
         case _:
             raise ValueError(f"{str(cell)[:40]} is no cell")
-
-
-def rows_of(golden: Golden) -> int:
-    """Return the number of golden rows."""
-    values: Sequence[Any] = [*golden.columns.values(), *golden.expected.values()]
-    return len(values[0]) if values else 0

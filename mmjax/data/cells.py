@@ -38,6 +38,8 @@ def cell_text(cell: Any) -> str:
     """
     if isinstance(cell, str):
         return cell
+    if isinstance(cell, int) and cell.bit_length() > 4096:
+        return hex(cell)  # Python refuses to write longer ones as decimals
     return "" if cell is None or cell != cell else str(cell)
 
 
@@ -98,6 +100,8 @@ def _number_text(cell: Any) -> str:
             return "boolean"
         case None:
             return ""
+        case int() if abs(cell) > LARGEST:
+            return "too large"
         case Real():
             return "" if cell != cell else repr(float(cell))
         case _:

@@ -137,7 +137,10 @@ def _report(name: str, cells: np.ndarray, wrong: np.ndarray, expected: str, bad:
 
 
 def _shown(cell: Any) -> str:
-    text = "a missing cell" if cell is None else repr(cell.item() if isinstance(cell, np.generic) else cell)
+    if cell is None:
+        return "a missing cell"
+    cell = cell.item() if isinstance(cell, np.generic) else cell
+    text = cell_text(cell) if isinstance(cell, int) else repr(cell)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -169,7 +172,7 @@ def _date_parts(days: np.ndarray, offset: float) -> np.ndarray:
     dates = np.where(np.isnan(days), 0, whole).astype("datetime64[D]")
     years = dates.astype("datetime64[Y]")
     first = years.astype("datetime64[D]")
-    year_days = ((years + 1).astype("datetime64[D]") - first).astype(np.float64)
+    year_days = ((years + np.timedelta64(1, "Y")).astype("datetime64[D]") - first).astype(np.float64)
     day_of_year = (dates - first).astype(np.float64) / year_days + 0.0 * days
     cycles = np.stack([days - whole, (whole + 3) % 7 / 7, day_of_year], axis=1)
     return np.column_stack([days - offset, np.minimum(cycles, _BELOW_ONE)])

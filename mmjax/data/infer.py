@@ -41,23 +41,17 @@ def infer_schema(
     Target, weight, `ignore_columns` and `exclude` (columns with another use, as a split column) have the kind ignored.
     `lines` (i64[N]) makes messages name lines of the file. DataError with everything wrong at once.
     """
-    roles = _roles(target_column, weight_column, id_column, ignore_columns, exclude)
-    named = (("target_column", target_column), ("id_column", id_column), ("weight_column", weight_column))
-    used = [(key, name) for key, name in named if name is not None]
-    used += [("ignore_columns", name) for name in ignore_columns] + [("split.column", name) for name in exclude]
-    problems = _name_problems(columns, used, declared)
-    if problems:
-        raise DataError(problems)
+    named = {"target_column": target_column, "id_column": id_column, "weight_column": weight_column}
+    _check_names(columns, named, ignore_columns, exclude, declared)
     known = declared.columns if declared else {}
+    roles = _roles(target_column, weight_column, id_column, ignore_columns, exclude)
     found = []
     for name, cells in columns.items():
         verdict = roles.get(name) or decide(gather(name, texts(cells), missing_markers), known.get(name), inference)
         found.append(_column(name, verdict, known.get(name)))
+    problems = _feature_problems(found)
     if weight_column is not None:
         problems += _weight_problems(weight_column, columns[weight_column], missing_markers, lines)
-    if not any(column.kind in ("numeric", "categorical", "boolean", "datetime") for column in found):
-        left_out = "; ".join(f"'{column.name}' is {column.kind} ({column.reason})" for column in found)
-        problems.append(f"expected at least one column to learn from, got none: {left_out}")
     try:
         target = infer_target(
             columns[target_column],
@@ -135,25 +129,37 @@ def _roles(
     return roles | ({id_column: Verdict("identifier", "the id column")} if id_column is not None else {})
 
 
-def _name_problems(columns: Columns, used: list[tuple[str, str]], declared: DeclaredSchema | None) -> list[str]:
-    """Return what is wrong with the column names `used`, pairs of config key and name."""
+def _check_names(
+    columns: Columns,
+    named: dict[str, str | None],
+    ignore_columns: Sequence[str],
+    exclude: Sequence[str],
+    declared: DeclaredSchema | None,
+) -> None:
+    """Raise DataError where the config or the schema file names a column that is not there, or one for two uses."""
+    used = [(key, name) for key, name in named.items() if name is not None]
+    used += [("ignore_columns", name) for name in ignore_columns] + [("split.column", name) for name in exclude]
     problems = [
         f"{key}: no column '{name}'{did_you_mean(name, columns)}; the columns are {', '.join(columns)}"
         for key, name in used
         if name not in columns
     ]
-    keys: dict[str, list[str]] = {}
-    for key, name in used:
-        keys.setdefault(name, []).append(key)
-    problems += [
-        f"column '{name}': expected one use, got {' and '.join(of)}"
-        for name, of in keys.items()
-        if len(set(of)) > 1 and name in columns
-    ]
+    for name in dict.fromkeys(name for _, name in used):
+        keys = {key: None for key, other in used if other == name}
+        if len(keys) > 1 and not keys.keys() <= {"id_column", "ignore_columns", "split.column"}:
+            problems.append(f"column '{name}': expected one use, got {' and '.join(keys)}")
     if declared is not None:
         unknown = [name for name in declared.columns if name not in columns]
         problems += [f"{declared.path}: no column '{n}'{did_you_mean(n, columns)} in the table" for n in unknown]
-    return problems
+    if problems:
+        raise DataError(problems)
+
+
+def _feature_problems(columns: Iterable[Column]) -> list[str]:
+    if any(column.kind in ("numeric", "categorical", "boolean", "datetime") for column in columns):
+        return []
+    left_out = "; ".join(f"'{column.name}' is {column.kind} ({column.reason})" for column in columns)
+    return [f"expected at least one column to learn from, got none: {left_out}"]
 
 
 def _column(name: str, verdict: Verdict, declared: DeclaredColumn | None) -> Column:
@@ -197,7 +203,7 @@ def _task(
         return said, "the schema file says so"
     count = f"{len(distinct):,} distinct values"
     gaps = np.isnan(numbers)
-    if gaps.any() and gaps.mean() <= 1 - MOSTLY and len(distinct) > inference.max_integer_classes:
+    if gaps.any() and (~gaps).mean() >= MOSTLY and len(distinct) > inference.max_integer_classes:
         wrong = _examples(distinct, np.flatnonzero(gaps))
         raise DataError(f"{where}: all but {gaps.sum()} of {count} are numbers: {wrong}; mend these or set task")
     if gaps.any():

@@ -96,7 +96,7 @@ def _from_cells(facts: Facts, inference: Inference) -> Verdict:
         return Verdict("datetime", f"dates, {'ISO 8601' if form == 'iso' else form}{_gaps(facts)}", form)
     if codes and not np.isnan(numbers).any():
         doubt = "numbers with leading zeros are codes"
-    elif np.isnan(numbers).mean() <= 1 - MOSTLY:
+    elif (~np.isnan(numbers)).mean() >= MOSTLY:
         wrong = [facts.distinct[i] for i in np.flatnonzero(np.isnan(numbers))]
         doubt = (
             f"all but {len(wrong)} of its values are numbers: {', '.join(map(repr, wrong[:3]))}; "

@@ -37,7 +37,7 @@ def split_rows(
 ) -> Split:
     """Return every one of `n` rows dealt to train, validation and test in shares of `fractions` (summing to 1).
 
-    A part with a share above 0 gets at least one row.
+    A part with a share above 0 gets at least one row (unless small classes take precedence, see stratified).
     stratified: `labels` i32[n], called `classes` in notes, keep their shares in every part; every class is in train; a
     class of one row goes to train, one of two rows to train and test.
     column, folders: `assigned`, texts [n], name the part; when they name no validation row, some train rows become it.

@@ -17,8 +17,8 @@ LAYERS: dict[int, dict[str, str]] = {
             config config_load config_rules config_structure config_tree config_words config_yaml config_docs""",
     },
     1: {
-        "data": """data/cells data/decode data/encode data/folders data/idx data/image_bytes data/images data/infer data/kinds
-            data/pipeline data/prepare data/schema_file data/split data/table data/validate""",
+        "data": """data/cells data/decode data/encode data/folders data/idx data/image_bytes data/images data/infer
+            data/kinds data/pipeline data/prepare data/schema_file data/split data/table data/validate""",
         "transforms": "transforms/augment transforms/base transforms/build transforms/image transforms/tabular",
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp
             models/resnet""",

@@ -4,7 +4,6 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
-BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
 IMAGE := mmjax
 
 .DEFAULT_GOAL := help
@@ -61,7 +60,7 @@ soak: install setup ## Run the long tests
 	$(PY) -m pytest -m soak $(PYTEST_ARGS)
 
 bench: install setup ## Run the benchmarks, one JSON file each under benchmarks/results
-	@for script in $(BENCHMARKS); do echo "== $$script"; $(PY) $$script || exit 1; done
+	@$(PY) benchmarks/run_all.py
 
 docker-build: ## Build the container image
 	docker build --tag $(IMAGE) .

@@ -109,8 +109,9 @@ def scan_images(
     """Return (index, reason) of each source that is no whole image: every pixel is decoded, nothing is kept."""
 
     def scan_at(index: int) -> str | None:
+        source = sources[index]
         try:
-            _load(sources[index], max_pixels, None)
+            _checked(source) if isinstance(source, np.ndarray) else _load(source, max_pixels, None)
         except DataError as error:
             return str(error)
         return None
@@ -345,7 +346,13 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
-    """Return the pixels as an image; DataError for any other dtype or shape."""
+    """Return the pixels as an image; DataError as `_checked`."""
+    layout = _checked(array)
+    return Image.fromarray(np.ascontiguousarray(_grey_to_u8(layout) if layout.dtype == np.uint16 else layout))
+
+
+def _checked(array: np.ndarray) -> np.ndarray:
+    """Return `u8[H, W]`, `u8[H, W, 3|4]` or `u16[H, W]`; DataError for any other dtype or shape."""
     layout = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     deep = layout.dtype == np.uint16 and layout.ndim == 2
     plain = layout.dtype == np.uint8 and (layout.ndim == 2 or (layout.ndim == 3 and layout.shape[2] in (3, 4)))
@@ -353,7 +360,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
         raise DataError(
             f"expected u8[H, W], u8[H, W, 1 or 3 or 4] or u16[H, W] with pixels, got {array.dtype}{list(array.shape)}"
         )
-    return Image.fromarray(np.ascontiguousarray(_grey_to_u8(layout) if deep else layout))
+    return layout
 
 
 def _grey_to_u8(values: np.ndarray) -> np.ndarray:

@@ -60,7 +60,8 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes of an image file; of a file of another format only its first 64. DataError when unreadable."""
     try:
         if not os.path.isfile(path):
-            raise DataError("is a folder, not an image" if os.path.isdir(path) else "no such file")
+            other = "is a folder, not an image" if os.path.isdir(path) else "is no regular file"
+            raise DataError(other if os.path.exists(path) else "no such file")
         with open(path, "rb") as file:
             head = file.read(64)
             identify(head)

@@ -8,7 +8,7 @@ from mmjax.schema import Batch
 from mmjax.transforms.base import State, Transform
 
 CHUNK_BYTES = 32 * 1024 * 1024
-"""Working memory of the fit, of the f64 copies it makes."""
+"""Size of the f64 copy of one channel of a chunk, in the fit."""
 
 SMALLEST_STD = 1e-3
 """A channel whose std is less (a quarter of a grey level of 255) is constant but for noise, and is only centred."""
@@ -48,16 +48,17 @@ def fit_channels(images: np.ndarray, present: np.ndarray | None) -> dict[str, np
     `present [N, I]` tells which images count; no image at all gives mean 0 and std 1.
     """
     pixels = int(np.prod(images.shape[1:4]))
-    rows = max(1, CHUNK_BYTES // max(1, 8 * 3 * pixels))
+    rows = max(1, CHUNK_BYTES // max(1, 8 * pixels))
     count, total, squares = 0, np.zeros(3), np.zeros(3)
     for start in range(0, len(images), rows):
         chunk = images[start : start + rows]
         if present is not None:
             chunk = chunk[present[start : start + rows] > 0]
-        values = chunk.reshape(-1, 3).astype(np.float64)
-        count += len(values)
-        total += values.sum(0)
-        squares += np.einsum("pc,pc->c", values, values)
+        count += chunk.size // 3
+        for channel in range(3):
+            values = chunk[..., channel].astype(np.float64).ravel()
+            total[channel] += values.sum()
+            squares[channel] += values @ values
     if count == 0:
         return {"mean": np.zeros(3, np.float32), "std": np.ones(3, np.float32)}
     mean = total / count / 255

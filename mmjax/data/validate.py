@@ -101,11 +101,14 @@ def _notes(violations: list[Violation], path: str, rows: int, fate: str) -> tupl
 def _column_faults(column: Column, cells: np.ndarray, schema: Schema) -> list[_Fault]:
     """Return the faults of one column, each cell in at most one of them."""
     values = texts(cells)
-    gaps = missing_mask(values, schema.missing_markers)
+    rules = _rules(column, cells, values, schema)
     required = column.required or column.name == schema.target.column
-    open_rows = ~gaps
+    if not required and not any(broken.any() for broken, _ in rules):
+        return []
+    gaps = missing_mask(values, schema.missing_markers)
     found = [(gaps, "a value (required)")] if required else []
-    for broken, rule in _rules(column, cells, values, schema):
+    open_rows = ~gaps
+    for broken, rule in rules:
         found.append((broken & open_rows, rule))
         open_rows &= ~broken
     return [_Fault(np.flatnonzero(broken), column.name, values, rule) for broken, rule in found if broken.any()]

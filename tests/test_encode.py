@@ -17,7 +17,7 @@ from mmjax.data.encode import (
 )
 from mmjax.data.infer import fit_vocabulary, infer_schema
 from mmjax.errors import DataError
-from mmjax.schema import Column, ImageSpec, Schema, Target
+from mmjax.schema import Column, ImageSpec, Kind, Schema, Target
 
 COLUMNS = (
     Column(name="id", kind="identifier"),
@@ -71,7 +71,7 @@ def test_a_batch_field_by_field():
         "weight": ((2,), "float32"),
     }
     # 2024-01-01 is a Monday and 19723 days after 1970-01-01
-    np.testing.assert_array_equal(batch["numeric"][0], np.float32([41, 0.25, 0.25, 0, 0]))
+    np.testing.assert_array_equal(batch["numeric"][0], np.array([41, 0.25, 0.25, 0, 0], np.float32))
     assert np.isnan(batch["numeric"][1]).all()
     assert batch["category"].tolist() == [[2, 2], [0, 0]]
     assert batch["label"].tolist() == [1, 0]
@@ -104,7 +104,9 @@ def test_numbers_from_json_and_data_frames():
     given = (1, 2.5, "3e1", " 4 ", None, float("nan"), "", "?", np.float32(0.5), np.int64(7), "1e-400")
     expected = [1, 2.5, 30, 4, np.nan, np.nan, np.nan, np.nan, 0.5, 7, 0]
     schema = Schema(target=SCHEMA.target, columns=(COLUMNS[1],), missing_markers=("?",))
-    np.testing.assert_array_equal(encode(schema, {"age": cells(*given)})["numeric"][:, 0], np.float32(expected))
+    np.testing.assert_array_equal(
+        encode(schema, {"age": cells(*given)})["numeric"][:, 0], np.array(expected, np.float32)
+    )
     for array in (np.array([1, 2]), np.array([1.5, np.nan]), np.array([1, 2], np.float32), np.array(["1", "?"])):
         assert encode(schema, {"age": array})["numeric"].shape == (2, 1)
 
@@ -160,7 +162,7 @@ def test_labels_that_are_no_class():
         encode_label(SCHEMA, rows(y=cells("A", "a")))
 
 
-def codes(vocabulary, *given, kind="categorical") -> list[int]:
+def codes(vocabulary, *given, kind: Kind = "categorical") -> list[int]:
     column = Column(name="c", kind=kind, vocabulary=vocabulary)
     schema = Schema(target=SCHEMA.target, columns=(column,), missing_markers=("NA",))
     return encode(schema, {"c": cells(*given)})["category"][:, 0].tolist()

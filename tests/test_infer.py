@@ -224,9 +224,9 @@ def test_every_column_is_in_the_schema_with_its_place():
     assert schema_from_json(schema_to_json(schema), "here") == schema
 
 
-def problems_of(columns=None, **options) -> tuple[str, ...]:
+def problems_of(columns=None, target_column="y", **options) -> tuple[str, ...]:
     with pytest.raises(DataError) as caught:
-        infer_schema(columns or small_table(), **({"target_column": "y"} | options))
+        infer_schema(columns or small_table(), target_column=target_column, **options)
     return caught.value.problems
 
 

@@ -49,9 +49,7 @@ def infer_schema(
     for name, cells in columns.items():
         verdict = roles.get(name) or decide(gather(name, texts(cells), missing_markers), known.get(name), inference)
         found.append(_column(name, verdict, known.get(name)))
-    problems = _feature_problems(found)
-    if weight_column is not None:
-        problems += _weight_problems(weight_column, columns[weight_column], missing_markers, lines)
+    problems = _feature_problems(found) + _weight_problems(weight_column, columns, missing_markers, lines)
     try:
         target = infer_target(
             columns[target_column],
@@ -67,12 +65,9 @@ def infer_schema(
         raise DataError([*problems, *error.problems]) from error
     if problems:
         raise DataError(problems)
+    markers = tuple(missing_markers)
     return Schema(
-        target=target,
-        columns=tuple(found),
-        missing_markers=tuple(missing_markers),
-        id_column=id_column,
-        weight_column=weight_column,
+        target=target, columns=tuple(found), missing_markers=markers, id_column=id_column, weight_column=weight_column
     )
 
 
@@ -179,11 +174,15 @@ def _column(name: str, verdict: Verdict, declared: DeclaredColumn | None) -> Col
     )
 
 
-def _weight_problems(name: str, cells: np.ndarray, markers: tuple[str, ...], lines: np.ndarray | None) -> list[str]:
-    numbers, _ = parse_numbers(cells, markers)
+def _weight_problems(
+    name: str | None, columns: Columns, markers: tuple[str, ...], lines: np.ndarray | None
+) -> list[str]:
+    if name is None:
+        return []
+    numbers, _ = parse_numbers(columns[name], markers)
     bad = np.flatnonzero(~(numbers >= 0))
     if len(bad):
-        examples = _examples(texts(cells), bad)
+        examples = _examples(texts(columns[name]), bad)
         return [f"weight_column '{name}': expected numbers of 0 or more, got {examples} ({_places(bad, lines)})"]
     return [] if numbers.any() else [f"weight_column '{name}': expected a weight above 0, got only zeros"]
 

@@ -1,6 +1,7 @@
 """Decoding: any bytes give the right pixels or one short DataError, and never a warning."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -377,6 +378,23 @@ def test_a_flipped_bit_in_a_png_is_found():
     data = bytearray(saved(Image.fromarray(pixels(40, 40)), "PNG"))
     data[len(data) // 2] ^= 4
     assert reason(bytes(data)).endswith("PNG is damaged (the checksum of IDAT is wrong)")
+
+
+def test_a_png_that_needs_what_is_not_known_is_refused():
+    assert reason(png(8, 2, b"\0", (b"CgBI", b"1234"))).endswith("PNG is damaged (it holds an unknown critical chunk)")
+    assert decode_image(png(8, 0, b"\0\7\7", (b"teXt", b"anything")), spec(1, 2)).tolist() == [[[7] * 3] * 2]
+
+
+def test_extensions_of_a_gif_are_passed_over():
+    frames = [Image.new("L", (6, 5), level) for level in (40, 90)]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], loop=0, duration=50, comment=b"two")
+    assert (decode_image(data, spec(5, 6)) == 40).all()
+    assert reason(data[:25]).endswith("GIF is truncated")
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert reason(tmp_path / "pipe.png").endswith("pipe.png: is no regular file")
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded():

@@ -183,6 +183,7 @@ def test_a_class_may_be_called_train(tmp_path):
     source = read(make(tmp_path, "train/1.png", "plane/1.png", "test/1.png"))
     assert source.assigned is None
     assert source.columns["label"].tolist() == ["plane", "test", "train"]
+    assert read(make(tmp_path / "other", "test/1.png", "plane/1.png")).assigned is None
 
 
 # ---- CSV -----------------------------------------------------------------------------------------------------------

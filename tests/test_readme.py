@@ -65,8 +65,8 @@ def test_make_train_registers_a_good_iris_model(newcomer: tuple[Path, list[str]]
     folder, printed = newcomer
     manifest = json.loads((folder / "registry" / "iris" / "1" / "manifest.json").read_text())
     assert manifest["metrics"]["test"]["accuracy"] >= 0.93
-    assert "mmjax evaluate" in printed[0]
-    assert "mmjax predict" in printed[0]
+    for door in ("evaluate", "predict"):
+        assert re.search(rf"\bmmjax[ .]{door} --model iris:1 ", printed[0]), printed[0]
 
 
 def test_a_table_of_ones_own_gets_predictions_row_by_row(newcomer: tuple[Path, list[str]]):

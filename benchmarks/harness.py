@@ -39,6 +39,8 @@ class Finished(NamedTuple):
     """The JSON object on the last line of its standard output."""
     seconds: float
     """Wall clock from before its start to after its end."""
+    cpu_seconds: float
+    """User and system time of all its threads: what neighbours on the machine disturb least."""
     peak_mb: float
     """Largest resident set, in units of 1e6 bytes."""
 
@@ -96,7 +98,8 @@ def run_json(
         why = f"after {timeout_s:.0f} s" if process.returncode == -9 else f"with exit code {process.returncode}"
         raise RuntimeError(f"{' '.join(map(str, command))}: ended {why}:\n{told[-3000:]}")
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-    return Finished(json.loads(lines[-1]), seconds, usage.ru_maxrss * unit / 1e6)
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return Finished(json.loads(lines[-1]), seconds, cpu_seconds, usage.ru_maxrss * unit / 1e6)
 
 
 def summary(figure: Figure) -> dict[str, Any]:

@@ -45,11 +45,14 @@ def main() -> None:
         runs = found[state]
         stages = {name: tuple(run.document["seconds"][name] for run in runs) for name in runs[0].document["seconds"]}
         total = stages.pop("total")
+        rest = tuple(inside - sum(seconds) for inside, *seconds in zip(total, *stages.values(), strict=True))
         outside = tuple(run.seconds - inside for run, inside in zip(runs, total, strict=True))
         figures += [
             Figure(f"iris, whole process, {state} cache", "s", tuple(run.seconds for run in runs), "<=", bound),
             *(Figure(f"  {name}, {state} cache", "s", seconds) for name, seconds in stages.items()),
+            Figure(f"  bundle, registry and printing, {state} cache", "s", rest),
             Figure(f"  interpreter and imports, {state} cache", "s", outside),
+            Figure(f"  CPU time of all threads, {state} cache", "s", tuple(run.cpu_seconds for run in runs)),
             Figure(f"  peak memory, {state} cache", "MB", tuple(run.peak_mb for run in runs)),
         ]
     accuracy = tuple(run.document["metrics"]["test"]["accuracy"] for runs in found.values() for run in runs)

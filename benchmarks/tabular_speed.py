@@ -33,9 +33,9 @@ NUMBERS = 6
 OPTIMIZERS = ("plain", "foreach", "fused")
 DEFAULT_NET = (256, 256)
 CASES = (
-    {"hidden_layers": (64, 64), "dropout": 0.1, "epochs": 21},
-    {"hidden_layers": DEFAULT_NET, "dropout": 0.1, "epochs": 11},
-    {"hidden_layers": (512, 512), "dropout": 0.1, "epochs": 4},
+    {"hidden_layers": (64, 64), "dropout": 0.1, "epochs": 13},
+    {"hidden_layers": DEFAULT_NET, "dropout": 0.1, "epochs": 7},
+    {"hidden_layers": (512, 512), "dropout": 0.1, "epochs": 3},
 )
 LEARNING = {"threads": 2, "batch_size": 256, "learning_rate": 2e-3, "weight_decay": 0.02}
 

@@ -1,5 +1,6 @@
 # `make` lists the targets. The environment is made on first use and brought up to date when its inputs change.
-# Settings: PYTHON=/path/to/python3 (default: the newest >= 3.11 that runs), VENV=.venv, PYTEST_ARGS="-k schema".
+# Settings: PYTHON=/path/to/python3 (default: the newest >= 3.11 that runs), VENV=.venv, PYTEST_ARGS="-k schema",
+# BENCHMARKS="startup adult" (default: all).
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -70,5 +71,5 @@ docker-run: ## Run the container image, with this folder's registry
 
 clean: ## Remove the environment, caches, runs and the made sample images; the registry stays
 	rm -rf $(VENV) .ci/venv .pytest_cache .hypothesis .ruff_cache .coverage* htmlcov build dist *.egg-info runs
-	rm -rf data/sample/images benchmarks/results
+	rm -rf data/sample/images benchmarks/results benchmarks/.peers
 	find mmjax tests benchmarks data -name __pycache__ -prune -exec rm -rf {} +

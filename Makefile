@@ -61,7 +61,7 @@ soak: install setup ## Run the long tests
 	$(PY) -m pytest -m soak $(PYTEST_ARGS)
 
 bench: install setup ## Run the benchmarks, one JSON file each under benchmarks/results
-	@$(PY) benchmarks/run_all.py
+	@$(PY) benchmarks/run_all.py $(BENCHMARKS)
 
 docker-build: ## Build the container image
 	docker build --tag $(IMAGE) .

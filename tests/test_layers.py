@@ -19,7 +19,8 @@ LAYERS: dict[int, dict[str, str]] = {
     1: {
         "data": """data/cells data/decode data/encode data/folders data/idx data/image_bytes data/images data/infer
             data/kinds data/pipeline data/prepare data/schema_file data/split data/table data/validate""",
-        "transforms": "transforms/augment transforms/base transforms/build transforms/image transforms/tabular",
+        "transforms": """transforms/augment transforms/base transforms/build transforms/image
+            transforms/piecewise transforms/tabular""",
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp
             models/resnet""",
         "training": """training/callbacks training/classification_metrics training/event_types training/losses

@@ -1,5 +1,6 @@
 """The wheel: built from a copy of the checkout, installed into a fresh environment and run; and the Dockerfile."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def run(command: Sequence[str | Path], folder: Path) -> str:
     """The output of a command that must succeed."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -159,7 +159,9 @@ def test_gradients_are_right(name):
 @pytest.mark.parametrize("scale", [0.0, 1e4, 1e18])
 def test_gradients_are_finite_at_extreme_outputs(name, scale):
     _, outputs, targets = LOSSES[name]
-    value, gradient = jax.jit(jax.value_and_grad(configured(name)))(np.sign(outputs) * np.float32(scale), targets, WEIGHT)
+    value, gradient = jax.jit(jax.value_and_grad(configured(name)))(
+        np.sign(outputs) * np.float32(scale), targets, WEIGHT
+    )
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
 

@@ -217,7 +217,7 @@ def table():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_build_table(table, encoding, width, scaler, normalize):
     preprocessing = Preprocessing(
-        scaler=scaler, handle_missing="median", categorical_encoding=encoding, normalize=normalize
+        numeric_bins=0, scaler=scaler, handle_missing="median", categorical_encoding=encoding, normalize=normalize
     )
     transform = table_transform(preprocessing, SCHEMA)
     made = transform.apply(transform.fit(table), table)
@@ -230,7 +230,12 @@ def test_build_table(table, encoding, width, scaler, normalize):
 
 def test_a_constant_fill_is_in_the_units_of_the_file():
     preprocessing = Preprocessing(
-        scaler="robust", handle_missing="constant", fill_value=18.0, categorical_encoding="embedding", normalize=False
+        numeric_bins=0,
+        scaler="robust",
+        handle_missing="constant",
+        fill_value=18.0,
+        categorical_encoding="embedding",
+        normalize=False,
     )
     transform = table_transform(preprocessing, SCHEMA)
     batch = {"numeric": np.full((2, 6), np.nan, np.float32), "category": np.zeros((2, 2), np.int32)}
@@ -251,7 +256,9 @@ def test_build_images():
 def test_build_of_a_config_without_tables_or_images_of_numbers_only():
     columns = (Column(name="x", kind="numeric"),)
     schema = Schema(target=Target(column="y", task="regression"), columns=columns)
-    preprocessing = Preprocessing(scaler="standard", handle_missing="mean", categorical_encoding="onehot")
+    preprocessing = Preprocessing(
+        numeric_bins=0, scaler="standard", handle_missing="mean", categorical_encoding="onehot"
+    )
     table = TabularData(path="x.csv", target_column="y", preprocessing=preprocessing)
     transform = build_transform(Config(name="x", data=Data(tabular=table)), schema)
     batch = {"numeric": np.array([[1.0], [3.0]], np.float32)}

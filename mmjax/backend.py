@@ -6,6 +6,7 @@ returns, for the user to read.
 
 import contextlib
 import hashlib
+import importlib.metadata as metadata
 import os
 import platform as machine
 import stat
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jaxlib
 
 from mmjax.errors import ConfigError
 
@@ -80,7 +80,7 @@ def _set_compile_cache(notes: list[str]) -> str:
         return str(jax.config.jax_compilation_cache_dir)
     # A folder shared across jaxlib versions or CPUs has crashed programs: key it by both.
     cpu = hashlib.sha256(_cpu_description().encode()).hexdigest()[:12]
-    folder = cache_home() / "xla" / f"jax{jax.__version__}-jaxlib{jaxlib.__version__}-{cpu}"
+    folder = cache_home() / "xla" / f"jax{jax.__version__}-jaxlib{metadata.version('jaxlib')}-{cpu}"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         owner = folder.stat()
@@ -153,8 +153,6 @@ def reference_mode() -> Iterator[None]:
 
 def versions() -> dict[str, str]:
     """Return the versions that decide a run's bits, by package."""
-    import importlib.metadata as metadata
-
     names = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas", "pillow", "msgspec")
     found = {"python": machine.python_version()}
     for name in names:

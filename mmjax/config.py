@@ -90,6 +90,13 @@ class Preprocessing(Section, frozen=True, kw_only=True):
         Scaler | UnsetType,
         Meta(description="`standard` (mean, std), `minmax` (0..1) or `robust` (median, quartiles, smooth clip at 3)."),
     ] = UNSET
+    numeric_bins: Annotated[
+        Annotated[int, Meta(ge=0, le=1024)] | UnsetType,
+        Meta(
+            description="Numeric columns also enter as piecewise-linear codes over at most so many bins each, which "
+            "lets the network see steps and spikes; 0: none."
+        ),
+    ] = UNSET
     handle_missing: Annotated[
         MissingStrategy | UnsetType,
         Meta(description="What fills a missing number; every numeric column also gets a missing-indicator."),

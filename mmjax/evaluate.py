@@ -49,8 +49,8 @@ def read_labelled(predictor: Predictor, path: Path, split: str) -> Columns:
             raise DataError(f"{path}: expected the target column '{schema.target.column}', got {', '.join(columns)}")
         return columns
     assert config.image is not None, "the config names one modality"
-    source = read_images(msgspec.structs.replace(config.image, path=str(path)))
-    source, _, _ = apply_policy(source, scan_images(source.columns[source.image_column]), "fail")
+    source = read_images(msgspec.structs.replace(config.image, path=str(path)), minimum_classes=1)
+    source, _, _ = apply_policy(source, scan_images(source.columns[source.image_column].tolist()), "fail")
     if not split:
         return source.columns
     if source.assigned is None:

@@ -117,7 +117,7 @@ data:
 
 # training:
 #   epochs: 30
-#   learning_rate: 0.002
+#   learning_rate: 0.001
 
 seed: 0  # the same seed gives the same split and the same model
 """

@@ -32,7 +32,9 @@ def resolve(
 ) -> tuple[Config, tuple[Decision, ...]]:
     """Return the config with every field decided, and the Decisions that were taken."""
     choices = (
-        _data_choices(schema) + _model_choices(schema) + _training_choices(config, schema, train_rows, validation_rows)
+        _data_choices(schema, train_rows)
+        + _model_choices(schema)
+        + _training_choices(config, schema, train_rows, validation_rows)
     )
     decisions = tuple(Decision(*choice) for choice in choices if _get(config, choice[0]) is UNSET)
     for decision in decisions:
@@ -56,7 +58,7 @@ def _set(at: Any, names: list[str], value: Any) -> Any:
     return msgspec.structs.replace(at, **{head: _set(getattr(at, head), rest, value) if rest else value})
 
 
-def _data_choices(schema: Schema) -> list[Choice]:
+def _data_choices(schema: Schema, train_rows: int) -> list[Choice]:
     if schema.image:
         size = (schema.image.height_px, schema.image.width_px)
         return [
@@ -67,9 +69,20 @@ def _data_choices(schema: Schema) -> list[Choice]:
     return [
         ("data.tabular.task", schema.target.task, schema.target.reason),
         ("data.tabular.preprocessing.scaler", "robust", "outliers move neither the centre nor the scale"),
+        (
+            "data.tabular.preprocessing.numeric_bins",
+            _numeric_bins(len(schema.numeric_features), train_rows),
+            f"{len(schema.numeric_features)} numeric columns, {train_rows} training rows",
+        ),
         ("data.tabular.preprocessing.handle_missing", "median", "outliers do not move it"),
         ("data.tabular.preprocessing.categorical_encoding", "embedding", "learns what categories have in common"),
     ]
+
+
+def _numeric_bins(columns: int, rows: int) -> int:
+    """One bin for about 20 rows, at most 64, and at most 1024 for all columns, so the first layer stays small."""
+    bins = min(64, rows // 20, 1024 // max(columns, 1))
+    return bins if bins >= 8 else 0
 
 
 def _model_choices(schema: Schema) -> list[Choice]:
@@ -106,7 +119,7 @@ def _stopping_choices(config: Config, validation_rows: int, epochs: int) -> list
     ]
 
 
-_LEARNING_RATES = {"sgd": 0.1, "adam": 2e-3, "adamw": 2e-3, "lion": 2e-4, "muon": 2e-2}
+_LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lion": 2e-4, "muon": 2e-2}
 
 
 def _learning_rate(config: Config, schema: Schema) -> float:

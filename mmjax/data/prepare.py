@@ -77,9 +77,11 @@ def _prepare_table(config: Config, data: TabularData) -> Prepared:
 def _prepare_images(config: Config, data: ImageData) -> Prepared:
     from mmjax.data.images import apply_policy, read_images, scan_images
 
-    source = read_images(data)
-    bad = scan_images(source.columns[source.image_column])
+    by_column = config.split.column
+    source = read_images(data, keep=(by_column,) if by_column else ())
+    bad = scan_images(source.columns[source.image_column].tolist())
     source, _, notes = apply_policy(source, bad, data.on_invalid)
+    assigned = source.columns[by_column] if by_column else source.assigned
     schema = Schema(
         target=infer_target(
             source.columns[source.target_column],
@@ -91,7 +93,7 @@ def _prepare_images(config: Config, data: ImageData) -> Prepared:
         id_column=data.id_column,
         weight_column=data.weight_column,
     )
-    split = _split(config, schema, source.columns, len(source.names), source.assigned, data)
+    split = _split(config, schema, source.columns, len(source.names), assigned, data)
     batch = encode(schema, source.columns, label=True)
     return Prepared(schema, source.columns, source.names, split, batch, (*source.notes, *notes, *split.notes))
 
@@ -142,5 +144,6 @@ def _split(
         fractions=(data.train_split, data.validation_split, data.test_split),
         seed=config.seed,
         labels=encode_label(schema, columns) if strategy == "stratified" else None,
+        classes=schema.target.classes,
         assigned=assigned,
     )

@@ -8,6 +8,7 @@ from mmjax.config import CategoricalEncoding, Config, Preprocessing, Scaler
 from mmjax.schema import Schema
 from mmjax.transforms.base import Transform, chain, identity
 from mmjax.transforms.image import scale_image
+from mmjax.transforms.piecewise import piecewise_linear
 from mmjax.transforms.tabular import cyclic_dates, impute, min_max, one_hot, ordinal, robust_scale, standardize
 
 
@@ -25,15 +26,18 @@ def table_transform(preprocessing: Preprocessing, schema: Schema) -> Transform:
     """Return the Transform of a table; steps without columns to work on are left out.
 
     `numeric` then holds the numeric columns and the elapsed days of each date; `dense` the sines and cosines of dates,
-    one missing-indicator for each column of `numeric`, and encoded categories; `category` stays for embeddings.
+    piecewise-linear codes, one missing-indicator for each column of `numeric`, and encoded categories; `category` stays
+    for embeddings.
     """
     strategy, scaler = preprocessing.handle_missing, preprocessing.scaler
     encoding = preprocessing.categorical_encoding
     assert strategy is not UNSET
     assert scaler is not UNSET
     assert encoding is not UNSET
+    assert preprocessing.numeric_bins is not UNSET
     steps = [cyclic_dates(schema.cyclic_features)] if schema.cyclic_features else []
     if schema.numeric_features:
+        steps += [piecewise_linear(preprocessing.numeric_bins)] if preprocessing.numeric_bins else []
         steps.append(impute(strategy, _fill_values(preprocessing, schema)))
         steps += [_scale(scaler)] if preprocessing.normalize else []
     if schema.cardinalities:

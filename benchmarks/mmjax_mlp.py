@@ -43,7 +43,11 @@ def make_config(request: dict[str, Any], case: dict[str, Any]) -> Config:
         model=Model(
             name="mlp",
             architecture=Architecture(
-                hidden_layers=tuple(case["hidden_layers"]), dropout=case["dropout"], activation="silu"
+                hidden_layers=tuple(case["hidden_layers"]),
+                dropout=case["dropout"],
+                activation="silu",
+                normalization="none",
+                residual=False,
             ),
         ),
         training=Training(

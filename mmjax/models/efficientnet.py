@@ -8,17 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mmjax.models.layers import HE_NORMAL, BatchNorm, Convolution, Dropout, global_average_pool
+from mmjax.models.layers import BatchNorm, Convolution, Dropout, global_average_pool, he_normal
 from mmjax.models.resnet import SMALL_IMAGE_PX
 
 STEM_CHANNELS = 32
-HEAD_CHANNELS = 1280
 STOCHASTIC_DEPTH = 0.2
 """Share of rows for which the last block is skipped in training; blocks before it rise to it linearly from 0."""
 
 
 class StageRow(NamedTuple):
-    """One stage of B0 (the paper's table 1)."""
+    """One stage of B0 (the paper's table 1); the 1x1 convolution before the head has four times the last channels."""
 
     expand: int
     kernel_px: int
@@ -76,11 +75,11 @@ class Block(NamedTuple):
     channels: int
 
 
-def scaled_blocks(size: SizeRow) -> tuple[Block, ...]:
+def scaled_blocks(size: SizeRow, stages: tuple[StageRow, ...] = B0_STAGES) -> tuple[Block, ...]:
     """Return the blocks of that size in order; only the first block of a stage strides."""
     return tuple(
         Block(f"stage{stage}_block{i}", row.expand, row.kernel_px, row.stride if i == 1 else 1, channels)
-        for stage, row in enumerate(B0_STAGES, start=1)
+        for stage, row in enumerate(stages, start=1)
         for channels in (scaled_channels(row.channels, size.width),)
         for i in range(1, math.ceil(row.repeats * size.depth) + 1)
     )
@@ -102,6 +101,7 @@ class EfficientNet(nn.Module):
     activation: Callable[[jax.Array], jax.Array]
     dropout: float
     dtype: Any = jnp.float32
+    stages: tuple[StageRow, ...] = B0_STAGES
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
@@ -115,14 +115,14 @@ class EfficientNet(nn.Module):
 
         stride = 1 if min(image.shape[1:3]) < SMALL_IMAGE_PX else 2
         x = self.activation(unit(image, "stem", scaled_channels(STEM_CHANNELS, self.size.width), 3, stride))
-        blocks = scaled_blocks(self.size)
+        blocks = scaled_blocks(self.size, self.stages)
         for number, block in enumerate(blocks):
             y = self._block(x, block, unit)
             if block.stride == 1 and x.shape == y.shape:
                 drop = STOCHASTIC_DEPTH * number / len(blocks) if self.dropout > 0.0 else 0.0
                 y = x + Dropout(drop, rows=True, name=f"{block.name}_depth")(y, train=train)
             x = y
-        last_channels = 4 * scaled_channels(B0_STAGES[-1].channels, self.size.width)
+        last_channels = 4 * scaled_channels(self.stages[-1].channels, self.size.width)
         x = self.activation(unit(x, "last", last_channels, 1))
         x = Dropout(self.dropout, name="dropout")(global_average_pool(x), train=train)
         return nn.Dense(self.outputs, dtype=self.dtype, name="head")(x)
@@ -139,7 +139,7 @@ class EfficientNet(nn.Module):
         """`x` with each channel scaled by a gate computed from all channel means (Hu et al. 2017, arXiv 1709.01507)."""
 
         def dense(y: jax.Array, part: str, units: int) -> jax.Array:
-            return nn.Dense(units, dtype=self.dtype, kernel_init=HE_NORMAL, name=f"{name}_{part}")(y)
+            return nn.Dense(units, dtype=self.dtype, kernel_init=he_normal, name=f"{name}_{part}")(y)
 
         gate = self.activation(dense(global_average_pool(x), "squeeze", squeezed))
         gate = nn.sigmoid(dense(gate, "excite", x.shape[-1]))

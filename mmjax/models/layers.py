@@ -1,5 +1,6 @@
 """What every network is built from: convolution, norm, dropout, pools, and the step from a Linen module to a Model."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, assert_never
 
@@ -12,11 +13,23 @@ from mmjax.models.base import Model, Variables
 from mmjax.models.convolution import convolution
 from mmjax.schema import Batch
 
-HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-"""Variance 2 / fan_in (He et al. 2015, arXiv 1502.01852, eq. 10)."""
 
-HE_NORMAL_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""Variance 2 / fan_out (the same, eq. 14): the backward form, torchvision's choice for convolutions."""
+def normal_init(std: float) -> Callable[[jax.Array, tuple[int, ...], Any], jax.Array]:
+    """Return the initialiser that draws from N(0, std).
+
+    It draws a flat vector: XLA on CPU compiles random bits of a 4-D shape 20 times slower than of a flat one (2.5 s
+    against 0.14 s for 3x3x16x16, jaxlib 0.12), which would dominate the start of every convolutional network.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return std * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+    return init
+
+
+def he_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Return weights `[..., inputs, outputs]` of variance 2 / fan_in (He et al. 2015, arXiv 1502.01852, eq. 10)."""
+    return normal_init(math.sqrt(2.0 / math.prod(shape[:-1])))(key, shape, dtype)
 
 
 class Inputs(NamedTuple):
@@ -97,8 +110,9 @@ class Convolution(nn.Module):
         """Return `x` convolved."""
         groups = x.shape[-1] if self.depthwise else 1
         shape = (self.kernel_px, self.kernel_px, x.shape[-1] // groups, self.channels)
-        # fan_in of a depthwise kernel is its fan_out per group, the count that matters
-        kernel = self.param("kernel", HE_NORMAL if self.depthwise else HE_NORMAL_FAN_OUT, shape, jnp.float32)
+        # He's backward form, as torchvision: each input pixel of a channel meets this many weights
+        fan_out = self.kernel_px**2 * self.channels // groups
+        kernel = self.param("kernel", normal_init(math.sqrt(2.0 / fan_out)), shape, jnp.float32)
         return convolution(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -175,9 +189,7 @@ class Dropout(nn.Module):
 
 def _random_u16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Uniform whole numbers in [0, 65536), `u32`."""
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     words = jax.random.bits(key, ((count + 1) // 2,), jnp.uint32)
     return jnp.concatenate([words & 0xFFFF, words >> 16])[:count].reshape(shape)
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from mmjax.errors import DataError
 from mmjax.models.base import Model
-from mmjax.models.layers import HE_NORMAL, BatchNorm, Dropout, Inputs, model_from_linen, row_mask
+from mmjax.models.layers import BatchNorm, Dropout, Inputs, he_normal, model_from_linen, normal_init, row_mask
 from mmjax.schema import Batch
 
 EMBEDDING_STD = 0.1
@@ -61,7 +61,7 @@ class MLP(nn.Module):
         parts = [part.astype(self.dtype) for part in (numeric, dense, embedded) if part is not None]
         x = jnp.concatenate(parts, axis=-1)
         for number, width in enumerate(self.hidden_layers, start=1):
-            y = nn.Dense(width, dtype=self.dtype, kernel_init=HE_NORMAL, name=f"hidden{number}")(x)
+            y = nn.Dense(width, dtype=self.dtype, kernel_init=he_normal, name=f"hidden{number}")(x)
             y = self._normalize(y, f"norm{number}", train=train, mask=mask)
             y = Dropout(self.dropout, name=f"dropout{number}")(self.activation(y), train=train)
             x = x + y if self.residual and x.shape == y.shape else y
@@ -72,10 +72,10 @@ class MLP(nn.Module):
         first_rows = np.cumsum((0, *self.cardinalities[:-1])).astype(np.int32)
 
         def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-            return (EMBEDDING_STD * jax.random.normal(key, shape, dtype)).at[first_rows].set(0.0)
+            return normal_init(EMBEDDING_STD)(key, shape, dtype).at[first_rows].set(0.0)
 
         table = self.param("embedding", init, (sum(self.cardinalities), self.embedding_dim), jnp.float32)
-        return table[category + first_rows[None, :]].reshape(category.shape[0], -1)
+        return jnp.asarray(table)[category + first_rows[None, :]].reshape(category.shape[0], -1)
 
     def _normalize(self, x: jax.Array, name: str, *, train: bool, mask: jax.Array | None) -> jax.Array:
         match self.normalization:

@@ -182,7 +182,7 @@ def test_no_rows_and_not_finite_scores_are_nan_everywhere(k):
 
 
 def r2_reference(predictions, targets, weight):
-    """scikit-learn's, but 1 or 0 for a constant target, whose weighted mean it may miss by an ulp and divide by that."""
+    """scikit-learn's, but 1 or 0 for a constant target, where rounding misleads it."""
     found = sk.r2_score(targets, predictions, sample_weight=weight, multioutput="raw_values")
     exact = np.all(targets == predictions, axis=0)
     return np.where(np.ptp(targets, axis=0) > 0, found, exact).mean()

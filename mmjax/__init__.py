@@ -31,7 +31,18 @@ _HOMES = {
     "load_model": "mmjax.artifact.models",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "Config",
+    "MmjaxError",
+    "Schema",
+    "Transform",
+    "build_model",
+    "chain",
+    "evaluate_model",
+    "fit",
+    "load_config",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The three pairs of pure functions that a resolved config and a schema name: what training fits and serving replays."""
+"""The three pairs of pure functions that a resolved config and a schema name: training fits them, serving replays."""
 
 from typing import Any, NamedTuple
 

@@ -4,9 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mmjax.config import Architecture
+from mmjax.config import Architecture, Training
 from mmjax.config import Model as ModelConfig
-from mmjax.config import Training
 from mmjax.models.base import Model
 from mmjax.models.build import build_model
 from mmjax.schema import Batch, Column, Schema, Target

@@ -45,7 +45,7 @@ def falling(values: list[float]):
 def test_events_come_in_order(getkey) -> None:
     task = make_task(rows(), falling([3.0, 2.0, 1.0, 0.5]))
     events, result = told(make_state(task.learner, task.data, getkey()), task, make_plan())
-    kinds = [type(event) for event in events if not type(event).__name__ == "Progressed"]
+    kinds = [type(event) for event in events if type(event).__name__ != "Progressed"]
     assert kinds == [Started, *[EpochEnded, Snapshot] * 4, Finished]
     assert [e.metrics["val_loss"] for e in events if isinstance(e, EpochEnded)] == [3.0, 2.0, 1.0, 0.5]
     assert [e.last for e in events if isinstance(e, Snapshot)] == [False, False, False, True]

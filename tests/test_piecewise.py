@@ -1,5 +1,7 @@
 """Piecewise-linear codes against a plain NumPy form, and where their bins lie."""
 
+from itertools import pairwise
+
 import jax
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ def plain_code(x: float, edges: np.ndarray) -> list[float]:
     """The code of one number, by the definition."""
     if np.isnan(x):
         return [0.0] * (len(edges) - 1)
-    return [min(1.0, max(0.0, (float(x) - a) / (b - a))) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [min(1.0, max(0.0, (float(x) - a) / (b - a))) for a, b in pairwise(edges)]
 
 
 def test_codes_follow_the_definition() -> None:

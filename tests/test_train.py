@@ -1,4 +1,4 @@
-"""Stories: a table and images are trained, tested, registered, loaded, evaluated and predicted with, as a user would."""
+"""Stories: a table and images are trained, tested, registered, loaded, evaluated and used, as a user would."""
 
 import csv
 import json
@@ -44,7 +44,9 @@ def table_config(path: Path, **changes: dict) -> Config:
     """A quick config for such a table; `changes` replace whole sections."""
     content = {
         "name": "story",
-        "data": {"tabular": {"path": str(path), "target_column": "kind", "id_column": "id", "ignore_columns": ["price"]}},
+        "data": {
+            "tabular": {"path": str(path), "target_column": "kind", "id_column": "id", "ignore_columns": ["price"]}
+        },
         "model": {"architecture": {"hidden_layers": [8]}},
         "training": {"epochs": 4, "batch_size": 16, "learning_rate": 0.05},
     }
@@ -188,9 +190,8 @@ def test_regression_with_weights_and_an_average(tmp_path: Path) -> None:
 
 def test_a_loss_that_explodes_stops_and_keeps_a_good_state(tmp_path: Path) -> None:
     table = write_table(tmp_path / "table.csv")
-    config = table_config(
-        table, training={"epochs": 50, "batch_size": 16, "learning_rate": 1e30, "optimizer": "sgd", "schedule": "constant"}
-    )
+    exploding = {"epochs": 50, "batch_size": 16, "learning_rate": 1e30, "optimizer": "sgd", "schedule": "constant"}
+    config = table_config(table, training=exploding)
     with pytest.raises(TrainingError, match="expected a finite loss, got a non-finite one at step"):
         fit(config, run_dir=tmp_path / "run", registry=tmp_path / "registry")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"

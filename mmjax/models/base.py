@@ -13,7 +13,9 @@ Variables = dict[str, Any]
 class Init(Protocol):
     """`init(key, Batch) -> variables`, f32."""
 
-    def __call__(self, key: jax.Array, batch: Batch) -> Variables: ...
+    def __call__(self, key: jax.Array, batch: Batch) -> Variables:
+        """Return fresh variables for batches like this one."""
+        ...
 
 
 class Apply(Protocol):
@@ -21,7 +23,9 @@ class Apply(Protocol):
 
     def __call__(
         self, variables: Variables, batch: Batch, *, train: bool, key: jax.Array | None = None
-    ) -> tuple[jax.Array, Any]: ...
+    ) -> tuple[jax.Array, Any]:
+        """Return the outputs of every row, and the running statistics after this batch."""
+        ...
 
 
 class Model(NamedTuple):

@@ -12,7 +12,7 @@ from mmjax.config import Config
 from mmjax.data.pipeline import batch_rows, take
 from mmjax.data.prepare import Prepared
 from mmjax.models.build import count_parameters
-from mmjax.parts import Parts, States, loss_name
+from mmjax.parts import Parts, States
 from mmjax.schema import Batch
 from mmjax.training.events import Measure, Plan, Task
 from mmjax.training.losses import Loss, class_weight_array, make_loss
@@ -99,7 +99,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
 
 
 def make_plan(config: Config) -> Plan:
-    """Return how long and by what to train. On CPU convolutions must not sit in a loop: XLA lays them out badly there."""
+    """Return how long and by what to train. Convolutions stay out of loops on CPU: XLA lays them out badly there."""
     monitor = config.training.early_stopping.monitor
     return Plan(
         name=config.name,

@@ -119,7 +119,7 @@ def _stopping_choices(config: Config, validation_rows: int, epochs: int) -> list
     ]
 
 
-_LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lion": 2e-4, "muon": 2e-2}
+_LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lion": 2e-4, "muon": 2e-3}
 
 
 def _learning_rate(config: Config, schema: Schema) -> float:

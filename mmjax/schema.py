@@ -17,8 +17,8 @@ Columns = dict[str, np.ndarray]
 """Host arrays of equal length by column name, as read: text cells as `object` arrays of `str`, numbers as floats."""
 
 Batch = dict[str, Any]
-"""Arrays by field name with a leading batch axis: `numeric f32[B, F]` (NaN = missing), `category i32[B, C]` (0 = missing
-or unknown), `dense f32[B, D]`, `image u8[B, I, H, W, 3]` with `image_present f32[B, I]`, `label i32[B]` or `f32[B, T]`,
+"""Arrays by field name with a leading batch axis: `numeric f32[B, F]` (NaN = missing), `category i32[B, C]`
+(0 = missing or unknown), `dense f32[B, D]`, `image u8[B, I, H, W, 3]` with `image_present f32[B, I]`, `label i32[B]` or `f32[B, T]`,
 `weight f32[B]`. An absent modality is an absent key."""
 
 Kind = Literal["numeric", "categorical", "boolean", "datetime", "identifier", "constant", "text", "ignored"]
@@ -142,7 +142,7 @@ def schema_from_json(data: bytes, where: str) -> Schema:
         version = found.get("format") if isinstance(found, dict) else None
         if isinstance(version, int) and version > SCHEMA_FORMAT:
             raise BundleError(
-                f"{where}: schema format {version} is newer than {SCHEMA_FORMAT}, which this mmjax reads; install a newer one"
+                f"{where}: schema format {version} is newer than {SCHEMA_FORMAT}, the newest known here; update mmjax"
             )
         return msgspec.convert(found, Schema)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:

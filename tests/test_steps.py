@@ -1,4 +1,4 @@
-"""The train step: chunks of any length give the same bits, members differ, the average follows, bad losses have names."""
+"""The train step: chunks of any length give the same bits, members differ, the average follows, bad losses named."""
 
 import jax
 import jax.numpy as jnp

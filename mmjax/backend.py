@@ -44,7 +44,7 @@ def configure(*, device: str = "auto", threads: int | None = None) -> Backend:
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     cache = _set_compile_cache(notes)
-    found = jax.devices()[0]
+    found = _first_device()
     if device == "gpu" and found.platform != "gpu":
         raise ConfigError(
             f"device: expected a GPU, found only {found.platform}; set device: auto, or install JAX for your GPU"
@@ -52,6 +52,18 @@ def configure(*, device: str = "auto", threads: int | None = None) -> Backend:
     if device == "cpu" and found.platform != "cpu":
         notes.append(f"device: cpu was asked for, but this process already runs on {found.platform}")
     return Backend(found.platform, found.device_kind, threads or _available_threads(), cache, tuple(notes))
+
+
+def _first_device() -> Any:
+    """Return the device that arrays live on; ConfigError when JAX cannot start what JAX_PLATFORMS asks for."""
+    try:
+        return jax.devices()[0]
+    except (RuntimeError, AssertionError) as error:  # the latter where the platform's plugin is not installed
+        wanted = jax.config.jax_platforms
+        raise ConfigError(
+            f"device: JAX cannot start {wanted or 'any device'} ({str(error) or 'not installed'}); "
+            "unset JAX_PLATFORMS, set device: cpu, or install JAX for your device"
+        ) from error
 
 
 def _available_threads() -> int:
@@ -80,21 +92,31 @@ def _set_compile_cache(notes: list[str]) -> str:
         return str(jax.config.jax_compilation_cache_dir)
     # A folder shared across jaxlib versions or CPUs has crashed programs: key it by both.
     cpu = hashlib.sha256(_cpu_description().encode()).hexdigest()[:12]
-    folder = cache_home() / "xla" / f"jax{jax.__version__}-jaxlib{metadata.version('jaxlib')}-{cpu}"
+    key = f"jax{jax.__version__}-jaxlib{metadata.version('jaxlib')}-{cpu}"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner = folder.stat()
-        if hasattr(os, "getuid") and (owner.st_uid != os.getuid() or stat.S_IMODE(owner.st_mode) & 0o022):
-            raise PermissionError("others can write to it")
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("not writable")
-    except OSError as error:
-        notes.append(f"compile cache: off, {folder}: {error}; set MMJAX_CACHE_DIR to a private, writable folder")
+        folder = _private_folder(cache_home(), "xla", key)
+    except (OSError, RuntimeError) as error:  # the latter where a user has no home
+        notes.append(f"compile cache: off, {error}; set MMJAX_CACHE_DIR to a private, writable folder")
         return ""
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return str(folder)
+
+
+def _private_folder(home: Path, *names: str) -> Path:
+    """Return the folder `home/names...`, made with mode 0700; OSError unless it is ours alone to write."""
+    folder = home
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name in names:
+        folder = folder / name
+        folder.mkdir(exist_ok=True, mode=0o700)
+    found = folder.stat()
+    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022):
+        raise PermissionError(f"{folder}: others can write to it")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder}: not writable")
+    return folder
 
 
 def _cpu_description() -> str:

@@ -114,8 +114,7 @@ def write_batch(checked: Checked, path: Path) -> int:
     Augmented, before standardisation, captioned with its class or value.
     """
     config, prepared = checked.config, checked.prepared
-    if config.data.image is None:
-        raise ConfigError("--show-batch: expected a config with data.image, got a table")
+    assert config.data.image is not None, "asked before"
     train = prepared.split.train
     first = epoch_batches(config.seed, 1, len(train), min(32, len(train)))[0]
     batch = take(prepared.batch, train[first])
@@ -128,6 +127,13 @@ def write_batch(checked: Checked, path: Path) -> int:
     captions = [classes[index] for index in label] if classes else [f"{value:g}" for value in label[:, 0]]
     contact_sheet(path, images, captions)
     return len(images)
+
+
+def _expect_drawable(config: Config, path: Path) -> None:
+    if config.data.image is None:
+        raise ConfigError("--show-batch: expected a config with data.image, got a table; leave it out")
+    if not path.parent.is_dir() or path.is_dir():
+        raise ConfigError(f"--show-batch {path}: expected a file in a folder that is there; name another")
 
 
 def tell(checked: Checked) -> None:
@@ -160,6 +166,8 @@ def command(config_path: str, overrides: tuple[str, ...], show_origin: bool, sho
     loaded = load_config_with_origins(config_path, overrides)
     if show_origin:
         echo(format_origins(loaded))
+    if show_batch is not None:
+        _expect_drawable(loaded.config, show_batch)
     checked = check(loaded.config)
     tell(checked)
     if show_batch is not None:

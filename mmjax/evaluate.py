@@ -1,6 +1,7 @@
 """`python -m mmjax.evaluate`: every metric of a registered model on data with known answers."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from mmjax.analysis.evaluation import Evaluation, evaluate_scores
 from mmjax.analysis.present import print_results
 from mmjax.analysis.report import Report
 from mmjax.artifact.bundle import load_bundle
-from mmjax.artifact.models import load_model, model_folder
+from mmjax.artifact.models import load_model, locate_model
 from mmjax.artifact.predictor import Predictor, load_predictor
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
-from mmjax.data.encode import check_columns, encode
-from mmjax.data.images import apply_policy, read_images, scan_images
-from mmjax.data.table import read_table
+from mmjax.config import ImageData
+from mmjax.data.encode import check_columns
+from mmjax.data.images import read_images
+from mmjax.data.prepare import refuse_cells
+from mmjax.data.table import Table, read_table
 from mmjax.errors import ConfigError, DataError
-from mmjax.schema import Columns
+from mmjax.schema import Columns, Schema
 
 
 def evaluate_model(
@@ -32,30 +35,44 @@ def evaluate_model(
     for rows that the model's schema refuses, and for labels that are none of its classes.
     """
     predictor = model if isinstance(model, Predictor) else load_model(model, registry=registry)
-    columns = read_labelled(predictor, Path(data), split)
-    batch = encode(predictor.schema, columns, label=True)
-    return evaluate_scores(predictor.schema, predictor.score(columns), batch)
-
-
-def read_labelled(predictor: Predictor, path: Path, split: str) -> Columns:
-    """Return the columns of labelled data, checked against the model's schema."""
-    config, schema = predictor.config.data, predictor.schema
+    config = predictor.config.data
     if config.tabular is not None:
         if split:
             raise ConfigError("--split: expected only with a folder of images that has parts; a CSV has none")
-        columns = read_table(str(path), delimiter=config.tabular.delimiter).columns
-        check_columns(schema, tuple(columns), where=str(path))
-        if schema.target.column not in columns:
-            raise DataError(f"{path}: expected the target column '{schema.target.column}', got {', '.join(columns)}")
-        return columns
-    assert config.image is not None, "the config names one modality"
-    source = read_images(msgspec.structs.replace(config.image, path=str(path)), minimum_classes=1)
-    source, _, _ = apply_policy(source, scan_images(source.columns[source.image_column].tolist()), "fail")
+        table = read_labelled_table(predictor.schema, Path(data), config.tabular.delimiter)
+        try:
+            scores, batch = predictor.score_labelled(table.columns)
+        except DataError:
+            refuse_cells(predictor.schema, table, label=True)
+            raise
+    else:
+        assert config.image is not None, "the config names one modality"
+        scores, batch = predictor.score_labelled(read_labelled_images(config.image, Path(data), split))
+    return evaluate_scores(predictor.schema, scores, batch)
+
+
+def read_labelled_table(schema: Schema, path: Path, delimiter: str) -> Table:
+    """Return the rows of a CSV with answers; DataError for absent and unknown columns."""
+    table = read_table(str(path), delimiter=delimiter)
+    check_columns(schema, tuple(table.columns), where=str(path))
+    answers = (schema.target.column, schema.weight_column)
+    absent = [name for name in answers if name is not None and name not in table.columns]
+    if absent:
+        raise DataError([f"{path}: expected the column '{name}', got {', '.join(table.columns)}" for name in absent])
+    return table
+
+
+def read_labelled_images(trained_on: ImageData, path: Path, split: str) -> Columns:
+    """Return the columns of images with answers, read as those trained on; of one part where `split` names one."""
+    source = read_images(msgspec.structs.replace(trained_on, path=str(path)), minimum_classes=1)
     if not split:
         return source.columns
     if source.assigned is None:
         raise ConfigError(f"--split {split}: expected a folder with train, val and test in it, got {path} without")
-    return {name: cells[np.asarray(source.assigned == split)] for name, cells in source.columns.items()}
+    rows = np.asarray(source.assigned == split)
+    if not rows.any():
+        raise DataError(f"--split {split}: expected images in that part of {path}, got none")
+    return {name: cells[rows] for name, cells in source.columns.items()}
 
 
 def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
@@ -84,10 +101,26 @@ def command(model: str, data: str, split: str | None, registry: str) -> dict[str
     """Score a registered model."""
     for note in configure().notes:
         echo(note)
-    folder = model_folder(model, registry=registry)
-    evaluation = evaluate_model(load_predictor(folder), data, split=split or "")
-    print_results(evaluation_report(load_bundle(folder).contents.report, evaluation), sys.stdout)
-    return {"model": model, "data": data, **evaluation._asdict()}
+    started = time.perf_counter()
+    located = locate_model(model, registry=registry)
+    predictor = load_predictor(located.path)
+    loaded = time.perf_counter()
+    evaluation = evaluate_model(predictor, data, split=split or "")
+    ended = time.perf_counter()
+    print_results(evaluation_report(load_bundle(located.path).contents.report, evaluation), sys.stdout)
+    part = split or "test"
+    return {
+        "model": predictor.config.name,
+        "version": located.version,
+        "bundle": str(located.path),
+        "data": data,
+        "rows": evaluation.rows,
+        "metrics": {part: evaluation.metrics},
+        "per_class": {part: evaluation.per_class},
+        "confusion": {part: evaluation.confusion},
+        "seconds": {"load": round(loaded - started, 3), "evaluate": round(ended - loaded, 3)},
+        "samples_per_second": evaluation.rows / (ended - loaded),
+    }
 
 
 if __name__ == "__main__":

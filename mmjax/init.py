@@ -1,28 +1,38 @@
 """`python -m mmjax.init`: looks at a CSV or a folder of images and writes a config (and schema) that train at once."""
 
-import json
+import csv
+import gzip
+import os
 import re
-from pathlib import Path
+import shlex
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import click
 import msgspec
+import numpy as np
 
 from mmjax.analysis.present import describe_schema
-from mmjax.artifact.files import write_atomic
+from mmjax.analysis.tables import printable
+from mmjax.artifact.files import NAME, write_atomic
 from mmjax.cli import echo, json_option, run
-from mmjax.config import ImageData, Inference, Task
+from mmjax.config import DEFAULT_MISSING_MARKERS, ImageData, Inference, Task
 from mmjax.config_load import load_config
-from mmjax.data.images import read_images
+from mmjax.config_yaml import resolve_scalar
+from mmjax.data.folders import IMAGE_SUFFIXES
+from mmjax.data.images import ImageSource, read_images
 from mmjax.data.infer import infer_schema, infer_target
-from mmjax.data.prepare import image_spec, image_task
+from mmjax.data.prepare import drop_unanswered, image_spec, image_task
 from mmjax.data.schema_file import schema_file_text
-from mmjax.data.table import read_table
+from mmjax.data.table import Table, read_table
 from mmjax.errors import ConfigError, DataError
-from mmjax.schema import Schema
+from mmjax.schema import Schema, Target
 
 LIKELY_TARGETS = ("target", "label", "class", "y", "outcome")
-"""Column names that are taken for the target when none is named; else the last column is."""
+"""Column names, the likeliest first, that are taken for the target when none is named; else the last column is."""
+DELIMITERS = (",", ";", "\t", "|")
+LOOKED_AT = 100
+"""So many cells of a column tell whether it names images."""
 
 
 class Draft(NamedTuple):
@@ -34,82 +44,211 @@ class Draft(NamedTuple):
     schema_file: str | None
     """JSON for a table; None for images."""
     target_why: str
+    notes: tuple[str, ...]
+    """What the user should know of how the data was taken."""
 
 
-def draft_table(path: Path, *, target: str | None, task: Task | None, schema_path: str, inference: Inference) -> Draft:
-    """Return the Draft for a CSV. Raises DataError for what cannot be read or has no usable target."""
-    table = read_table(str(path))
-    target, why = (target, "named by --target") if target else likely_target(list(table.columns))
-    schema = infer_schema(
-        table.columns,
-        target_column=target,
-        task=task or msgspec.UNSET,
-        inference=inference,
-        lines=table.lines,
-    )
+class Wish(NamedTuple):
+    """What the command line says about the draft."""
+
+    target: str | None = None
+    task: Task | None = None
+    inference: Inference = Inference()
+    name: str | None = None
+    """Of the model, where the config's file name cannot be it."""
+    schema_path: str = ""
+
+
+def draft(data: Path, wish: Wish) -> Draft:
+    """Return the Draft for a CSV, a CSV that lists images, or a folder of images.
+
+    Raises DataError for what cannot be read or has no usable target.
+    """
+    if not data.exists():
+        raise DataError(f"--data {data}: expected a CSV file or a folder of images, found nothing there")
+    if data.is_dir():
+        if wish.target:
+            raise ConfigError("--target: expected with a CSV only; the classes of an image folder are its folders")
+        return draft_folder(data, wish)
+    delimiter = guess_delimiter(data)
+    table = read_table(str(data), delimiter=delimiter)
+    column, notes = find_image_column(table)
+    made = draft_image_table(table, column, wish) if column else draft_table(table, delimiter, wish)
+    return made._replace(notes=(*notes, *made.notes))
+
+
+def draft_table(table: Table, delimiter: str, wish: Wish) -> Draft:
+    """Return the Draft for a table to learn from."""
+    target, why = likely_target(list(table.columns), wish.target)
+    table, dropped = drop_unanswered(table, target, DEFAULT_MISSING_MARKERS)
+    schema = _schema_of(table, target, wish)
+    ids = [column.name for column in schema.of_kind("identifier")]
+    rows = "accuracy, ROC-AUC, log-loss ..." if schema.target.task == "classification" else "RMSE, MAE, R2 ..."
     config = TABLE_CONFIG.format(
-        path=_scalar(str(path)),
-        schema=_scalar(schema_path),
+        name=_name_line(wish),
+        path=_scalar(table.path),
+        delimiter="" if delimiter == "," else f"    delimiter: {_scalar(delimiter)}\n",
+        schema=_scalar(wish.schema_path),
         target=_scalar(target),
-        task=schema.target.task,
         why=_comment(f"{why}; {schema.target.reason}"),
-        metric="accuracy, ROC-AUC, log-loss ..." if schema.target.task == "classification" else "RMSE, MAE, R2 ...",
+        task=schema.target.task,
+        shares=SHARES.format(rows="rows", metric=f"rows to report {rows} on"),
+        id_column=_scalar(ids[0]) if ids else "NAME",
+        drop="on_invalid: drop  # rows without a target" if dropped else "# on_invalid: drop",
     )
-    return Draft(config, schema, schema_file_text(schema), why)
+    return Draft(config, schema, schema_file_text(schema), why, dropped)
 
 
-def draft_images(path: Path, *, target: str | None, task: Task | None) -> Draft:
-    """Return the Draft for a folder of images, or for a CSV of image paths and labels."""
-    data = ImageData(path=str(path), task=task or msgspec.UNSET)
-    data = msgspec.structs.replace(data, target_column=target) if target else data
+def _schema_of(table: Table, target: str, wish: Wish) -> Schema:
+    try:
+        return infer_schema(
+            table.columns,
+            target_column=target,
+            task=wish.task or msgspec.UNSET,
+            inference=wish.inference,
+            lines=table.lines,
+        )
+    except DataError as error:
+        guessed = (
+            () if wish.target else (f"--target: none was named, so '{target}' was taken; name the column to predict",)
+        )
+        raise DataError([*error.problems, *guessed]) from error
+
+
+def draft_image_table(table: Table, column: str, wish: Wish) -> Draft:
+    """Return the Draft for a CSV whose `column` holds paths of images."""
+    others = [name for name in table.columns if name != column]
+    if not others:
+        raise DataError(f"{table.path}: expected a column to predict beside the images '{column}', got none")
+    target, why = likely_target(others, wish.target)
+    data = ImageData(path=table.path, task=wish.task or msgspec.UNSET, image_column=column, target_column=target)
+    return _draft_images(data, why, wish)
+
+
+def draft_folder(path: Path, wish: Wish) -> Draft:
+    """Return the Draft for a folder of class folders, of train, val and test folders, or of idx files."""
+    return _draft_images(ImageData(path=str(path), task=wish.task or msgspec.UNSET), "the folder of each image", wish)
+
+
+def _draft_images(data: ImageData, why: str, wish: Wish) -> Draft:
     source = read_images(data)
-    found = infer_target(source.columns[source.target_column], source.target_column, task=image_task(data))
-    schema = Schema(target=found, image=image_spec(source, data))
+    target = infer_target(
+        source.columns[source.target_column], source.target_column, task=image_task(data), inference=wish.inference
+    )
+    schema = Schema(target=target, image=image_spec(source, data))
     assert schema.image is not None, "an image schema"
+    classes = ", ".join(target.classes[:10]) + (" ..." if len(target.classes) > 10 else "")
     config = IMAGE_CONFIG.format(
-        path=_scalar(str(path)),
+        name=_name_line(wish),
+        path=_scalar(data.path),
+        what=_comment(f"{len(source.names)} images: {classes or 'a number each'}"),
+        columns=_image_columns(data, target, why),
         height=schema.image.height_px,
         width=schema.image.width_px,
-        images=len(source.names),
-        classes=_comment(", ".join(found.classes[:10]) + (" ..." if len(found.classes) > 10 else "")),
-        target=f"    target_column: {_scalar(target)}\n" if target else "",
+        shares=_image_shares(source),
     )
-    return Draft(config, schema, None, "class folders" if not target else "named by --target")
+    return Draft(config, schema, None, why, source.notes)
 
 
-def likely_target(names: list[str]) -> tuple[str, str]:
-    """Return the column to predict when none is named, and why it was chosen."""
-    for name in names:
-        if name.lower() in LIKELY_TARGETS:
-            return name, f"not named by --target: taken for its name '{name}'"
+def _image_columns(data: ImageData, target: Target, why: str) -> str:
+    """Return the lines that say what the columns of a CSV are; of a folder only a task that was asked for."""
+    task = f"    task: {target.task}\n"
+    if Path(data.path).is_dir():
+        return "" if data.task is msgspec.UNSET else task
+    comment = _comment(f"{why}; {target.reason}")
+    columns = f"    image_column: {_scalar(data.image_column)}\n    target_column: {_scalar(data.target_column)}"
+    return f"{columns}  # {comment}\n{task}"
+
+
+def _image_shares(source: ImageSource) -> str:
+    if source.assigned is None:
+        return SHARES.format(rows="images", metric="images to report on")
+    parts = ", ".join(
+        f"{count} {name}" for name, count in zip(*np.unique(source.assigned, return_counts=True), strict=True)
+    )
+    return f"    # the split is given: {parts}\n"
+
+
+def likely_target(names: list[str], named: str | None = None) -> tuple[str, str]:
+    """Return the column to predict and why: the one named, else the likeliest by its name, else the last."""
+    if named is not None:
+        return named, "named by --target"
+    known = {name.strip().lower(): name for name in reversed(names)}
+    for likely in LIKELY_TARGETS:
+        if likely in known:
+            return known[likely], f"not named by --target: taken for its name '{known[likely]}'"
     return names[-1], "not named by --target: the last column was taken"
+
+
+def find_image_column(table: Table) -> tuple[str | None, tuple[str, ...]]:
+    """Return the first column that names image files beside the CSV, and in words why it was taken, or why not."""
+    notes = []
+    for name, cells in table.columns.items():
+        paths = [cell for cell in dict.fromkeys(cells[:LOOKED_AT].tolist()) if cell.strip()]
+        if not paths or any(PurePath(path).suffix.lower() not in IMAGE_SUFFIXES for path in paths):
+            continue
+        there = sum(os.path.isfile(os.path.join(os.path.dirname(table.path), path)) for path in paths)
+        found = f"{table.path}: column '{name}' names images, {there} of the first {len(paths)} are there"
+        if 2 * there > len(paths):
+            return name, (f"{found}: learning from these images",)
+        notes.append(f"{found}: learning from the table instead; paths are relative to the CSV file")
+    return None, tuple(notes)
+
+
+def guess_delimiter(path: Path) -> str:
+    """Return the character between the names of the header: a comma unless only another one parts them."""
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8-sig") as file
+        ):
+            header = file.readline(1 << 20)
+        widths = {mark: len(next(csv.reader([header], delimiter=mark), ())) for mark in DELIMITERS}
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error):
+        return ","  # reading the file as a table says what is wrong with it
+    return "," if widths[","] > 1 else max(DELIMITERS, key=lambda mark: widths[mark])
+
+
+def _name_line(wish: Wish) -> str:
+    return f"name: {wish.name}\n" if wish.name else ""
 
 
 def _scalar(text: str) -> str:
     """Return text as a YAML scalar that reads back as this text."""
-    plain = re.fullmatch(r"[A-Za-z_./][A-Za-z0-9_./-]*", text) and text.lower() not in ("true", "false", "null")
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    if re.fullmatch(r"[A-Za-z_./][A-Za-z0-9_./-]*", text) and resolve_scalar(text) == text and text != "...":
+        return text
+    return '"' + "".join(_escaped(character) for character in text) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    return character if character.isprintable() else f"\\U{ord(character):08x}"
 
 
 def _comment(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
+
+SHARES = """\
+    train_split: 0.7  # {rows} to learn from
+    validation_split: 0.1  # {rows} to stop by and to choose the best epoch
+    test_split: 0.2  # {metric}
+"""
 
 TABLE_CONFIG = """\
 # Made by `mmjax init`. Every key and its options: docs/CONFIG.md. Keys left out are decided when training starts,
 # from the look of the data, and printed.
-data:
+{name}data:
   tabular:
     path: {path}
-    schema: {schema}  # what each column is: edit it where the guess is wrong
+{delimiter}    schema: {schema}  # what each column is: edit it where the guess is wrong
     target_column: {target}  # {why}
     task: {task}
-    train_split: 0.7  # rows to learn from
-    validation_split: 0.1  # rows to stop by and to choose the best epoch
-    test_split: 0.2  # rows to report {metric} on
-    # id_column: NAME  # names the rows in predictions
+{shares}    {drop}  # rows that violate the schema: fail (default), drop or report
+    # id_column: {id_column}  # names the rows in predictions
     # ignore_columns: [NAME]
-    # on_invalid: drop  # rows that violate the schema: fail (default), drop or report
 
 # model:
 #   name: mlp
@@ -125,14 +264,11 @@ seed: 0  # the same seed gives the same split and the same model
 IMAGE_CONFIG = """\
 # Made by `mmjax init`. Every key and its options: docs/CONFIG.md. Keys left out are decided when training starts,
 # from the look of the data, and printed.
-data:
+{name}data:
   image:
-    path: {path}  # {images} images: {classes}
-{target}    image_size: [{height}, {width}]  # larger is slower and often better
-    train_split: 0.7
-    validation_split: 0.1  # images to stop by and to choose the best epoch
-    test_split: 0.2
-    augmentation: {{horizontal_flip: true}}  # false where left and right matter, as in text
+    path: {path}  # {what}
+{columns}    image_size: [{height}, {width}]  # larger is slower and often better
+{shares}    augmentation: {{horizontal_flip: true}}  # false where left and right matter, as in text
     # on_invalid: drop  # files that are no readable image: fail (default), drop or report
 
 # model:
@@ -145,35 +281,44 @@ seed: 0  # the same seed gives the same split and the same model
 """
 
 
-def is_image_data(path: Path, target: str | None) -> bool:
-    """Return whether `path` is a folder (images) rather than a table. Raises DataError when there is nothing."""
-    if not path.exists():
-        raise DataError(f"--data {path}: expected a CSV file or a folder of images, found nothing there")
-    if path.is_dir() and target:
-        raise ConfigError("--target: expected with a CSV only; the classes of an image folder are its folders")
-    return path.is_dir()
-
-
 @click.command(name="init", help="Write a commented config from a look at a CSV or a folder of images.")
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="A CSV (.csv, .csv.gz) or a folder of images."
 )
-@click.option(
-    "--target", help="The column to predict  [default: the one named target, label, class or y, else the last]"
-)
+@click.option("--target", help="The column to predict  [default: one named target, label, class or y, else the last]")
 @click.option("--task", type=click.Choice(["classification", "regression"]), help="[default: by the target's values]")
 @click.option(
     "--output", type=click.Path(path_type=Path), metavar="FILE", help="The config to write  [default: NAME.yaml]"
 )
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option(
-    "--identifier-ratio", type=click.FloatRange(0, 1), default=Inference().identifier_unique_ratio, show_default=True
+    "--identifier-ratio",
+    type=click.FloatRange(0, 1),
+    default=Inference().identifier_unique_ratio,
+    show_default=True,
+    help="A column with this share of distinct values is an identifier.",
 )
 @click.option(
-    "--text-words", type=click.FloatRange(0, min_open=True), default=Inference().text_mean_words, show_default=True
+    "--text-words",
+    type=click.FloatRange(0, min_open=True),
+    default=Inference().text_mean_words,
+    show_default=True,
+    help="A text column of more words on average is free text.",
 )
-@click.option("--max-categories", type=click.IntRange(1), default=Inference().max_categories, show_default=True)
-@click.option("--max-classes", type=click.IntRange(1), default=Inference().max_integer_classes, show_default=True)
+@click.option(
+    "--max-categories",
+    type=click.IntRange(1),
+    default=Inference().max_categories,
+    show_default=True,
+    help="A text column of more distinct values is free text.",
+)
+@click.option(
+    "--max-classes",
+    type=click.IntRange(1),
+    default=Inference().max_integer_classes,
+    show_default=True,
+    help="A whole-number target of at most so many values is classified.",
+)
 @json_option
 def command(
     data: Path,
@@ -187,40 +332,55 @@ def command(
     max_classes: int,
 ) -> dict[str, Any]:
     """Write a config."""
-    images = is_image_data(data, target)
     output = output or Path(config_stem(data) + ".yaml")
     schema_path = output.with_suffix(".schema.json")
-    wanted = [output] if images else [output, schema_path]
-    if not force and (there := [str(path) for path in wanted if path.exists()]):
-        raise ConfigError(f"{', '.join(there)}: exists already; name another --output, or add --force to replace")
     inference = Inference(
         identifier_unique_ratio=identifier_ratio,
         text_mean_words=text_words,
         max_categories=max_categories,
         max_integer_classes=max_classes,
     )
-    if images:
-        draft = draft_images(data, target=target, task=task)
-    else:
-        draft = draft_table(data, target=target, task=task, schema_path=str(schema_path), inference=inference)
-        write_atomic(schema_path, (draft.schema_file or "").encode())
-    write_atomic(output, draft.config.encode())
+    name = None if NAME.fullmatch(output.stem) else config_stem(output)
+    made = draft(data, Wish(target, task, inference, name, str(schema_path)))
+    files = {output: made.config}
+    if made.schema_file is not None:
+        files = {schema_path: made.schema_file, output: made.config}
+    _write(files, force=force)
     load_config(str(output))  # what is written must load
-    echo(describe_schema(draft.schema))
-    echo(f"target {draft.schema.target.column}: {draft.target_why}")
-    echo(f"wrote {' and '.join(map(str, wanted))}; next: mmjax train --config {output}")
+    echo(describe_schema(made.schema))
+    for line in (f"target {made.schema.target.column}: {made.target_why}", *made.notes):
+        echo(printable(line))
+    written = " and ".join(str(path) for path in reversed(files))
+    echo(f"wrote {written}; next: mmjax train --config {shlex.quote(str(output))}")
     return {
         "config": str(output),
-        "schema": None if images else str(schema_path),
-        "target": draft.schema.target.column,
-        "task": draft.schema.target.task,
-        "columns": {column.name: {"kind": column.kind, "reason": column.reason} for column in draft.schema.columns},
+        "schema": None if made.schema_file is None else str(schema_path),
+        "target": made.schema.target.column,
+        "target_why": made.target_why,
+        "task": made.schema.target.task,
+        "classes": made.schema.target.classes,
+        "columns": {column.name: {"kind": column.kind, "reason": column.reason} for column in made.schema.columns},
+        "notes": made.notes,
     }
+
+
+def _write(files: dict[Path, str], *, force: bool) -> None:
+    """Write the files, in order; ConfigError when one is there already, or there is no folder for it."""
+    problems = []
+    for path in files:
+        if path.exists() and not force:
+            problems.append(f"{path}: exists already; name another --output, or add --force to replace it")
+        elif not path.parent.is_dir():
+            problems.append(f"{path}: expected a folder {path.parent}, found none; make it, or name another --output")
+    if problems:
+        raise ConfigError(problems)
+    for path, text in files.items():
+        write_atomic(path, text.encode())
 
 
 def config_stem(data: Path) -> str:
     """Return a config name for a data path: its stem, with what no name may hold replaced by `-`."""
-    stem = data.resolve().name.removesuffix(".gz").removesuffix(".csv")
+    stem = re.sub(r"(\.(csv|tsv|txt|yaml|yml))?(\.gz)?$", "", data.resolve().name, flags=re.IGNORECASE)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:80] or "model"
 
 

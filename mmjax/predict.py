@@ -3,26 +3,35 @@
 import csv
 import itertools
 import os
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import msgspec
 import numpy as np
 
-from mmjax.artifact.models import load_model
-from mmjax.artifact.predictor import Predictions, Predictor, to_predictions
+from mmjax.artifact.models import locate_model
+from mmjax.artifact.predictor import Predictions, Predictor, load_predictor, to_predictions
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
 from mmjax.data.encode import check_columns, unknown_categories
-from mmjax.data.images import read_unlabelled
-from mmjax.data.table import iter_table
-from mmjax.errors import DataError
-from mmjax.schema import Columns
+from mmjax.data.idx import find_idx
+from mmjax.data.images import list_images, read_images, read_unlabelled_table, scan_images
+from mmjax.data.prepare import refuse_cells
+from mmjax.data.table import Table, iter_table
+from mmjax.errors import ConfigError, DataError
+from mmjax.schema import Columns, Schema
+from mmjax.training.scoring import Scores
 
 CHUNK_ROWS = 8192
 """Rows of a table in memory at a time."""
 CHUNK_IMAGES = 256
+SHOWN = 20
+"""How many bad files are listed; the others are counted."""
 
 
 class Chunk(NamedTuple):
@@ -31,6 +40,20 @@ class Chunk(NamedTuple):
     identifiers: np.ndarray
     """object[N]: what the first output column says of each row."""
     columns: Columns
+    refuse: Callable[[], None]
+    """Raises the DataError that names lines or files at fault, if any; called when the rows cannot be encoded."""
+
+
+class Input(NamedTuple):
+    """What is to be predicted."""
+
+    heading: str
+    """Of the identifiers."""
+    chunks: Iterator[Chunk]
+    ignored: tuple[str, ...]
+    """Columns that the model does not use."""
+    notes: tuple[str, ...]
+    """Files that were skipped, and the like."""
 
 
 class Written(NamedTuple):
@@ -41,6 +64,7 @@ class Written(NamedTuple):
     """Columns of the input that the model does not use."""
     unknown: dict[str, int]
     """Cells with a category that training did not see, by column."""
+    notes: tuple[str, ...]
 
 
 def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
@@ -48,31 +72,33 @@ def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
 
     The file appears whole or not at all. Raises DataError for what the schema refuses, naming rows and columns.
     """
-    heading, chunks, ignored = open_input(predictor, source)
+    given = open_input(predictor, source)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ConfigError(f"--output {output}: expected another file than the input; name one")
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    rows, unknown = 0, dict[str, int]()
+    rows, unknown = 0, Counter[str]()
+    classes = predictor.schema.target.classes
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(
-                [heading, "prediction", *(f"probability_{name}" for name in predictor.schema.target.classes)]
-            )
-            for chunk in chunks:
+            writer.writerow([given.heading, "prediction", *(f"probability_{name}" for name in classes)])
+            for chunk in given.chunks:
                 writer.writerows(output_rows(chunk, predictor))
                 rows += len(chunk.identifiers)
-                for column, values in unknown_categories(predictor.schema, chunk.columns).items():
-                    unknown[column] = unknown.get(column, 0) + sum(values.values())
+                for column, texts in unknown_categories(predictor.schema, chunk.columns).items():
+                    unknown[column] += sum(texts.values())
         os.replace(partial, output)
     except OSError as error:
-        raise DataError(f"{output}: cannot write predictions: {error}") from error
+        raise DataError(f"{output}: cannot write predictions: {error.strerror or error}; name another file") from error
     finally:
-        partial.unlink(missing_ok=True)
-    return Written(rows, ignored, {name: count for name, count in unknown.items() if count})
+        if partial.exists():
+            partial.unlink()
+    return Written(rows, given.ignored, dict(unknown), given.notes)
 
 
 def output_rows(chunk: Chunk, predictor: Predictor) -> Iterator[tuple[Any, ...]]:
     """Yield the output rows of a chunk. Numbers are written so that reading them gives the same f32 or f64."""
-    found: Predictions = to_predictions(predictor.schema, predictor.score(chunk.columns))
+    found: Predictions = to_predictions(predictor.schema, _scores(chunk, predictor))
     predicted = found.prediction.tolist()
     if found.probabilities is None:
         yield from zip(chunk.identifiers, predicted, strict=True)
@@ -81,39 +107,71 @@ def output_rows(chunk: Chunk, predictor: Predictor) -> Iterator[tuple[Any, ...]]
         yield (identifier, prediction, *map(str, probabilities))
 
 
-def open_input(predictor: Predictor, source: Path) -> tuple[str, Iterator[Chunk], tuple[str, ...]]:
-    """Return the heading of the identifier column, the Chunks of the input, and the columns that are ignored."""
+def _scores(chunk: Chunk, predictor: Predictor) -> Scores:
+    try:
+        return predictor.score(chunk.columns)
+    except DataError:
+        chunk.refuse()
+        raise
+
+
+def open_input(predictor: Predictor, source: Path) -> Input:
+    """Return the rows of a CSV or the images of a folder or CSV, in chunks. Raises DataError for absent columns."""
     config, schema = predictor.config.data, predictor.schema
-    if config.tabular is None:
-        paths = read_unlabelled(source)
-        return "path", _image_chunks(source, paths, schema.image.columns[0] if schema.image else "image"), ()
-    tables = iter_table(str(source), delimiter=config.tabular.delimiter, chunk_rows=CHUNK_ROWS)
+    if config.tabular is not None:
+        return _open_table(schema, source, config.tabular.delimiter)
+    assert config.image is not None, "the config names one modality"
+    column = schema.image.columns[0] if schema.image else config.image.image_column
+    if source.is_dir() and find_idx(str(source)):
+        found = read_images(msgspec.structs.replace(config.image, path=str(source)))
+        return Input("path", _image_chunks(source, found.names, found.columns[column], column), (), found.notes)
+    if source.is_dir() or not source.exists():
+        paths, notes = list_images(source)
+        files = np.array([str(source / path) for path in paths], dtype=object)
+        return Input("path", _image_chunks(source, paths, files, column), (), notes)
+    listed = read_unlabelled_table(str(source), image_column=column)
+    named = schema.id_column if schema.id_column in listed.columns else None
+    names = listed.columns[named] if named else listed.names
+    ignored = tuple(name for name in listed.columns if name != column)
+    chunks = _image_chunks(source, names, listed.columns[column], column)
+    return Input(named or "path", chunks, ignored, listed.notes)
+
+
+def _open_table(schema: Schema, source: Path, delimiter: str) -> Input:
+    tables = iter_table(str(source), delimiter=delimiter, chunk_rows=CHUNK_ROWS)
     first = next(tables, None)
     if first is None:
         raise DataError(f"{source}: expected at least one row, got a header only")
     ignored = check_columns(schema, tuple(first.columns), where=str(source))
     named = schema.id_column if schema.id_column in first.columns else None
-
-    def chunks() -> Iterator[Chunk]:
-        number = 1
-        for table in itertools.chain((first,), tables):
-            yield _table_chunk(table.columns, named, number)
-            number += len(table.lines)
-
-    return named or "row", chunks(), ignored
+    chunks = _table_chunks(schema, itertools.chain((first,), tables), named)
+    return Input(named or "row", chunks, ignored, ())
 
 
-def _table_chunk(columns: Columns, named: str | None, number: int) -> Chunk:
-    rows = len(next(iter(columns.values())))
-    identifiers = columns[named] if named else np.arange(number, number + rows).astype(object)
-    return Chunk(identifiers, columns)
+def _table_chunks(schema: Schema, tables: Iterable[Table], named: str | None) -> Iterator[Chunk]:
+    number = 1
+    for table in tables:
+        rows = len(table.lines)
+        identifiers = table.columns[named] if named else np.arange(number, number + rows).astype(object)
+        yield Chunk(identifiers, table.columns, partial(refuse_cells, schema, table))
+        number += rows
 
 
-def _image_chunks(folder: Path, paths: np.ndarray, column: str) -> Iterator[Chunk]:
-    for start in range(0, len(paths), CHUNK_IMAGES):
-        names = paths[start : start + CHUNK_IMAGES]
-        files = np.array([str(folder / name) for name in names], dtype=object)
-        yield Chunk(names, {column: files})
+def _image_chunks(source: Path, names: np.ndarray, images: np.ndarray, column: str) -> Iterator[Chunk]:
+    refuse = partial(_refuse_images, source, names, images)
+    for start in range(0, len(names), CHUNK_IMAGES):
+        rows = slice(start, start + CHUNK_IMAGES)
+        yield Chunk(names[rows], {column: images[rows]}, refuse)
+
+
+def _refuse_images(source: Path, names: np.ndarray, images: np.ndarray) -> None:
+    bad = scan_images(images.tolist())
+    if not bad:
+        return
+    lines = [f"{names[index]}: {reason}" for index, reason in bad[:SHOWN]]
+    more = [f"and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []
+    count = f"{source}: {len(bad):,} of {len(names):,} images cannot be read; mend or remove them"
+    raise DataError([count, *lines, *more])
 
 
 @click.command(name="predict", help="Write a model's predictions for a CSV or a folder of images.")
@@ -132,14 +190,28 @@ def command(model: str, source: str, output: str, registry: str) -> dict[str, An
     """Write predictions."""
     for note in configure().notes:
         echo(note)
-    predictor = load_model(model, registry=registry)
+    started = time.perf_counter()
+    located = locate_model(model, registry=registry)
+    predictor = load_predictor(located.path)
+    loaded = time.perf_counter()
     written = predict_file(predictor, Path(source), Path(output))
+    ended = time.perf_counter()
+    for note in written.notes:
+        echo(note)
     if written.ignored:
         echo(f"{source}: not used by the model: {', '.join(written.ignored)}")
     for column, count in written.unknown.items():
-        echo(f"{source}: column '{column}': {count} cells hold a category unknown to the model")
-    echo(f"{written.rows} predictions in {output}")
-    return {"model": model, "output": output, **written._asdict()}
+        echo(f"{source}: column '{column}': {count:,} cells hold a category unknown to the model")
+    echo(f"{written.rows:,} predictions in {output}")
+    return {
+        "model": predictor.config.name,
+        "version": located.version,
+        "bundle": str(located.path),
+        "output": output,
+        **written._asdict(),
+        "seconds": {"load": round(loaded - started, 3), "predict": round(ended - loaded, 3)},
+        "samples_per_second": written.rows / (ended - loaded),
+    }
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET
 
-from mmjax.config import Config
+from mmjax.config import Config, Training
+from mmjax.errors import ConfigError
 from mmjax.models.build import resolve_architecture
 from mmjax.schema import Schema
 
@@ -30,7 +31,16 @@ Choice = tuple[str, Any, str]
 def resolve(
     config: Config, schema: Schema, *, train_rows: int, validation_rows: int
 ) -> tuple[Config, tuple[Decision, ...]]:
-    """Return the config with every field decided, and the Decisions that were taken."""
+    """Return the config with every field decided, and the Decisions that were taken.
+
+    Raises ConfigError for a batch that no training row would fill.
+    """
+    batch_size = config.training.batch_size
+    if isinstance(batch_size, int) and batch_size > train_rows:
+        raise ConfigError(
+            f"training.batch_size: expected at most {train_rows}, the number of training rows, got {batch_size}; "
+            "lower it, or remove it and it is chosen"
+        )
     choices = (
         _data_choices(schema, train_rows)
         + _model_choices(schema)
@@ -104,17 +114,20 @@ def _training_choices(config: Config, schema: Schema, train_rows: int, validatio
         ("training.learning_rate", _learning_rate(config, schema), "a good peak for this network and optimizer"),
         ("training.weight_decay", 0.05 if schema.image else 0.02, "mild"),
         ("training.schedule", "warmup_cosine", "ends at zero, so the last weights are settled"),
-        *_stopping_choices(config, validation_rows, epochs),
+        *_stopping_choices(config.training, validation_rows, epochs),
     ]
 
 
-def _stopping_choices(config: Config, validation_rows: int, epochs: int) -> list[Choice]:
+def _stopping_choices(training: Training, validation_rows: int, default_epochs: int) -> list[Choice]:
+    epochs = default_epochs if training.epochs is UNSET else training.epochs
     path = "training.early_stopping."
+    patience = (path + "patience", max(10, epochs // 4), "a quarter of the epochs, at least 10")
     if not validation_rows:
-        return [(path + "enabled", False, "there are no validation rows")]
+        off = (path + "enabled", False, "there are no validation rows")
+        return [off] if training.early_stopping.monitor is UNSET else [off, patience]
     return [
         (path + "enabled", True, "there are validation rows"),
-        (path + "patience", max(10, epochs // 4), "a quarter of the epochs, at least 10"),
+        patience,
         (path + "monitor", "val_loss", "the smoothest measure of progress"),
     ]
 

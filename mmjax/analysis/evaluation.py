@@ -27,7 +27,7 @@ def evaluate_scores(schema: Schema, scores: Scores, batch: Batch) -> Evaluation:
     if scores.probabilities is None:
         return Evaluation(rows, metrics, [], [])
     labels = np.asarray(batch["label"], np.int64)
-    weight = batch.get("weight")
+    weight = np.asarray(batch["weight"], np.float64) if "weight" in batch else None
     probabilities = scores.probabilities.astype(np.float64)
     classes = schema.target.classes
     confusion = confusion_matrix(scores.prediction.astype(np.int64), labels, len(classes), weight=weight)

@@ -3,7 +3,7 @@
 The functions are those that trained the model. No pandas, optax, grain or orbax is imported here: serving stands on it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +13,12 @@ import numpy as np
 from mmjax.artifact.bundle import Bundle, Golden, load_bundle
 from mmjax.backend import compiled, platform, reference_mode
 from mmjax.config import Config
-from mmjax.data.encode import columns_from_rows, encode
+from mmjax.data.encode import check_columns, columns_from_rows, encode
 from mmjax.data.pipeline import padded_slices
-from mmjax.errors import BundleError
+from mmjax.errors import BundleError, DataError
 from mmjax.parts import States, build_parts
-from mmjax.schema import Columns, Schema
-from mmjax.training.scoring import Forward, Scores, score
+from mmjax.schema import Batch, Columns, Schema
+from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, score
 
 LARGEST_BUCKET = 256
 """Rows of the largest compiled batch; smaller requests pad to the next power of two."""
@@ -47,27 +47,70 @@ class Predictor(NamedTuple):
     """Compiled."""
     digest: str = ""
 
-    def predict(self, rows: Columns | Sequence[Mapping[str, Any]]) -> Predictions:
-        """Return Predictions for rows: mappings from column name to cell, or arrays by column name.
+    def predict(self, rows: Mapping[str, Sequence[Any] | np.ndarray] | Sequence[Mapping[str, Any]]) -> Predictions:
+        """Return Predictions for rows: mappings from column name to cell, or lists or arrays by column name.
 
         Cells are numbers, texts as in the CSV, or None for missing; images are paths, bytes or u8 arrays. Identifier
-        and target columns are ignored. Raises DataError naming row and column.
+        and target columns are ignored. Raises DataError naming unknown and absent columns, or row and column of a cell.
         """
-        columns = rows if isinstance(rows, dict) else columns_from_rows(rows)
-        scores = self.score(columns)
-        return to_predictions(self.schema, scores)
+        columns = as_columns(rows)
+        check_columns(self.schema, columns, where="rows")
+        return to_predictions(self.schema, self.score(columns))
 
     def score(self, columns: Columns) -> Scores:
-        """Return raw Scores for encoded-as-read columns, at most a bucket of rows in memory at a time."""
-        n = len(next(iter(columns.values())))
-        parts = []
-        for start, stop in padded_slices(n, LARGEST_BUCKET):
-            piece = {name: cells[start:stop] for name, cells in columns.items()}
-            parts.append(score(self.forward, self.states, encode(self.schema, piece), largest=LARGEST_BUCKET))
-        return concatenate(parts)
+        """Return raw Scores of rows as read; of images at most a bucket is decoded at a time."""
+        batches = _batches(self.schema, columns, label=False)
+        return concatenate([score(self.forward, self.states, batch, largest=LARGEST_BUCKET) for batch in batches])
+
+    def score_labelled(self, columns: Columns) -> tuple[Scores, Batch]:
+        """Return the Scores of rows with answers, and a Batch of `label` and, where the model had them, `weight`."""
+        scores, answers = [], []
+        for batch in _batches(self.schema, columns, label=True):
+            scores.append(score(self.forward, self.states, batch, largest=LARGEST_BUCKET))
+            answers.append({name: batch[name] for name in LABEL_FIELDS if name in batch})
+        joined = {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
+        return concatenate(scores), joined
 
 
-def concatenate(parts: Sequence[Scores]) -> Scores:
+def as_columns(rows: Mapping[str, Sequence[Any] | np.ndarray] | Sequence[Mapping[str, Any]]) -> Columns:
+    """Return rows, however they are given, as Columns; DataError when there are none or they are no rows."""
+    if isinstance(rows, Mapping):
+        columns = {name: cells if isinstance(cells, np.ndarray) else _cells(cells) for name, cells in rows.items()}
+    elif isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
+        columns = columns_from_rows(rows)
+    else:
+        raise DataError(
+            f"rows: expected a list of dicts, or a dict of lists, by column name, got {type(rows).__name__}; "
+            "of a data frame give frame.to_dict('list')"
+        )
+    if not columns:
+        raise DataError("rows: expected at least one row, got none")
+    return columns
+
+
+def _cells(values: Sequence[Any]) -> np.ndarray:
+    cells = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):  # one by one: NumPy would stack images of one size
+        cells[i] = value
+    return cells
+
+
+def _batches(schema: Schema, columns: Columns, *, label: bool) -> Iterator[Batch]:
+    """Yield the encoded rows: a table at once, images by the bucket. DataError names rows as counted in `columns`."""
+    rows = len(next(iter(columns.values())))
+    if not rows:
+        raise DataError("expected at least one row, got none")
+    for start, stop in padded_slices(rows, LARGEST_BUCKET if schema.image else rows):
+        piece = {name: cells[start:stop] for name, cells in columns.items()}
+        try:
+            yield encode(schema, piece, label=label)
+        except DataError:
+            if stop - start < rows:  # once more, so that all problems are told, with rows counted from the first
+                encode(schema, columns, label=label)
+            raise
+
+
+def concatenate(parts: Iterable[Scores]) -> Scores:
     """Return successive Scores as one."""
     outputs, prediction, probabilities = zip(*parts, strict=True)
     joined = None if probabilities[0] is None else np.concatenate(probabilities)

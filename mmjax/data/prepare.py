@@ -7,13 +7,15 @@ import msgspec
 import numpy as np
 
 from mmjax.config import Config, ImageData, TabularData, Task
+from mmjax.data.cells import missing_mask, texts
 from mmjax.data.encode import encode, encode_label
 from mmjax.data.infer import fit_vocabulary, infer_schema, infer_target
 from mmjax.data.schema_file import read_schema_file
-from mmjax.data.split import Split, split_rows
-from mmjax.data.table import read_table
+from mmjax.data.split import Split, Strategy, split_rows
+from mmjax.data.table import Table, read_table
 from mmjax.data.validate import validate_rows
-from mmjax.schema import Batch, Columns, ImageSpec, Schema
+from mmjax.errors import DataError
+from mmjax.schema import Batch, Column, Columns, ImageSpec, Schema
 
 if TYPE_CHECKING:  # tables need no Pillow
     from mmjax.data.images import ImageSource
@@ -45,8 +47,47 @@ def prepare(config: Config) -> Prepared:
     return _prepare_images(config, config.data.image)
 
 
+def drop_unanswered(table: Table, target: str, missing_markers: tuple[str, ...]) -> tuple[Table, tuple[str, ...]]:
+    """Return the table without the rows whose target is missing, and a note that counts them.
+
+    A table without that column, or without any value in it, stays as it is: others refuse it.
+    """
+    if target not in table.columns:
+        return table, ()
+    gaps = missing_mask(texts(table.columns[target]), missing_markers)
+    if not gaps.any() or gaps.all():
+        return table, ()
+    kept = Table({name: cells[~gaps] for name, cells in table.columns.items()}, table.lines[~gaps], table.path)
+    count, first = f"{gaps.sum():,} of {len(gaps):,} rows", table.lines[gaps][0]
+    return kept, (f"{table.path}: dropped {count} without a value of '{target}', the first on line {first}",)
+
+
+def encode_table(schema: Schema, table: Table) -> Batch:
+    """Return the Batch of a table with its answers; DataError with file and line of what cannot be encoded."""
+    try:
+        return encode(schema, table.columns, label=True)
+    except DataError:
+        refuse_cells(schema, table, label=True)
+        raise
+
+
+def refuse_cells(schema: Schema, table: Table, *, label: bool = False) -> None:
+    """Raise DataError with file and line of every number and date (with `label`, answer) that `encode` cannot take."""
+    columns = [
+        Column(name=column.name, kind=column.kind, datetime_format=column.datetime_format)
+        for column in schema.of_kind("numeric", "datetime")
+    ]
+    answers = (schema.target.column, schema.weight_column) if label else ()
+    columns += [Column(name=name, kind="ignored") for name in answers if name is not None]
+    wanted = {column.name: table.columns[column.name] for column in columns if column.name in table.columns}
+    plain = msgspec.structs.replace(schema, columns=tuple(columns))
+    validate_rows(wanted, plain, table.lines, table.path, "fail")
+
+
 def _prepare_table(config: Config, data: TabularData) -> Prepared:
-    table = read_table(data.path, delimiter=data.delimiter)
+    table, dropped = read_table(data.path, delimiter=data.delimiter), ()
+    if data.on_invalid == "drop":
+        table, dropped = drop_unanswered(table, data.target_column, data.missing_markers)
     declared = read_schema_file(data.schema) if data.schema else None
     schema = infer_schema(
         table.columns,
@@ -69,9 +110,10 @@ def _prepare_table(config: Config, data: TabularData) -> Prepared:
     assigned = columns[config.split.column] if config.split.column else None
     split = _split(config, schema, columns, len(lines), assigned, data)
     schema = fit_vocabulary(schema, {name: cells[split.train] for name, cells in columns.items()})
-    batch = encode(schema, columns, label=True)
+    batch = encode_table(schema, Table(columns, lines, table.path))
     left_out = [f"{c.name}: left out, {c.kind}: {c.reason}" for c in schema.of_kind("identifier", "constant", "text")]
-    return Prepared(schema, columns, names, split, batch, (*validation.notes, *left_out, *split.notes))
+    notes = (*dropped, *validation.notes, *left_out, *split.notes)
+    return Prepared(schema, columns, names, split, batch, notes)
 
 
 def _prepare_images(config: Config, data: ImageData) -> Prepared:
@@ -134,11 +176,11 @@ def _split(
     assigned: np.ndarray | None,
     data: TabularData | ImageData,
 ) -> Split:
-    strategy = config.split.strategy
+    strategy, notes = config.split.strategy, ()
     if strategy is msgspec.UNSET:
-        by_class = "stratified" if schema.target.task == "classification" else "random"
-        strategy = "folders" if assigned is not None else by_class
-    return split_rows(
+        strategy, why = _default_strategy(schema, assigned)
+        notes = (f"split: {strategy}, as {why}",)
+    split = split_rows(
         n,
         strategy=strategy,
         fractions=(data.train_split, data.validation_split, data.test_split),
@@ -147,3 +189,12 @@ def _split(
         classes=schema.target.classes,
         assigned=assigned,
     )
+    return split._replace(notes=(*notes, *split.notes))
+
+
+def _default_strategy(schema: Schema, assigned: np.ndarray | None) -> tuple[Strategy, str]:
+    if assigned is not None:
+        return "folders", "there are folders or files for train and others"
+    if schema.target.task == "classification":
+        return "stratified", "the target is one of classes"
+    return "random", "the target is a number"

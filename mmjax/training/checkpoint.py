@@ -1,9 +1,11 @@
 """Checkpoints: the last training state and the best variables, on disk with orbax.
 
 Each save is a new folder that orbax moves into place when it is whole; only then is the one before it deleted, so a
-crash at any moment leaves a good one.
+crash at any moment leaves a good one. orbax restores most flipped bits in silence, so our own digests lie in it.
 """
 
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +14,13 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from mmjax.artifact.files import write_json_atomic
 from mmjax.config import Checkpoint
 from mmjax.errors import DataError
 from mmjax.training.event_types import Checkpointed
 from mmjax.training.events import Snapshot
 
+DIGESTS = "sha256.json"
 SAVE_EVERY_S = 30.0
 """Without `every_epochs`: seconds between two saves of the last state."""
 
@@ -54,6 +58,7 @@ def save_tree(path: Path, tree: Any) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with ocp.StandardCheckpointer() as saver:
             saver.save(path, tree, force=True)
+        write_json_atomic(path / DIGESTS, _digests(path))
     except OSError as error:
         raise DataError(
             f"{path}: cannot write the checkpoint: {error}; free space or set training.checkpoint.path"
@@ -65,6 +70,24 @@ def save_tree(path: Path, tree: Any) -> Path:
 
 
 def load_tree(path: Path, like: Any) -> Any:
-    """Return the pytree saved in the folder `path`, with the structure, shapes and dtypes of `like`."""
+    """Return the pytree saved in the folder `path`, with the structure, shapes and dtypes of `like` (None: as saved).
+
+    Raises DataError when a file is not the one that was saved.
+    """
+    path = path.absolute()
+    try:
+        expected = json.loads((path / DIGESTS).read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a whole checkpoint with {DIGESTS} in it; use another one") from error
+    found = _digests(path)
+    damaged = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if damaged:
+        raise DataError([f"{path / name}: damaged: not the file that was saved; use another one" for name in damaged])
     with ocp.StandardCheckpointer() as saver:
-        return saver.restore(path.absolute(), like)
+        return saver.restore(path, like)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file under the folder, by its path within."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

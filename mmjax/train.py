@@ -57,6 +57,8 @@ class FitResult(NamedTuple):
     """split -> metric -> value."""
     report: Report
     predictor: Predictor
+    seconds: dict[str, float]
+    """stage -> wall clock, all stages."""
 
 
 def fit(
@@ -105,7 +107,7 @@ def fit(
                 version = register(Path(registry), config.name, bundle, run_id=str(provenance["run_id"]))
                 bundle = Path(registry) / config.name / str(version)
         record.finish(model=config.name, version=version, bundle=str(bundle), metrics=report["metrics"])
-    return FitResult(run_dir, config.name, version, bundle, report["metrics"], report, predictor)
+    return FitResult(run_dir, config.name, version, bundle, report["metrics"], report, predictor, record.seconds)
 
 
 def _make_run_dir(config: Config, run_dir: str | Path | None, runs_dir: Path) -> Path:
@@ -343,7 +345,7 @@ def command(config_path: str, overrides: tuple[str, ...], run_dir: str | None, r
         "version": result.version,
         "bundle": str(result.bundle),
         "metrics": result.metrics,
-        "seconds": result.report["training"]["seconds"] | {"total": round(time.perf_counter() - started, 3)},
+        "seconds": result.seconds | {"total": round(time.perf_counter() - started, 3)},
         "samples_per_second": result.report["training"]["samples_per_second"],
     }
 

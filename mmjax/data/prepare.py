@@ -8,7 +8,7 @@ import numpy as np
 
 from mmjax.config import Config, ImageData, TabularData, Task
 from mmjax.data.cells import missing_mask, texts
-from mmjax.data.encode import encode, encode_label
+from mmjax.data.encode import encode, encode_label, unknown_categories
 from mmjax.data.infer import fit_vocabulary, infer_schema, infer_target
 from mmjax.data.schema_file import read_schema_file
 from mmjax.data.split import Split, Strategy, split_rows
@@ -112,8 +112,21 @@ def _prepare_table(config: Config, data: TabularData) -> Prepared:
     schema = fit_vocabulary(schema, {name: cells[split.train] for name, cells in columns.items()})
     batch = encode_table(schema, Table(columns, lines, table.path))
     left_out = [f"{c.name}: left out, {c.kind}: {c.reason}" for c in schema.of_kind("identifier", "constant", "text")]
-    notes = (*dropped, *validation.notes, *left_out, *split.notes)
+    notes = (*dropped, *validation.notes, *left_out, *split.notes, *_unknown_notes(schema, columns, batch))
     return Prepared(schema, columns, names, split, batch, notes)
+
+
+def _unknown_notes(schema: Schema, columns: Columns, batch: Batch) -> list[str]:
+    """Return a line for each column with categories that no training row has."""
+    if "category" not in batch:
+        return []
+    rows = np.flatnonzero((batch["category"] == 0).any(axis=1))  # missing or unknown
+    counts = unknown_categories(schema, {name: cells[rows] for name, cells in columns.items()})
+    return [
+        f"{name}: {sum(found.values()):,} cells of validation and test rows hold one of {len(found)} categories "
+        "that no training row has; they count as unknown"
+        for name, found in counts.items()
+    ]
 
 
 def _prepare_images(config: Config, data: ImageData) -> Prepared:

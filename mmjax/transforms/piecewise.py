@@ -9,6 +9,12 @@ from mmjax.schema import Batch
 from mmjax.transforms.base import Transform
 
 
+SHRINK = 1 / 16
+"""Applied to numbers and edges alike: the difference of two f32 extremes and the inverse of a width stay normal f32."""
+LEAST_WIDTH = 1e-30
+"""Narrower bins are merged: their inverse would not fit f32."""
+
+
 def piecewise_linear(bins: int) -> Transform:
     """Return the Transform that appends to `dense` a code of every `numeric` column over at most `bins` bins.
 
@@ -20,17 +26,17 @@ def piecewise_linear(bins: int) -> Transform:
 
     def fit(batch: Batch) -> dict[str, np.ndarray]:
         edges = [bin_edges(column, bins) for column in np.asarray(batch["numeric"]).T]
+        lower = np.concatenate([edge[:-1] for edge in edges])
+        width = np.concatenate([np.diff(edge.astype(np.float64)) for edge in edges])
         return {
-            "lower": np.concatenate([edge[:-1] for edge in edges]),
-            "upper": np.concatenate([edge[1:] for edge in edges]),
+            "lower": lower * np.float32(SHRINK),
+            "per_width": (1.0 / (width * SHRINK)).astype(np.float32),
             "column": np.repeat(np.arange(len(edges), dtype=np.int32), [len(edge) - 1 for edge in edges]),
         }
 
     def apply(state: Any, batch: Batch) -> Batch:
-        lower, upper = state["lower"][None, :], state["upper"][None, :]
-        # Halved, so that the difference of two f32 extremes stays finite.
-        x = jnp.clip(batch["numeric"][:, state["column"]], lower, upper) / 2
-        code = (x - lower / 2) / (upper / 2 - lower / 2)
+        x = batch["numeric"][:, state["column"]] * SHRINK
+        code = jnp.clip((x - state["lower"][None, :]) * state["per_width"][None, :], 0.0, 1.0)
         code = jnp.where(jnp.isnan(code), 0.0, code)
         dense = batch.get("dense")
         return {**batch, "dense": code if dense is None else jnp.concatenate([dense, code], axis=-1)}
@@ -45,4 +51,5 @@ def bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
         return np.zeros(1, np.float32)
     of_rows = np.quantile(known, np.linspace(0.0, 1.0, bins - bins // 2 + 1))
     of_values = np.quantile(np.unique(known), np.linspace(0.0, 1.0, bins // 2 + 1))
-    return np.unique(np.concatenate([of_rows, of_values]).astype(np.float32))
+    edges = np.unique(np.concatenate([of_rows, of_values]).astype(np.float32))
+    return edges[np.diff(edges.astype(np.float64), prepend=-np.inf) > LEAST_WIDTH]

@@ -8,7 +8,7 @@ READY := $(VENV)/.installed
 IMAGE := mmjax
 
 .DEFAULT_GOAL := help
-.PHONY: help install setup train train-images evaluate lint format typecheck test soak bench docker-build docker-run clean FORCE
+.PHONY: help install setup train train-images evaluate serve lint format typecheck test soak bench docker-build docker-run clean FORCE
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,10 @@ train-images: install setup ## Train, test and register the colour model (images
 evaluate: install setup ## Evaluate the newest iris model on the sample CSV (trains it first when there is none)
 	@test -d registry/iris || $(MAKE) --no-print-directory train
 	$(PY) -m mmjax.evaluate --model iris --data data/sample/iris.csv
+
+serve: install setup ## Serve the iris model on port 8000 (trains it first when there is none)
+	@test -d registry/iris || $(MAKE) --no-print-directory train
+	$(PY) -m mmjax.serve --model iris
 
 lint: install ## Check style, imports and format
 	$(PY) -m ruff check .

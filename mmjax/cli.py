@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "train": "Train, test and register a model from a config.",
         "evaluate": "Score a registered model on data with known answers.",
         "predict": "Write a model's predictions for a CSV or a folder of images.",
+        "serve": "Answer requests over HTTP with registered models.",
         "init": "Write a commented config from a look at a CSV or a folder of images.",
         "check": "Check a config and its data without training.",
         "registry": "List, compare, promote and verify registered models.",

@@ -41,8 +41,11 @@ LAYERS: dict[int, dict[str, str]] = {
         "training": "training/setup",
         "artifact": "artifact/models artifact/predictor",
     },
-    5: {"cli": "cli"},
-    6: {door: door for door in ("train", "evaluate", "predict", "init", "check", "registry", "runs", "__main__")},
+    5: {"cli": "cli", "serving": "serving/app serving/engine serving/routes serving/wire"},
+    6: {
+        door: door
+        for door in ("train", "evaluate", "predict", "serve", "init", "check", "registry", "runs", "__main__")
+    },
     7: {"surface": "__init__"},
 }
 

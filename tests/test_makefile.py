@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TARGETS = """
-help install setup train train-images evaluate lint format typecheck test soak bench docker-build docker-run clean
+help install setup train train-images evaluate serve lint format typecheck test soak bench docker-build docker-run clean
 """
 PROMISED = TARGETS.split()
 

@@ -1,0 +1,351 @@
+"""The wire: bytes of a request become Columns, strictly; scores become bytes of a reply. No HTTP library here."""
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import multipart
+import numpy as np
+
+from mmjax.artifact.predictor import to_predictions
+from mmjax.data.cells import missing_texts
+from mmjax.data.encode import SHOWN, check_columns
+from mmjax.errors import DataError, MmjaxError
+from mmjax.schema import Columns, Schema
+from mmjax.training.scoring import Scores
+
+MAX_TABLE_BYTES = 8 * 2**20
+"""Largest body of a table request."""
+MAX_IMAGE_BYTES = 16 * 2**20
+"""Largest body of an image request."""
+MAX_ROWS = 4096
+"""Rows of one table request."""
+MAX_IMAGES = 16
+"""Images of one request."""
+MAX_PIXELS = 25_000_000
+"""Pixels of one image: they are checked before any is decoded."""
+IMAGE_PART = "file"
+"""Name of a multipart part that holds an image."""
+
+Cell = str | int | float | bool | None
+
+
+class Refused(MmjaxError):
+    """A request that is not answered: an HTTP status, a stable word for the reason, a line for each problem."""
+
+    def __init__(self, status: int, reason: str, problems: str | Sequence[str], *, retry_after_s: int = 0) -> None:
+        super().__init__(problems)
+        self.status = status
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class TableRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /predict/tabular`: exactly one of `features` and `rows`."""
+
+    features: list[list[Cell]] | msgspec.UnsetType = msgspec.UNSET
+    """Rows of cells in the order of the schema's features."""
+    rows: list[dict[str, Cell]] | msgspec.UnsetType = msgspec.UNSET
+    """Rows as column name -> cell."""
+    model: str | msgspec.UnsetType | None = msgspec.UNSET
+    version: int | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class ModelName(msgspec.Struct, frozen=True):
+    """Which model answered; `version` is null for a bundle that is in no registry."""
+
+    name: str
+    version: int | None
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """The answer for N rows or images, in the order they came."""
+
+    predictions: list[int] | list[float]
+    """Class indices, or values."""
+    labels: list[str] | None
+    """Class texts; null for regression."""
+    probabilities: list[list[float]] | None
+    """[N][K] in the order of the model's classes; null for regression."""
+    inference_time_ms: float
+    """The compiled call with its transfers, without decoding and waiting."""
+    model: ModelName
+    request_id: str
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Why there is no answer (RFC 9457, application/problem+json)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    error: str
+    """The detail once more, where clients of other servers look for it."""
+    errors: tuple[str, ...]
+    """One line for each thing that is wrong."""
+    request_id: str
+
+
+_decoder = msgspec.json.Decoder(TableRequest)
+_encode = msgspec.json.Encoder().encode
+
+
+# ---- tables
+
+
+def decode_table(body: bytes) -> TableRequest:
+    """Return the request in a JSON body; Refused (400) when it is no JSON, has other keys or doubled ones."""
+    try:
+        request = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise Refused(400, "bad-request", _told(str(error))) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        told = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise Refused(400, "bad-json", f"body: expected JSON, got something else: {told}") from error
+    if (request.features is msgspec.UNSET) == (request.rows is msgspec.UNSET):
+        raise Refused(
+            400,
+            "bad-request",
+            'body: expected exactly one of "features" (rows of cells) and "rows" (rows by column name)',
+        )
+    _refuse_doubled(body, request)
+    return request
+
+
+PLACE = re.compile(r" - at `\$(?:\.(\w+))?(?:\[(\d+)\])?(?:\[(\d+|\.\.\.)\])?.*`$")
+
+
+def _told(message: str) -> str:
+    """Return msgspec's message with the place in front, rows counted from 1.
+
+    >>> _told("Expected `str`, got `object` - at `$.features[0][2]`")
+    'features, row 1, cell 3: expected `str`, got `object`'
+    """
+    found = PLACE.search(message)
+    if found is None:
+        return f"body: {message[0].lower()}{message[1:]}"
+    field, row, cell = found.groups()
+    place = field or "body"
+    place += f", row {int(row) + 1}" if row else ""
+    place += f", cell {int(cell) + 1}" if cell and cell.isdigit() else ""
+    return f"{place}: {message[0].lower()}{message[1 : found.start()]}"
+
+
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
+
+
+def _refuse_doubled(body: bytes, request: TableRequest) -> None:
+    """Refuse keys that an object has twice: msgspec keeps the last, so the text has more colons than we have keys."""
+    keys = sum(getattr(request, name) is not msgspec.UNSET for name in request.__struct_fields__)
+    keys += sum(map(len, request.rows or ()))
+    if _STRING.sub(b"", body).count(b":") == keys:
+        return
+    if lines := _doubled(body):
+        raise Refused(400, "doubled-key", lines)
+
+
+def _doubled(body: bytes) -> list[str]:
+    """Return a line for each key that an object has twice; `rows` come before the object around them."""
+    numbers, found = itertools.count(), []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        number = next(numbers)
+        found.extend((number, key, n) for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+
+    json.loads(body, object_pairs_hook=look, parse_int=str, parse_float=str)
+    whole = next(numbers) - 1
+    return [
+        f"{'body' if number == whole else f'row {number + 1}'}: expected each key once, got '{key}' {n} times"
+        for number, key, n in found[:SHOWN]
+    ]
+
+
+def table_columns(schema: Schema, request: TableRequest) -> Columns:
+    """Return the request's rows as Columns of the schema's features; Refused, or DataError, naming rows and columns.
+
+    Texts in numeric columns are refused, unless they mean missing in the schema.
+    """
+    rows = request.features if request.rows is msgspec.UNSET else request.rows
+    assert rows is not msgspec.UNSET
+    if not rows:
+        raise Refused(400, "no-rows", "expected at least one row, got none")
+    if len(rows) > MAX_ROWS:
+        raise Refused(413, "too-many-rows", f"expected at most {MAX_ROWS:,} rows in a request, got {len(rows):,}")
+    names = [column.name for column in schema.features]
+    if request.rows is msgspec.UNSET:
+        columns = _from_lists(names, request.features or [])
+    else:
+        columns = _from_mappings(schema, names, request.rows)
+    _refuse_texts(schema, columns)
+    return columns
+
+
+def _from_lists(names: list[str], rows: list[list[Cell]]) -> Columns:
+    wrong = [
+        f"row {i}: expected {len(names)} cells ({', '.join(names)}), got {len(row)}"
+        for i, row in enumerate(rows, 1)
+        if len(row) != len(names)
+    ]
+    if wrong:
+        raise Refused(400, "bad-row", wrong[:SHOWN])
+    return {name: _cells([row[k] for row in rows]) for k, name in enumerate(names)}
+
+
+def _from_mappings(schema: Schema, names: list[str], rows: list[dict[str, Cell]]) -> Columns:
+    sound, wrong = set(), []
+    for i, row in enumerate(rows, 1):
+        if (keys := tuple(row)) in sound or len(wrong) >= SHOWN:
+            continue
+        try:
+            check_columns(schema, keys, where=f"row {i}")
+            sound.add(keys)
+        except DataError as error:
+            wrong += error.problems
+    if wrong:
+        raise Refused(400, "bad-row", wrong[:SHOWN])
+    return {name: _cells([row[name] for row in rows]) for name in names}
+
+
+def _cells(values: list[Cell]) -> np.ndarray:
+    cells = np.empty(len(values), dtype=object)
+    cells[:] = values
+    return cells
+
+
+def _refuse_texts(schema: Schema, columns: Columns) -> None:
+    gaps = missing_texts(schema.missing_markers)
+    wrong = [
+        f"column '{column.name}', row {i}: expected a number or null, got the text {json.dumps(cell[:80])}"
+        for column in schema.of_kind("numeric")
+        for i, cell in enumerate(columns[column.name].tolist(), 1)
+        if isinstance(cell, str) and cell.strip() not in gaps
+    ]
+    if wrong:
+        more = [f"and {len(wrong) - SHOWN:,} more bad cells"] if len(wrong) > SHOWN else []
+        raise Refused(400, "bad-cell", wrong[:SHOWN] + more)
+
+
+# ---- images
+
+
+def image_files(content_type: str, body: bytes) -> list[bytes]:
+    """Return the image files in a raw `image/*` body or a multipart form; Refused when there is anything else."""
+    try:
+        kind, options = multipart.parse_options_header(content_type)
+    except (ValueError, LookupError):
+        kind, options = "", {}
+    if kind == "multipart/form-data":
+        return _parts(options.get("boundary", ""), body)
+    if not kind.startswith("image/"):
+        raise Refused(
+            415,
+            "bad-content-type",
+            f"Content-Type: expected image/* (the file as the body) or multipart/form-data, got '{content_type[:80]}'",
+        )
+    if not body:
+        raise Refused(400, "bad-image", "body: expected an image file, got nothing")
+    return [body]
+
+
+def _parts(boundary: str, body: bytes) -> list[bytes]:
+    if not boundary:
+        raise Refused(400, "bad-multipart", "Content-Type: expected multipart/form-data with a boundary, got none")
+    files: list[bytearray] = []
+    try:
+        with multipart.PushMultipartParser(boundary, max_segment_count=MAX_IMAGES, strict=True) as parser:
+            for event in itertools.chain(parser.parse(body), parser.parse(b"") if not parser.closed else ()):
+                if isinstance(event, multipart.MultipartSegment):
+                    if event.name != IMAGE_PART or event.filename is None:
+                        raise Refused(
+                            400,
+                            "bad-multipart",
+                            f"part {len(files) + 1}: expected a file in a part named '{IMAGE_PART}', got "
+                            f"{'a field' if event.filename is None else 'a file'} named {(event.name or '')[:80]!r}",
+                        )
+                    files.append(bytearray())
+                elif event:
+                    files[-1] += event
+    except multipart.ParserLimitReached as error:
+        raise Refused(413, "too-many-parts", f"multipart: expected at most {MAX_IMAGES} images: {error}") from error
+    except (multipart.MultipartError, ValueError, LookupError) as error:
+        raise Refused(400, "bad-multipart", f"multipart: expected form data of image files: {error}") from error
+    if not files:
+        raise Refused(400, "bad-multipart", f"multipart: expected at least one file named '{IMAGE_PART}', got none")
+    return [bytes(file) for file in files]
+
+
+def image_columns(schema: Schema, files: Sequence[bytes]) -> Columns:
+    """Return the files as Columns, each with its header checked; Refused naming the images, counted from 1."""
+    from mmjax.data.decode import probe_image
+
+    assert schema.image is not None
+    if len(schema.image.columns) != 1:
+        raise Refused(
+            400, "wrong-model", f"expected a model of one image a row, got one of {len(schema.image.columns)}"
+        )
+    wrong = []
+    for i, file in enumerate(files, 1):
+        try:
+            probe_image(file, max_pixels=MAX_PIXELS)
+        except DataError as error:
+            wrong.append(f"image {i}: {error.problems[0].split(': ', 1)[-1]}")
+    if wrong:
+        raise Refused(400, "bad-image", wrong)
+    cells = np.empty(len(files), dtype=object)
+    cells[:] = files
+    return {schema.image.columns[0]: cells}
+
+
+# ---- replies
+
+
+def encode_reply(schema: Schema, scores: Scores, model: ModelName, *, seconds: float, request_id: str) -> bytes:
+    """Return the Reply as JSON; Refused (422) where an answer is not finite."""
+    numbers = scores.prediction if scores.probabilities is None else scores.probabilities
+    finite = np.isfinite(numbers).all(axis=-1)
+    if not finite.all():
+        rows = (np.flatnonzero(~finite) + 1).tolist()
+        raise Refused(
+            422,
+            "non-finite-output",
+            [f"row {row}: the model's answer is not finite; are cells far beyond those of training?" for row in rows],
+        )
+    told = to_predictions(schema, scores)
+    classes = None if told.probabilities is None else told.probabilities.tolist()
+    reply = Reply(
+        predictions=told.prediction.tolist() if classes is None else scores.prediction.tolist(),
+        labels=None if classes is None else told.prediction.tolist(),
+        probabilities=classes,
+        inference_time_ms=round(1e3 * seconds, 4),
+        model=model,
+        request_id=request_id,
+    )
+    return _encode(reply)
+
+
+def encode_problem(refused: Refused, request_id: str) -> bytes:
+    """Return the Problem of a refusal as JSON."""
+    detail = "; ".join(refused.problems[:3]) + (
+        f" (and {len(refused.problems) - 3} more)" if len(refused.problems) > 3 else ""
+    )
+    problem = Problem(
+        type=f"urn:mmjax:{refused.reason}",
+        title=HTTPStatus(refused.status).phrase,
+        status=refused.status,
+        detail=detail,
+        error=detail,
+        errors=refused.problems,
+        request_id=request_id,
+    )
+    return _encode(problem)
+
+
+def encode_json(value: Mapping[str, Any]) -> bytes:
+    """Return JSON-ready values as JSON."""
+    return _encode(value)

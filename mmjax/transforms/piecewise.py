@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from mmjax.schema import Batch
 from mmjax.transforms.base import Transform
-
+from mmjax.transforms.tabular import finite_numbers, with_dense
 
 SHRINK = 1 / 16
 """Applied to numbers and edges alike: the difference of two f32 extremes and the inverse of a width stay normal f32."""
@@ -30,16 +29,18 @@ def piecewise_linear(bins: int) -> Transform:
         width = np.concatenate([np.diff(edge.astype(np.float64)) for edge in edges])
         return {
             "lower": lower * np.float32(SHRINK),
+            "upper": np.concatenate([edge[1:] for edge in edges]) * np.float32(SHRINK),
             "per_width": (1.0 / (width * SHRINK)).astype(np.float32),
             "column": np.repeat(np.arange(len(edges), dtype=np.int32), [len(edge) - 1 for edge in edges]),
         }
 
     def apply(state: Any, batch: Batch) -> Batch:
-        x = batch["numeric"][:, state["column"]] * SHRINK
-        code = jnp.clip((x - state["lower"][None, :]) * state["per_width"][None, :], 0.0, 1.0)
-        code = jnp.where(jnp.isnan(code), 0.0, code)
-        dense = batch.get("dense")
-        return {**batch, "dense": code if dense is None else jnp.concatenate([dense, code], axis=-1)}
+        numeric, xp = finite_numbers(batch)
+        lower, upper = state["lower"][None, :], state["upper"][None, :]
+        x = xp.clip(numeric[:, state["column"]] * np.float32(SHRINK), lower, upper)
+        code = xp.minimum((x - lower) * state["per_width"][None, :], np.float32(1.0))
+        code = xp.where(xp.isnan(code), np.float32(0.0), code)
+        return with_dense(batch, code)
 
     return Transform(fit, apply)
 

@@ -38,10 +38,10 @@ def impute(strategy: MissingStrategy, fill_value: float | tuple[float, ...] = 0.
     def apply(state: State, batch: Batch) -> Batch:
         if "numeric" not in batch:
             return batch
-        numeric, xp = _numbers(batch)
+        numeric, xp = finite_numbers(batch)
         missing = xp.isnan(numeric)
         filled = xp.where(missing, state[None, :], numeric)
-        return _with_dense(batch | {"numeric": filled}, missing.astype(np.float32))
+        return with_dense(batch | {"numeric": filled}, missing.astype(np.float32))
 
     return Transform(fit, apply)
 
@@ -65,14 +65,14 @@ def cyclic_dates(indices: tuple[int, ...]) -> Transform:
     def apply(state: State, batch: Batch) -> Batch:
         if not indices:
             return batch
-        numeric, xp = _numbers(batch)
+        numeric, xp = finite_numbers(batch)
         rest = [i for i in range(numeric.shape[1]) if i not in indices]
         fraction = numeric[:, np.array(indices)]
         missing = xp.isnan(fraction)
         # Whole cycles go first: the sine of a huge f32 is noise.
         angle = 2.0 * np.pi * (xp.where(missing, 0.0, fraction) % 1.0)
         waves = [xp.where(missing, 0.0, wave(angle)) for wave in (xp.sin, xp.cos)]
-        moved = _with_dense(batch, *waves)
+        moved = with_dense(batch, *waves)
         if rest:
             return moved | {"numeric": numeric[:, np.array(rest)]}
         return {name: values for name, values in moved.items() if name != "numeric"}
@@ -130,7 +130,7 @@ def _scaler(
     def apply(state: State, batch: Batch) -> Batch:
         if "numeric" not in batch:
             return batch
-        numeric, xp = _numbers(batch)
+        numeric, xp = finite_numbers(batch)
         factor = state["factor"][None, :]
         with np.errstate(over="ignore"):
             # Halves: a difference may be twice the largest f32. Two factors: XLA may flush 1 / scale to 0.
@@ -153,7 +153,7 @@ def one_hot(cardinalities: tuple[int, ...]) -> Transform:
         if "category" not in batch:
             return batch
         codes = _known(batch["category"], cardinalities)
-        return _without_category(_with_dense(batch, (codes[:, column] == code[None, :]).astype(np.float32)))
+        return _without_category(with_dense(batch, (codes[:, column] == code[None, :]).astype(np.float32)))
 
     return Transform(_nothing_to_fit, apply)
 
@@ -171,7 +171,7 @@ def ordinal(cardinalities: tuple[int, ...]) -> Transform:
         codes = _known(batch["category"], cardinalities)
         unknown = (codes == 0).astype(np.float32)
         values = (codes.astype(np.float32) - 1.0 + unknown) / last[None, :]
-        return _without_category(_with_dense(batch, values, unknown))
+        return _without_category(with_dense(batch, values, unknown))
 
     return Transform(_nothing_to_fit, apply)
 
@@ -186,7 +186,7 @@ def _present_numbers(batch: Batch) -> Iterator[np.ndarray]:
         yield np.clip(column[~np.isnan(column)].astype(np.float64), -LARGEST, LARGEST)
 
 
-def _numbers(batch: Batch) -> tuple[Any, Any]:
+def finite_numbers(batch: Batch) -> tuple[Any, Any]:
     """Return (`numeric`, finite or NaN; the namespace that computes with it: numpy or jax.numpy)."""
     xp = batch["numeric"].__array_namespace__()
     return xp.clip(batch["numeric"], -LARGEST, LARGEST), xp
@@ -198,7 +198,7 @@ def _known(codes: Any, cardinalities: tuple[int, ...]) -> Any:
     return codes * ((codes > 0) & (codes < limit))
 
 
-def _with_dense(batch: Batch, *columns: Any) -> Batch:
+def with_dense(batch: Batch, *columns: Any) -> Batch:
     """Return the batch with arrays f32[B, n] appended to `dense`."""
     before = (batch["dense"],) if "dense" in batch else ()
     xp = columns[0].__array_namespace__()

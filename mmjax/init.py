@@ -73,7 +73,10 @@ def draft(data: Path, wish: Wish) -> Draft:
     delimiter = guess_delimiter(data)
     table = read_table(str(data), delimiter=delimiter)
     column, notes = find_image_column(table)
-    made = draft_image_table(table, column, wish) if column else draft_table(table, delimiter, wish)
+    try:
+        made = draft_image_table(table, column, wish) if column else draft_table(table, delimiter, wish)
+    except DataError as error:
+        raise DataError([*error.problems, *notes]) from error
     return made._replace(notes=(*notes, *made.notes))
 
 

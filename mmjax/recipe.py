@@ -105,9 +105,11 @@ def _training_choices(config: Config, schema: Schema, train_rows: int, validatio
     batch_size = _image_batch_size(train_rows) if schema.image else _table_batch_size(train_rows)
     epochs = _image_epochs(train_rows) if schema.image else _table_epochs(train_rows)
     rows = f"{train_rows} training rows"
+    loss = "cross_entropy" if classify else "mse"
+    smoothing = [("training.label_smoothing", 0.0, "keeps probabilities honest")]
     return [
-        ("training.loss", "cross_entropy" if classify else "mse", f"the target is a {schema.target.task} target"),
-        ("training.label_smoothing", 0.0, "keeps probabilities honest"),
+        ("training.loss", loss, f"the target is a {schema.target.task} target"),
+        *(smoothing if config.training.loss in ("cross_entropy", UNSET) and classify else []),
         ("training.batch_size", min(batch_size, train_rows), rows),
         ("training.epochs", epochs, rows),
         ("training.optimizer", "adamw", "robust to the learning rate"),

@@ -279,11 +279,13 @@ def _convert(path: Path, kind: type[T]) -> T:
 def _locked(root: Path, name: str, *, make: bool = False) -> Iterator[Path]:
     """Give the folder of a model while no other process changes it, cleared of what killed ones left."""
     folder = root / valid_name(name, "a model")
-    if make:
-        folder.mkdir(parents=True, exist_ok=True)
-    elif not folder.is_dir():
+    if not make and not folder.is_dir():
         resolve(root, name)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise BundleError(f"registry {root}: cannot be written: {error.strerror or error}; name another") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         _clear(folder)

@@ -1,0 +1,155 @@
+"""The recipe: what the config leaves open is decided and said, what it says wins, and nothing depends on the rest."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from msgspec import UNSET
+
+from mmjax.config import Config
+from mmjax.config_load import config_from_dict, load_config
+from mmjax.errors import ConfigError
+from mmjax.models.build import ARCHITECTURE_DEFAULTS
+from mmjax.recipe import resolve
+from mmjax.schema import Column, ImageSpec, Schema, Target
+from mmjax.train import fit
+from tests.doors import table_config, table_rows, write_csv, write_table
+
+CLASSES = Target(column="y", task="classification", classes=("a", "b"), reason="text")
+NUMBER = Target(column="y", task="regression", reason="numbers")
+COLUMNS = (
+    Column(name="x", kind="numeric"),
+    Column(name="c", kind="categorical", vocabulary=("k", "m")),
+)
+SCHEMAS = {
+    "classes": Schema(target=CLASSES, columns=COLUMNS),
+    "number": Schema(target=NUMBER, columns=COLUMNS),
+    "images": Schema(target=CLASSES, image=ImageSpec(height_px=32, width_px=32)),
+}
+LEFT_OPEN = {"split.strategy", "training.checkpoint.every_epochs"}
+"""These follow from the layout of the data, which notes say, and from the clock."""
+
+
+def config_for(kind: str, **sections: dict) -> Config:
+    data = {"image": {"path": "p"}} if kind == "images" else {"tabular": {"path": "p", "target_column": "y"}}
+    return config_from_dict({"name": "n", "data": data, **sections}, "test")
+
+
+def open_fields(value: object, path: str = "") -> set[str]:
+    """Paths of all fields that are UNSET."""
+    if value is UNSET:
+        return {path}
+    if not isinstance(value, msgspec.Struct):
+        return set()
+    names = value.__struct_fields__
+    return set().union(*(open_fields(getattr(value, n), f"{path}.{n}" if path else n) for n in names))
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+@pytest.mark.parametrize("train_rows", [5, 900, 20_000, 10**6])
+def test_every_open_field_is_decided_with_a_reason(kind: str, train_rows: int) -> None:
+    config = config_for(kind)
+    resolved, decisions = resolve(config, SCHEMAS[kind], train_rows=train_rows, validation_rows=train_rows // 5)
+    unused = {
+        f"model.architecture.{field}"
+        for field in config.model.architecture.__struct_fields__
+        if getattr(ARCHITECTURE_DEFAULTS[str(resolved.model.name)], field) is UNSET
+    } - ({"model.architecture.embedding_dim"} if kind != "images" else set())
+    unused |= {"training.label_smoothing"} if kind == "number" else set()
+    assert open_fields(resolved) == LEFT_OPEN | unused
+    assert {decision.key for decision in decisions} == open_fields(config) - open_fields(resolved)
+    assert all(decision.why for decision in decisions)
+    assert isinstance(resolved.training.batch_size, int)
+    assert 1 <= resolved.training.batch_size <= train_rows
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_resolving_twice_changes_nothing(kind: str, tmp_path: Path) -> None:
+    once, _ = resolve(config_for(kind), SCHEMAS[kind], train_rows=500, validation_rows=70)
+    assert resolve(once, SCHEMAS[kind], train_rows=500, validation_rows=70) == (once, ())
+    assert resolve(once, SCHEMAS[kind], train_rows=5000, validation_rows=0) == (once, ())
+
+
+EXPLICIT = {
+    "model": {"name": "mlp", "architecture": {"hidden_layers": [3], "dropout": 0.5, "activation": "tanh"}},
+    "training": {
+        "epochs": 7,
+        "batch_size": 3,
+        "learning_rate": 0.5,
+        "optimizer": "sgd",
+        "weight_decay": 0.0,
+        "loss": "focal",
+        "schedule": "step",
+        "early_stopping": {"patience": 2, "monitor": "train_loss"},
+    },
+}
+
+
+def test_what_is_written_wins() -> None:
+    config = config_for("classes", **EXPLICIT)
+    resolved, decisions = resolve(config, SCHEMAS["classes"], train_rows=500, validation_rows=70)
+    found, given = msgspec.to_builtins(resolved.training), EXPLICIT["training"]
+    assert {key: found[key] for key in given if key != "early_stopping"}.items() <= given.items()
+    assert resolved.training.early_stopping.monitor == "train_loss"
+    assert (resolved.model.architecture.hidden_layers, resolved.model.architecture.activation) == ((3,), "tanh")
+    assert not {decision.key for decision in decisions} & {
+        *("training.epochs", "training.loss", "training.early_stopping.patience", "model.architecture.dropout"),
+    }
+
+
+def test_patience_follows_the_epochs_that_are_written() -> None:
+    found = [
+        resolve(
+            config_for("classes", training={"epochs": epochs}), SCHEMAS["classes"], train_rows=500, validation_rows=9
+        )
+        for epochs in (8, 400)
+    ]
+    assert [config.training.early_stopping.patience for config, _ in found] == [10, 100]
+
+
+def test_a_batch_that_no_row_fills_is_refused() -> None:
+    for rows in (16, 17):
+        resolve(
+            config_for("classes", training={"batch_size": 16}), SCHEMAS["classes"], train_rows=rows, validation_rows=0
+        )
+    with pytest.raises(
+        ConfigError, match=r"^training.batch_size: expected at most 15, the number of training rows, got 16; "
+    ):
+        resolve(
+            config_for("classes", training={"batch_size": 16}), SCHEMAS["classes"], train_rows=15, validation_rows=0
+        )
+
+
+def test_without_validation_rows_nothing_stops_early() -> None:
+    resolved, decisions = resolve(config_for("classes"), SCHEMAS["classes"], train_rows=50, validation_rows=0)
+    stopping = resolved.training.early_stopping
+    assert (stopping.enabled, stopping.patience, stopping.monitor) == (False, UNSET, UNSET)
+    whys = {decision.key: decision.why for decision in decisions}
+    assert whys["training.early_stopping.enabled"] == "there are no validation rows"
+    on_train = config_for("classes", training={"early_stopping": {"enabled": True, "monitor": "train_loss"}})
+    resolved, _ = resolve(on_train, SCHEMAS["classes"], train_rows=50, validation_rows=0)
+    assert resolved.training.early_stopping.enabled is True
+    assert isinstance(resolved.training.early_stopping.patience, int)
+
+
+def test_all_rows_may_be_trained_on(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t.csv")
+    config = table_config(table, train_split=1.0, validation_split=0.0, test_split=0.0)
+    result = fit(config, runs_dir=tmp_path / "runs", registry=tmp_path / "registry")
+    assert set(result.metrics) == {"train"}
+    assert result.predictor.config.training.early_stopping.enabled is False
+    reread = load_config(result.run_dir / "resolved.yaml")
+    assert reread.training.early_stopping.enabled is False
+    assert resolve(reread, result.predictor.schema, train_rows=80, validation_rows=0)[0].training == reread.training
+
+
+def test_training_may_stop_on_what_it_trains_on(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", ("x", "kind"), [(row[1], row[5]) for row in table_rows(60)])
+    config = table_config(table, train_split=1.0, validation_split=0.0, test_split=0.0, id_column=None)
+    training = {"epochs": 9, "batch_size": 60, "learning_rate": 1e-9}
+    training["early_stopping"] = {"monitor": "train_roc_auc", "enabled": True, "patience": 2, "min_delta": 0.5}
+    config = config_from_dict(msgspec.to_builtins(config) | {"training": training}, "test")
+    result = fit(config, runs_dir=tmp_path / "runs", registry=None)
+    assert result.report["training"]["epochs"] == 3
+    assert np.isfinite(result.metrics["train"]["roc_auc"])

@@ -97,7 +97,10 @@ def _cells(values: Sequence[Any]) -> np.ndarray:
 
 def _batches(schema: Schema, columns: Columns, *, label: bool) -> Iterator[Batch]:
     """Yield the encoded rows: a table at once, images by the bucket. DataError names rows as counted in `columns`."""
-    rows = len(next(iter(columns.values())))
+    lengths = {name: len(cells) for name, cells in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"expected columns of equal length, got {lengths}")
+    rows = next(iter(lengths.values()), 0)
     if not rows:
         raise DataError("expected at least one row, got none")
     for start, stop in padded_slices(rows, LARGEST_BUCKET if schema.image else rows):

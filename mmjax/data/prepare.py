@@ -136,6 +136,10 @@ def _prepare_images(config: Config, data: ImageData) -> Prepared:
     source = read_images(data, keep=(by_column,) if by_column else ())
     bad = scan_images(source.columns[source.image_column].tolist())
     source, _, notes = apply_policy(source, bad, data.on_invalid)
+    if by_column and by_column not in source.columns:
+        raise DataError(
+            f"split.column: expected with a CSV of images only, got '{by_column}' and {data.path}; remove it"
+        )
     assigned = source.columns[by_column] if by_column else source.assigned
     schema = Schema(
         target=infer_target(
@@ -193,6 +197,11 @@ def _split(
     if strategy is msgspec.UNSET:
         strategy, why = _default_strategy(schema, assigned)
         notes = (f"split: {strategy}, as {why}",)
+    if strategy == "folders" and assigned is None:
+        raise DataError(f"split.strategy: expected train, val and test folders in {data.path}, got none; remove it")
+    if strategy == "stratified" and schema.target.task == "regression":
+        why = schema.target.reason
+        raise DataError(f"split.strategy: expected random for regression ({why}), got stratified; change one")
     split = split_rows(
         n,
         strategy=strategy,

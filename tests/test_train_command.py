@@ -1,0 +1,124 @@
+"""Train as a command: what its JSON holds, how it ends when something is wrong, and that a signal ends it in order."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmjax.artifact.bundle import load_bundle
+from mmjax.train import command
+from tests.doors import TABLE_YAML, door, process, start, write_table
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a table and its config."""
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "table.csv")
+    (tmp_path / "tiny.yaml").write_text(TABLE_YAML)
+    return tmp_path
+
+
+def problems(document: dict[str, Any]) -> list[str]:
+    return document["error"]["problems"]
+
+
+def test_a_process_prints_one_object(home: Path) -> None:
+    (home / "no-folder").write_text("")
+    options = ("--run-dir", "my run", "--registry", "models", "--set", "training.checkpoint.path=kept")
+    ended = process(
+        *("train", "--config", "tiny.yaml", "--json", *options), folder=home, MMJAX_CACHE_DIR=str(home / "no-folder")
+    )
+    assert ended.code == 0, ended.err
+    assert len(ended.out.splitlines()) == 1
+    found = ended.document
+    assert (found["run_dir"], found["model"], found["version"]) == ("my run", "tiny", 1)
+    assert found["bundle"] == "models/tiny/1"
+    assert load_bundle(home / found["bundle"]).contents.config.name == "tiny"
+    assert set(found["metrics"]) == {"train", "validation", "test"}
+    assert 0.0 <= found["metrics"]["test"]["accuracy"] <= 1.0
+    assert found["seconds"].keys() >= {"setup", "data", "train", "evaluate", "total"}
+    assert found["seconds"]["total"] >= found["seconds"]["train"] > 0
+    assert found["samples_per_second"] > 0
+    record = json.loads((home / "my run" / "run.json").read_text())
+    assert (record["status"], record["version"]) == ("finished", 1)
+    assert {path.name for path in (home / "kept").glob("*/*")} == {"last", "best"}
+    assert not (home / "my run" / "checkpoints").exists()
+    assert ended.err.count("compile cache: off") == (0 if "JAX_COMPILATION_CACHE_DIR" in os.environ else 1)
+    assert "2/2" in ended.err
+    assert "evaluate: " in ended.err
+
+
+def test_what_is_wrong_with_the_config_is_an_object_too(home: Path, capsys) -> None:
+    ended = door(
+        *(capsys, command, "--config", "tiny.yaml", "--json"),
+        *("--set", "training.epoch=3", "--set", "model.architecture.hidden_layers=[0]"),
+    )
+    assert (ended.code, ended.document["exit_code"], ended.document["error"]["type"]) == (2, 2, "config")
+    assert len(problems(ended.document)) == 2
+    assert any("did you mean 'epochs'?" in problem for problem in problems(ended.document))
+    batch = door(
+        capsys, command, "--config", "tiny.yaml", "--json", "--set", "training.batch_size=1000", "--run-dir", "r"
+    )
+    assert batch.code == 2
+    assert problems(batch.document)[0].startswith("training.batch_size: expected at most 56")
+    assert json.loads(Path("r/run.json").read_text())["status"] == "failed"
+    assert not (home / "registry").exists()
+    assert door(capsys, command, "--config", "no.yaml", "--json").code == 2
+
+
+def test_what_is_wrong_with_the_data_is_kept_in_the_run(home: Path, capsys) -> None:
+    (home / "table.csv").unlink()
+    ended = door(capsys, command, "--config", "tiny.yaml", "--json", "--run-dir", "run")
+    assert (ended.code, ended.document["error"]["type"]) == (3, "data")
+    assert problems(ended.document) == ["table.csv: no such file"]
+    record = json.loads((home / "run" / "run.json").read_text())
+    assert (record["status"], record["problems"]) == ("failed", ["table.csv: no such file"])
+    again = door(capsys, command, "--config", "tiny.yaml", "--json", "--run-dir", "run")
+    assert again.code == 3
+    assert problems(again.document) == [
+        "--run-dir run: expected a new or empty folder, got one with files in it; name another"
+    ]
+
+
+def test_a_registry_that_cannot_be_written(home: Path, capsys) -> None:
+    ended = door(
+        *(capsys, command, "--config", "tiny.yaml", "--json", "--run-dir", "run", "--registry", "table.csv"),
+        *("--set", "training.epochs=1"),
+    )
+    assert (ended.code, ended.document["error"]["type"]) == (5, "bundle")
+    (problem,) = problems(ended.document)
+    assert problem == "registry table.csv: cannot be written: Not a directory; name another"
+    assert load_bundle(home / "run" / "bundle").contents.config.name == "tiny"
+    assert json.loads((home / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def wait_for_epochs(running: subprocess.Popen[str], run: Path, *, seconds: float = 60.0) -> None:
+    """Return when the run has logged an epoch; fail when it ends before."""
+    ends = time.monotonic() + seconds
+    while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").stat().st_size:
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < ends, "no epoch within the time"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_training_in_good_order(home: Path, number: signal.Signals, code: int) -> None:
+    options = ("--run-dir", "run", "--set", "training.epochs=1000000", "--set", "training.early_stopping.enabled=false")
+    with start("train", "--config", "tiny.yaml", "--json", *options, folder=home) as running:
+        wait_for_epochs(running, home / "run")
+        running.send_signal(number)
+        out, err = running.communicate(timeout=30)
+    assert running.returncode == code, err
+    document = json.loads(out.splitlines()[-1])
+    assert (document["exit_code"], document["error"]["type"]) == (code, "interrupted")
+    assert "Traceback" not in err
+    record = json.loads((home / "run" / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert not (home / "registry").exists()
+    assert [path.name for path in (home / "run" / "checkpoints").iterdir()]

@@ -54,7 +54,7 @@ class FitResult(NamedTuple):
     """Number in the registry; None when it was not registered."""
     bundle: Path
     metrics: dict[str, dict[str, float]]
-    """split -> metric -> value."""
+    """split -> metric -> value; NaN where a metric is undefined, as ROC-AUC is on rows of one class."""
     report: Report
     predictor: Predictor
     seconds: dict[str, float]
@@ -97,17 +97,18 @@ def fit(
         with record.stage("evaluate"):
             states = States(result.variables, *setup.fitted)
             evaluations = _evaluate(setup, states)
+            metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("bundle"):
             report = _report(config, prepared, decisions, setup, result, evaluations, record.seconds)
             predictor = make_predictor(config, prepared.schema, states)
             provenance = {"run": run_dir.name, **_fingerprints(prepared, backend)}
-            bundle = _save_bundle(run_dir, config, prepared, predictor, report, provenance)
+            bundle = _save_bundle(run_dir, config, prepared, predictor, metrics, report, provenance)
             version = None
             if registry is not None:
                 version = register(Path(registry), config.name, bundle, run_id=str(provenance["run_id"]))
                 bundle = Path(registry) / config.name / str(version)
-        record.finish(model=config.name, version=version, bundle=str(bundle), metrics=report["metrics"])
-    return FitResult(run_dir, config.name, version, bundle, report["metrics"], report, predictor, record.seconds)
+        record.finish(model=config.name, version=version, bundle=str(bundle), metrics=metrics)
+    return FitResult(run_dir, config.name, version, bundle, metrics, report, predictor, record.seconds)
 
 
 def _make_run_dir(config: Config, run_dir: str | Path | None, runs_dir: Path) -> Path:
@@ -288,6 +289,7 @@ def _save_bundle(
     config: Config,
     prepared: Prepared,
     predictor: Predictor,
+    metrics: dict[str, dict[str, float]],
     report: Report,
     provenance: dict[str, Any],
 ) -> Path:
@@ -304,7 +306,7 @@ def _save_bundle(
         config=config,
         schema=prepared.schema,
         states={"model": states.variables, "transform": states.transform, "output": states.output},
-        metrics=report["metrics"],
+        metrics=metrics,
         golden=golden,
         report=report,
         card=card,

@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import optax
 import pytest
@@ -107,3 +108,28 @@ def test_a_bad_loss_stops_the_run_and_leaves_the_last_good_state(getkey) -> None
         )
     assert [s.last for s in snapshots] == [True]
     assert np.isfinite(np.asarray(snapshots[0].state.params["head"]["kernel"])).all()
+
+
+def test_weights_that_the_last_step_of_an_epoch_ruins_stop_the_run_and_are_not_kept(getkey) -> None:
+    data, snapshots = rows(8), []  # one step an epoch: its loss is finite, what it makes of the weights is not
+    task = make_task(data, falling([1.0]), learning_rate=1e38)
+    data["numeric"] *= 100.0
+    with pytest.raises(TrainingError, match=r"finite weights, got non-finite ones by step 1 \(epoch 1, batch size 8\)"):
+        watch(
+            train_events(make_state(task.learner, data, getkey()), task, make_plan(epochs=1)),
+            [],
+            lambda snapshot: snapshots.append(snapshot) or (),
+        )
+    assert [(s.last, s.step) for s in snapshots] == [(True, 0)]
+    assert np.isfinite(np.asarray(snapshots[0].state.params["head"]["kernel"])).all()
+
+
+def test_what_is_not_kept_is_not_promised(getkey) -> None:
+    data = rows()
+    data["numeric"][5] = np.nan
+    plan = make_plan()
+    training = msgspec.structs.replace(plan.training, checkpoint=Checkpoint(enabled=False))
+    task = make_task(data, falling([1.0] * 4))
+    with pytest.raises(TrainingError) as caught:
+        told(make_state(task.learner, data, getkey()), task, plan._replace(training=training))
+    assert "checkpoints" not in str(caught.value)

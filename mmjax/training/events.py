@@ -96,13 +96,13 @@ class _Progress(NamedTuple):
 def train_events(state: TrainState, task: Task, plan: Plan) -> Generator[Event | Snapshot, None, TrainResult]:
     """Yield the events of one run from `state` and return its TrainResult.
 
-    Raises TrainingError, after a last Snapshot of the newest finite state, when a loss is not finite.
+    Raises TrainingError, after a last Snapshot of the newest finite state, when a loss or a weight is not finite.
     """
     epochs, batch_size = _decided(plan.training.epochs), _decided(plan.training.batch_size)
     n = batch_rows(task.data)
     chunk = compiled(make_train_chunk(task.learner, seed=plan.seed, loop=plan.loop), donate=(0, 1))
     program = _Program(chunk, jax.device_put(task.data), task.fitted, plan.loop)
-    clock, copy = _Clock(batch_size), compiled(_copy)
+    clock, copy, finite = _Clock(batch_size), compiled(_copy), compiled(_all_finite)
     direction = metric_direction(plan.monitor) if plan.monitor else "min"
     yield Started(
         plan.name,
@@ -121,9 +121,10 @@ def train_events(state: TrainState, task: Task, plan: Plan) -> Generator[Event |
     for epoch in range(1, epochs + 1):
         epoch_started = time.perf_counter()
         state, totals, clock = yield from _run_epoch(program, state, clock, plan, epoch)
-        if int(totals.first_bad) >= 0:
+        if int(totals.first_bad) >= 0 or not bool(finite((state.params, state.batch_stats, state.ema))):
+            reached = int(state.step)
             yield Snapshot(epoch - 1, int(good.step), good, progress.best, last=True)
-            raise TrainingError(_not_finite(totals, epoch, batch_size))
+            raise TrainingError(_not_finite(int(totals.first_bad), reached, epoch, plan.training))
         metrics = _epoch_metrics(totals, task) | task.measure(eval_variables(state))
         progress, improved = _track(progress, metrics, epoch, state, plan, direction)
         good, step = copy(state), int(state.step)
@@ -263,13 +264,24 @@ def _epoch_metrics(totals: Totals, task: Task) -> dict[str, float]:
     return metrics
 
 
-def _not_finite(totals: Totals, epoch: int, batch_size: int) -> str:
-    step = int(totals.first_bad)
-    return (
-        f"training: expected a finite loss, got a non-finite one at step {step} (epoch {epoch}, batch size "
-        f"{batch_size}); the last good state is kept in the checkpoints; lower training.learning_rate, set "
-        "training.gradient_clip_norm, or look for extreme values in the data"
+def _not_finite(bad_step: int, reached: int, epoch: int, training: Training) -> str:
+    """Return what went wrong: the loss at `bad_step`, or (-1) the weights by step `reached`."""
+    found = (
+        f"expected a finite loss, got a non-finite one at step {bad_step}"
+        if bad_step >= 0
+        else f"expected finite weights, got non-finite ones by step {reached}"
     )
+    kept = "the last good state is kept in the checkpoints; " if training.checkpoint.enabled else ""
+    return (
+        f"training: {found} (epoch {epoch}, batch size {training.batch_size}); {kept}lower training.learning_rate, "
+        "set training.gradient_clip_norm, or look for extreme values in the data"
+    )
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """Return bool[]: every number in the tree is finite. The last step's update shows in no loss of its epoch."""
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(leaves).all()
 
 
 def _copy(tree: Any) -> Any:

@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mmjax.artifact.bundle import load_bundle
 from mmjax.config import Config
 from mmjax.config_load import config_from_dict
+from mmjax.data.prepare import prepare
+from mmjax.errors import ConfigError, DataError
+from mmjax.parts import build_parts
+from mmjax.recipe import resolve
 from mmjax.train import FitResult, fit
+from mmjax.training.setup import set_up
 
 ROWS = 60
 
@@ -20,11 +26,11 @@ def write_csv(path: Path, header: str, rows: list[tuple[Any, ...]]) -> Path:
     return path
 
 
-def two_classes(path: Path, *, test_rows: int = 10, weight_of_test: int = 1) -> Path:
+def two_classes(path: Path, *, test_rows: int = 10, weight_of_test: int = 1, weight_of_train: int = 1) -> Path:
     """Rows of the classes a and b by the sign of x, dealt by the column `part`, the last ones to test."""
     x = np.random.default_rng(0).normal(size=ROWS)
     parts = ["train"] * 40 + ["val"] * (20 - test_rows) + ["test"] * test_rows
-    weights = [weight_of_test if part == "test" else 1 for part in parts]
+    weights = [{"train": weight_of_train, "val": 1, "test": weight_of_test}[part] for part in parts]
     rows = [(f"{v:.4f}", "ab"[int(v > 0)], p, w) for v, p, w in zip(x, parts, weights, strict=True)]
     return write_csv(path, "x,y,part,w", rows)
 
@@ -57,3 +63,35 @@ def test_test_rows_that_weigh_nothing_have_no_metrics(tmp_path: Path) -> None:
     result = run(config_of(table, training={}, weight_column="w"), tmp_path)
     assert math.isnan(result.metrics["test"]["accuracy"])
     assert result.metrics["validation"]["accuracy"] >= 0.0
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"early_stopping": {"monitor": "val_top_3_accuracy"}}, "got val_top_3_accuracy"),
+        ({"early_stopping": {"monitor": "train_rmse"}}, "monitor: expected train_X with X one of loss, accuracy, "),
+        ({"accumulate_steps": 5}, "training.accumulate_steps: expected at most 4, the batches of the whole run, got 5"),
+    ],
+)
+def test_what_only_the_data_can_refuse_is_refused_before_training(
+    tmp_path: Path, training: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(config_of(two_classes(tmp_path / "t.csv"), training=training), tmp_path)
+    assert message in str(caught.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_training_rows_that_weigh_nothing_are_refused(tmp_path: Path) -> None:
+    table = two_classes(tmp_path / "t.csv", weight_of_train=0)
+    with pytest.raises(DataError, match="weight_column: expected a weight above 0 among the training rows"):
+        run(config_of(table, training={}, weight_column="w"), tmp_path)
+
+
+def test_validation_that_got_no_row_cannot_be_monitored(tmp_path: Path) -> None:
+    config = config_of(two_classes(tmp_path / "t.csv"), training={"early_stopping": {"monitor": "val_loss"}})
+    prepared = prepare(config)
+    prepared = prepared._replace(split=prepared.split._replace(validation=np.zeros(0, np.int64)))
+    config, _ = resolve(config, prepared.schema, train_rows=40, validation_rows=0)
+    with pytest.raises(ConfigError, match="monitor: expected train_X, as there are no validation rows"):
+        set_up(config, prepared, build_parts(config, prepared.schema))

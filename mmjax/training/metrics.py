@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from mmjax.config import CLASSIFICATION_METRICS, METRIC_NAMES
+from mmjax.config import CLASSIFICATION_METRICS, METRIC_NAMES, REGRESSION_METRICS
 from mmjax.errors import ConfigError, did_you_mean
 from mmjax.training.classification_metrics import (
     averaged_scores,
@@ -27,6 +27,7 @@ __all__ = [
     "classification_metrics",
     "confusion_matrix",
     "metric_direction",
+    "metric_names",
     "per_class_metrics",
     "regression_metrics",
 ]
@@ -75,6 +76,15 @@ def classification_metrics(
         | _probability_scores(probabilities, labels, predictions, weight)
     )
     return {name: found[name] for name in names}
+
+
+def metric_names(k: int) -> tuple[str, ...]:
+    """Return the metrics there are of a target of `k` classes, of a number where k is 0; `loss` is the first.
+
+    >>> metric_names(0)
+    ('loss', 'rmse', 'mae', 'r2', 'mape')
+    """
+    return ("loss", *_classification_names(k)) if k else REGRESSION_METRICS
 
 
 def _classification_names(k: int) -> list[str]:

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.backend import compiled, platform
-from mmjax.config import Config
+from mmjax.config import Config, Training
 from mmjax.data.pipeline import batch_rows, take
 from mmjax.data.prepare import Prepared
+from mmjax.errors import ConfigError, DataError
 from mmjax.models.build import count_parameters
 from mmjax.parts import Parts, States
 from mmjax.schema import Batch
 from mmjax.training.events import Measure, Plan, Task
 from mmjax.training.losses import Loss, class_weight_array, make_loss
+from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
 from mmjax.training.scoring import Forward, Scores, bucket_of, inputs_of, metrics_of, score
 from mmjax.training.state import TrainState, init_state
@@ -62,7 +64,12 @@ class Setup(NamedTuple):
 
 
 def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
-    """Return the Setup of a resolved config: fits the Transform and Output on training rows, makes initial weights."""
+    """Return the Setup of a resolved config: fits the Transform and Output on training rows, makes initial weights.
+
+    ConfigError, all problems at once, for what only the data can tell: a `monitor` that is no metric of this target, a
+    run that ends before its first update. DataError for training rows that all weigh nothing.
+    """
+    _refuse_useless(config, prepared)
     train = take(prepared.batch, prepared.split.train)
     transform_state = jax.tree.map(jnp.asarray, parts.transform.fit(inputs_of(train)))
     output_state = jax.tree.map(jnp.asarray, parts.output.fit(train["label"]))
@@ -110,13 +117,43 @@ def make_plan(config: Config) -> Plan:
     )
 
 
+def _refuse_useless(config: Config, prepared: Prepared) -> None:
+    """Raise ConfigError or DataError where training would measure nothing or change nothing."""
+    training = config.training
+    where, _, metric = make_plan(config).monitor.partition("_")
+    known = metric_names(len(prepared.schema.target.classes))
+    problems = []
+    if where and metric not in known:
+        told = f"expected {where}_X with X one of {', '.join(known)} for this target, got {where}_{metric}"
+        problems.append(f"training.early_stopping.monitor: {told}")
+    if where == "val" and not len(prepared.split.validation):
+        problems.append("training.early_stopping.monitor: expected train_X, as there are no validation rows")
+    batches = _batches(training, len(prepared.split.train)) * _epochs(training)
+    if training.accumulate_steps > batches:
+        told = f"expected at most {batches}, the batches of the whole run, got {training.accumulate_steps}"
+        problems.append(f"training.accumulate_steps: {told}; no update would be made")
+    if problems:
+        raise ConfigError(problems)
+    if "weight" in prepared.batch and not prepared.batch["weight"][prepared.split.train].any():
+        raise DataError("weight_column: expected a weight above 0 among the training rows, got only zeros")
+
+
 def _updates(config: Config, rows: int) -> np.ndarray:
     """Return the number of optimizer updates done at the end of each epoch, i32[epochs]."""
     training = config.training
+    batches = np.arange(1, _epochs(training) + 1) * _batches(training, rows)
+    return np.maximum(1, batches // training.accumulate_steps).astype(np.int32)
+
+
+def _epochs(training: Training) -> int:
     assert isinstance(training.epochs, int), "the recipe decides the epochs"
+    return training.epochs
+
+
+def _batches(training: Training, rows: int) -> int:
+    """Return the batches of one epoch."""
     assert isinstance(training.batch_size, int), "the recipe decides the batch size"
-    per_epoch = rows // training.batch_size
-    return np.maximum(1, np.arange(1, training.epochs + 1) * per_epoch // training.accumulate_steps).astype(np.int32)
+    return rows // training.batch_size
 
 
 def _init_variables(parts: Parts, transform_state: Any, train: Batch, seed: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ Columns = dict[str, np.ndarray]
 Batch = dict[str, Any]
 """Arrays by field name with a leading batch axis: `numeric f32[B, F]` (NaN = missing), `category i32[B, C]`
 (0 = missing or unknown), `dense f32[B, D]`, `image u8[B, I, H, W, 3]` with `image_present f32[B, I]`, `label i32[B]`
-or `f32[B, T]`, `weight f32[B]`. An absent modality is an absent key."""
+or `f32[B, T]` (less `Target.offset`), `weight f32[B]`. An absent modality is an absent key."""
 
 Kind = Literal["numeric", "categorical", "boolean", "datetime", "identifier", "constant", "text", "ignored"]
 
@@ -60,6 +60,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """classification: class texts; the label of `classes[i]` is `i`. Never sorted again."""
     positive_class: str | None = None
     """binary: the class whose probability ROC-AUC, PR-AUC, precision, recall and F1 are about."""
+    offset: float = 0.0
+    """regression: f64 subtracted from labels on the host before rounding to f32, and added to every prediction."""
     reason: str = ""
 
 

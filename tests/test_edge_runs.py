@@ -5,14 +5,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from mmjax.artifact.bundle import load_bundle
+from mmjax.artifact.predictor import load_predictor
 from mmjax.config import Config
 from mmjax.config_load import config_from_dict
 from mmjax.data.prepare import prepare
 from mmjax.errors import ConfigError, DataError
+from mmjax.evaluate import evaluate_model
 from mmjax.parts import build_parts
 from mmjax.recipe import resolve
 from mmjax.train import FitResult, fit
@@ -95,3 +98,39 @@ def test_validation_that_got_no_row_cannot_be_monitored(tmp_path: Path) -> None:
     config, _ = resolve(config, prepared.schema, train_rows=40, validation_rows=0)
     with pytest.raises(ConfigError, match="monitor: expected train_X, as there are no validation rows"):
         set_up(config, prepared, build_parts(config, prepared.schema))
+
+
+def far_numbers(path: Path) -> Path:
+    """A number that differs by 30 or so around 1.7e9, where f32 knows only every 128th: seconds since 1970."""
+    x = np.random.default_rng(0).normal(size=200)
+    return write_csv(path, "x,y", [(f"{v:.4f}", f"{1.7e9 + 30 * v:.3f}") for v in x])
+
+
+def test_a_target_far_from_zero_keeps_its_digits(tmp_path: Path) -> None:
+    table = far_numbers(tmp_path / "t.csv")
+    config = config_of(table, training={"epochs": 150, "learning_rate": 0.01})
+    result = run(config, tmp_path)
+    assert 0.9 < result.metrics["test"]["r2"] < 1.0
+    assert 0.1 < result.metrics["test"]["rmse"] < 10.0
+    assert result.metrics["test"]["mape"] < 1e-7
+    low, high = load_predictor(result.bundle).predict([{"x": -1.0}, {"x": 1.0}]).prediction - 1.7e9
+    assert (low, high) == (pytest.approx(-30, abs=10), pytest.approx(30, abs=10))
+    again = evaluate_model(result.predictor, table)
+    assert again.metrics["rmse"] == pytest.approx(result.metrics["train"]["rmse"], rel=0.5)
+
+
+def test_a_class_that_no_training_row_has_is_named(tmp_path: Path) -> None:
+    table = two_classes(tmp_path / "t.csv")
+    table.write_text(table.read_text() + "0.5,z,test,1\n")
+    found = prepare(config_of(table, training={}))
+    assert "split: classes without a training row, which cannot be learnt: z" in found.notes
+    assert not any("cannot be learnt" in note for note in prepare(config_of(two_classes(table), training={})).notes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_validation_rows_cut_from_given_training_rows_leave_every_class_there(tmp_path: Path, seed: int) -> None:
+    rows = [(i % 7 + 0.5, "ab"[i] if i < 2 else "c", "train" if i < 24 else "test", 1) for i in range(30)]
+    config = config_of(write_csv(tmp_path / "t.csv", "x,y,part,w", rows), training={})
+    found = prepare(msgspec.structs.replace(config, seed=seed))
+    assert set(found.batch["label"][found.split.train]) == {0, 1, 2}
+    assert len(found.split.validation) == 3

@@ -123,7 +123,7 @@ def concatenate(parts: Iterable[Scores]) -> Scores:
 def to_predictions(schema: Schema, scores: Scores) -> Predictions:
     """Return Scores in the words of the data: class texts, or values."""
     if scores.probabilities is None:
-        return Predictions(scores.prediction[:, 0].astype(np.float64), None, ())
+        return Predictions(scores.prediction[:, 0] + np.float64(schema.target.offset), None, ())
     classes = np.array(schema.target.classes, dtype=object)
     return Predictions(classes[scores.prediction], scores.probabilities, schema.target.classes)
 

@@ -30,7 +30,8 @@ def encode(schema: Schema, columns: Columns, *, label: bool = False) -> Batch:
 
     With `label=True` also `label` (i32[N], or f32[N, 1] for regression) and, where the Schema names a weight column,
     `weight f32[N]`. Cells are texts, numbers or None; a missing number is NaN, a missing or unknown category 0. Numbers
-    lose `Column.offset` in f64. DataError naming every absent column, and column, row (from 1) and value of bad cells.
+    lose `Column.offset`, and labels `Target.offset`, in f64. DataError naming every absent column, and column, row
+    (from 1) and value of bad cells.
     """
     rows = _row_count(columns)
     if absent := missing_columns(schema, columns):
@@ -248,7 +249,7 @@ def _label(schema: Schema, columns: Columns, bad: list[_Bad]) -> np.ndarray:
     if schema.target.task == "regression":
         numbers, wrong = parse_numbers(cells, schema.missing_markers)
         _report(name, cells, wrong | np.isnan(numbers), "a number (the target)", bad)
-        return numbers.astype(np.float32)[:, None]
+        return (numbers - schema.target.offset).astype(np.float32)[:, None]
     codes = _category_codes(Column(name=name, kind="categorical", vocabulary=schema.target.classes), cells, bad)
     _report(name, cells, codes == 0, f"one of the classes {_classes(schema)}", bad)
     return codes - 1

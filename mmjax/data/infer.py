@@ -110,7 +110,11 @@ def infer_target(
 def fit_vocabulary(schema: Schema, columns: Columns) -> Schema:
     """Return the Schema with vocabularies and offsets of these rows (the training rows); a fixed vocabulary stays."""
     fitted = tuple(_fit_column(schema, column, columns) for column in schema.columns)
-    return msgspec.structs.replace(schema, columns=fitted)
+    target = schema.target
+    if target.task == "regression":
+        numbers, _ = parse_numbers(columns[target.column], schema.missing_markers)
+        target = msgspec.structs.replace(target, offset=_offset(numbers[~np.isnan(numbers)]))
+    return msgspec.structs.replace(schema, columns=fitted, target=target)
 
 
 def _roles(

@@ -153,6 +153,7 @@ def _prepare_images(config: Config, data: ImageData) -> Prepared:
         weight_column=data.weight_column,
     )
     split = _split(config, schema, source.columns, len(source.names), assigned, data)
+    schema = fit_vocabulary(schema, {name: cells[split.train] for name, cells in source.columns.items()})
     batch = encode(schema, source.columns, label=True)
     return Prepared(schema, source.columns, source.names, split, batch, (*source.notes, *notes, *split.notes))
 
@@ -202,15 +203,20 @@ def _split(
     if strategy == "stratified" and schema.target.task == "regression":
         why = schema.target.reason
         raise DataError(f"split.strategy: expected random for regression ({why}), got stratified; change one")
+    classes = schema.target.classes
+    labels = encode_label(schema, columns) if classes else None
     split = split_rows(
         n,
         strategy=strategy,
         fractions=(data.train_split, data.validation_split, data.test_split),
         seed=config.seed,
-        labels=encode_label(schema, columns) if strategy == "stratified" else None,
-        classes=schema.target.classes,
+        labels=labels,
+        classes=classes,
         assigned=assigned,
     )
+    untaught = [name for i, name in enumerate(classes) if labels is not None and i not in labels[split.train]]
+    if untaught:
+        notes = (*notes, f"split: classes without a training row, which cannot be learnt: {', '.join(untaught)}")
     return split._replace(notes=(*notes, *split.notes))
 
 

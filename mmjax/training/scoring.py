@@ -79,8 +79,9 @@ def metrics_of(schema: Schema, scores: Scores, batch: Batch) -> dict[str, float]
     weight = batch.get("weight")
     weight = None if weight is None else np.asarray(weight, np.float64)
     if scores.probabilities is None:
+        offset = schema.target.offset
         return regression_metrics(
-            scores.prediction.astype(np.float64), np.asarray(batch["label"], np.float64), weight=weight
+            scores.prediction + np.float64(offset), batch["label"] + np.float64(offset), weight=weight
         )
     return classification_metrics(
         scores.probabilities.astype(np.float64),

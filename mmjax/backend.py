@@ -5,6 +5,7 @@ returns, for the user to read.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata as metadata
 import os
@@ -130,12 +131,34 @@ def _cpu_description() -> str:
 
 def compiled(
     function: Callable[..., Any], *, donate: Sequence[int] = (), static: Sequence[str] = ()
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
     """Return `function` compiled by XLA at its first call with each set of shapes.
 
     `donate` are positions of arguments whose memory the result may take over: they are dead after the call.
     """
-    return jax.jit(function, donate_argnums=tuple(donate), static_argnames=tuple(static))
+    return jax.jit(
+        function,
+        donate_argnums=tuple(donate),
+        static_argnames=tuple(static),
+        compiler_options=_compiler_options(jax.default_backend()),
+    )
+
+
+@functools.cache
+def _compiler_options(platform: str) -> dict[str, Any]:
+    """Return what every program is compiled with.
+
+    YNNPACK in jaxlib 0.12 turns a bf16 ResNet's outputs into NaN on a CPU with AVX-512 BF16 (tests/test_precision.py)
+    and has had other wrong results (jax #39103). It is left out where XLA knows the option; an MLP trains as fast.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if platform != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(0)
+    except jax.errors.JaxRuntimeError:  # an older or newer jaxlib without it
+        return {}
+    return options
 
 
 class Program(NamedTuple):
@@ -152,7 +175,7 @@ class Program(NamedTuple):
 def precompiled(function: Callable[..., Any], *arguments: Any) -> Program:
     """Return `function` compiled ahead for the shapes of `arguments`; it refuses any others."""
     started = time.perf_counter()
-    program = jax.jit(function).lower(*arguments).compile()
+    program = compiled(function).lower(*arguments).compile()
     seconds = time.perf_counter() - started
     cost = program.cost_analysis() or {}
     memory = program.memory_analysis()

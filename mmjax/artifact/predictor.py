@@ -15,7 +15,7 @@ from mmjax.backend import compiled, platform, reference_mode
 from mmjax.config import Config
 from mmjax.data.encode import check_columns, columns_from_rows, encode
 from mmjax.data.pipeline import padded_slices
-from mmjax.errors import BundleError, DataError
+from mmjax.errors import BundleError, DataError, TrainingError
 from mmjax.parts import States, build_parts
 from mmjax.schema import Batch, Columns, Schema
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, score
@@ -173,6 +173,11 @@ def make_golden(predictor: Predictor, columns: Columns) -> Golden:
     with reference_mode():
         expected = golden_answers(reference, columns)
     compiled_answers = golden_answers(predictor, columns)
+    if not all(np.isfinite(answers[name]).all() for answers in (expected, compiled_answers) for name in expected):
+        raise TrainingError(
+            f"golden rows: expected finite answers, got NaN or infinity (precision {predictor.config.precision}); look "
+            "for extreme values in the data, lower training.learning_rate, or set precision: float32"
+        )
     measured = max(largest_difference(expected[name], compiled_answers[name]) for name in expected)
     tolerance = {**ELSEWHERE, _backend_key(predictor.config): max(REFERENCE_TOLERANCE, 4.0 * measured)}
     return Golden({name: list(cells) for name, cells in columns.items()}, expected, tolerance)

@@ -1,5 +1,9 @@
 """Checkpoints: what is saved comes back, damage is named, and a good one is always there."""
 
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,7 +14,7 @@ from hypothesis import strategies as st
 
 from mmjax.config import Checkpoint
 from mmjax.errors import DataError
-from mmjax.training.checkpoint import DIGESTS, checkpointer, load_tree, save_tree
+from mmjax.training.checkpoint import DIGESTS, checkpointer, interrupts_held, load_tree, save_tree
 from mmjax.training.events import Snapshot
 from mmjax.training.state import TrainState, init_state
 
@@ -120,3 +124,29 @@ def test_what_is_kept_and_when(tmp_path: Path) -> None:
     assert not (tmp_path / "timed" / "best").exists()
     assert run_of(3, tmp_path / "off", Checkpoint(enabled=False)) == []
     assert not (tmp_path / "off").exists()
+
+
+def interrupted(times: int, reached: list[str]) -> None:
+    """Be interrupted so many times within the block."""
+    with interrupts_held():
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        reached.append(f"the end after {times}")
+
+
+def test_a_signal_waits_and_a_second_one_does_not() -> None:
+    before, reached = signal.getsignal(signal.SIGINT), []
+    for times in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(times, reached)
+    interrupted(0, reached)
+    assert reached == ["the end after 1", "the end after 0"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_threads_save_too(tmp_path: Path) -> None:
+    saving = threading.Thread(target=save_tree, args=(tmp_path / "last" / "1", TREE))
+    saving.start()
+    saving.join()
+    assert equal(load_tree(tmp_path / "last" / "1", None), TREE)

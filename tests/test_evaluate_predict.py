@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax import evaluate, predict
+from mmjax.artifact.bundle import load_bundle
+from mmjax.artifact.predictor import load_predictor
 from mmjax.backend import compiled
 from mmjax.data.encode import encode
 from mmjax.data.table import read_table
@@ -285,6 +287,22 @@ def test_images_of_a_folder_and_of_a_list_get_one_answer(seen: Trained, tmp_path
     assert of_folder[0] == of_list[0] == ["path", "prediction", "probability_dark", "probability_light"]
     assert [row[0] for row in of_list[1:]] == names
     assert sorted(of_folder[1:]) == sorted(of_list[1:])
+
+
+def test_an_image_is_a_path_bytes_or_pixels(seen: Trained) -> None:
+    model = load_predictor(seen.result.bundle)
+    golden = load_bundle(seen.result.bundle).contents.golden
+    assert all(isinstance(cell, bytes) for cell in golden.columns["image"])  # no file is needed to load
+    path = seen.home / "shades" / "dark" / "0.png"
+    as_path, as_bytes = (model.predict([{"image": cell}]).probabilities for cell in (str(path), path.read_bytes()))
+    np.testing.assert_array_equal(as_path, as_bytes)
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3)).astype(np.uint8)
+    together, alone = model.predict({"image": pixels}), model.predict([{"image": pixels[299]}])
+    assert together.probabilities is not None
+    assert alone.probabilities is not None
+    np.testing.assert_allclose(alone.probabilities, together.probabilities[299:], atol=1e-6)
+    with pytest.raises(DataError, match="column 'image', row 300: is empty"):
+        model.predict({"image": [*pixels[:299], b""]})
 
 
 def test_every_image_that_cannot_be_read_is_named(seen: Trained, tmp_path: Path, monkeypatch) -> None:

@@ -27,7 +27,7 @@ from mmjax.artifact.registry import register
 from mmjax.errors import BundleError, DataError
 from mmjax.registry import command as registry_command
 from mmjax.train import FitResult, fit
-from tests.doors import HEADER, REPOSITORY, door, image_config, table_config, table_rows, write_images, write_table
+from tests.doors import HEADER, REPOSITORY, door, table_config, table_rows, write_table
 
 
 @pytest.fixture(scope="module")
@@ -115,23 +115,6 @@ def test_a_bundle_that_is_moved_still_answers(
     assert found.prediction.tolist() == expected.prediction.tolist()
     np.testing.assert_array_equal(found.probabilities, expected.probabilities)
     assert locate_model(Path("elsewhere/bundle")) == (Path("elsewhere/bundle"), None)
-
-
-def test_images_in_golden_rows_need_no_files(tmp_path: Path) -> None:
-    images = write_images(tmp_path / "shades")
-    result = fit(image_config(images), runs_dir=tmp_path / "runs", registry=None)
-    shutil.move(images, tmp_path / "gone")
-    moved = shutil.move(result.bundle, tmp_path / "moved")
-    assert golden_problems(Path(moved)) == []
-    model = load_predictor(moved)
-    pixels = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3)).astype(np.uint8)
-    together = probabilities(model, {"image": pixels})
-    path = tmp_path / "gone" / "dark" / "0.png"
-    as_path, as_bytes = (probabilities(model, [{"image": cell}]) for cell in (str(path), path.read_bytes()))
-    np.testing.assert_array_equal(as_path, as_bytes)
-    np.testing.assert_allclose(probabilities(model, [{"image": pixels[299]}]), together[299:], atol=1e-6)
-    with pytest.raises(DataError, match="column 'image', row 300: is empty"):
-        model.predict({"image": [*pixels[:299], b""]})
 
 
 REFERENCES = [

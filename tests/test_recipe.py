@@ -14,7 +14,7 @@ from mmjax.models.build import ARCHITECTURE_DEFAULTS
 from mmjax.recipe import resolve
 from mmjax.schema import Column, ImageSpec, Schema, Target
 from mmjax.train import fit
-from tests.doors import table_config, table_rows, write_csv, write_table
+from tests.doors import table_config, write_table
 
 CLASSES = Target(column="y", task="classification", classes=("a", "b"), reason="text")
 NUMBER = Target(column="y", task="regression", reason="numbers")
@@ -133,23 +133,16 @@ def test_without_validation_rows_nothing_stops_early() -> None:
     assert isinstance(resolved.training.early_stopping.patience, int)
 
 
-def test_all_rows_may_be_trained_on(tmp_path: Path) -> None:
-    table = write_table(tmp_path / "t.csv")
-    config = table_config(table, train_split=1.0, validation_split=0.0, test_split=0.0)
+def test_all_rows_may_be_trained_on_and_training_may_stop_by_them(tmp_path: Path) -> None:
+    config = table_config(
+        write_table(tmp_path / "t.csv"), train_split=1.0, validation_split=0.0, test_split=0.0, id_column=None
+    )
+    stopping = {"monitor": "train_roc_auc", "enabled": True, "patience": 2, "min_delta": 0.5}
+    training = {"epochs": 9, "batch_size": 80, "learning_rate": 1e-9, "early_stopping": stopping}
+    config = config_from_dict(msgspec.to_builtins(config) | {"training": training}, "test")
     result = fit(config, runs_dir=tmp_path / "runs", registry=tmp_path / "registry")
     assert set(result.metrics) == {"train"}
-    assert result.predictor.config.training.early_stopping.enabled is False
-    reread = load_config(result.run_dir / "resolved.yaml")
-    assert reread.training.early_stopping.enabled is False
-    assert resolve(reread, result.predictor.schema, train_rows=80, validation_rows=0)[0].training == reread.training
-
-
-def test_training_may_stop_on_what_it_trains_on(tmp_path: Path) -> None:
-    table = write_csv(tmp_path / "t.csv", ("x", "kind"), [(row[1], row[5]) for row in table_rows(60)])
-    config = table_config(table, train_split=1.0, validation_split=0.0, test_split=0.0, id_column=None)
-    training = {"epochs": 9, "batch_size": 60, "learning_rate": 1e-9}
-    training["early_stopping"] = {"monitor": "train_roc_auc", "enabled": True, "patience": 2, "min_delta": 0.5}
-    config = config_from_dict(msgspec.to_builtins(config) | {"training": training}, "test")
-    result = fit(config, runs_dir=tmp_path / "runs", registry=None)
-    assert result.report["training"]["epochs"] == 3
     assert np.isfinite(result.metrics["train"]["roc_auc"])
+    assert result.report["training"]["epochs"] == 3
+    reread = load_config(result.run_dir / "resolved.yaml")
+    assert resolve(reread, result.predictor.schema, train_rows=80, validation_rows=0)[0].training == reread.training

@@ -12,6 +12,7 @@ import pytest
 
 from mmjax.artifact.bundle import load_bundle
 from mmjax.train import command
+from mmjax.training.checkpoint import DIGESTS, load_tree
 from tests.doors import TABLE_YAML, door, process, start, write_table
 
 
@@ -98,20 +99,21 @@ def test_a_registry_that_cannot_be_written(home: Path, capsys) -> None:
     assert json.loads((home / "run" / "run.json").read_text())["status"] == "failed"
 
 
-def wait_for_epochs(running: subprocess.Popen[str], run: Path, *, seconds: float = 60.0) -> None:
-    """Return when the run has logged an epoch; fail when it ends before."""
+def wait_for_a_checkpoint(running: subprocess.Popen[str], run: Path, *, seconds: float = 90.0) -> None:
+    """Return when the run has logged an epoch and saved its state; fail when it ends before."""
     ends = time.monotonic() + seconds
-    while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").stat().st_size:
+    while not list((run / "checkpoints" / "last").glob(f"*/{DIGESTS}")):
         assert running.poll() is None, running.communicate()
-        assert time.monotonic() < ends, "no epoch within the time"
+        assert time.monotonic() < ends, "no checkpoint within the time"
         time.sleep(0.02)
+    assert (run / "metrics.jsonl").stat().st_size
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_training_in_good_order(home: Path, number: signal.Signals, code: int) -> None:
     options = ("--run-dir", "run", "--set", "training.epochs=1000000", "--set", "training.early_stopping.enabled=false")
     with start("train", "--config", "tiny.yaml", "--json", *options, folder=home) as running:
-        wait_for_epochs(running, home / "run")
+        wait_for_a_checkpoint(running, home / "run")
         running.send_signal(number)
         out, err = running.communicate(timeout=30)
     assert running.returncode == code, err
@@ -121,4 +123,5 @@ def test_a_signal_ends_training_in_good_order(home: Path, number: signal.Signals
     record = json.loads((home / "run" / "run.json").read_text())
     assert record["status"] == "interrupted"
     assert not (home / "registry").exists()
-    assert [path.name for path in (home / "run" / "checkpoints").iterdir()]
+    (saved,) = (home / "run" / "checkpoints" / "last").glob("*")
+    assert int(load_tree(saved, None)["step"]) == int(saved.name)

@@ -4,12 +4,16 @@ Each save is a new folder that orbax moves into place when it is whole; only the
 crash at any moment leaves a good one. orbax restores most flipped bits in silence, so our own digests lie in it.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -55,10 +59,11 @@ def save_tree(path: Path, tree: Any) -> Path:
     """
     path = path.absolute()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with ocp.StandardCheckpointer() as saver:
-            saver.save(path, tree, force=True)
-        write_json_atomic(path / DIGESTS, _digests(path))
+        with interrupts_held():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with ocp.StandardCheckpointer() as saver:
+                saver.save(path, tree, force=True)
+            write_json_atomic(path / DIGESTS, _digests(path))
     except OSError as error:
         raise DataError(
             f"{path}: cannot write the checkpoint: {error}; free space or set training.checkpoint.path"
@@ -85,6 +90,29 @@ def load_tree(path: Path, like: Any) -> Any:
         raise DataError([f"{path / name}: damaged: not the file that was saved; use another one" for name in damaged])
     with ocp.StandardCheckpointer() as saver:
         return saver.restore(path, like)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold back the first SIGINT or SIGTERM until the block ends: orbax's threads must not outlive the interpreter."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        if held:
+            raise KeyboardInterrupt
+        held.append(number)
+
+    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    for number in held:
+        signal.raise_signal(number)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -299,7 +299,7 @@ class EarlyStopping(Section, frozen=True, kw_only=True):
 class Checkpoint(Section, frozen=True, kw_only=True):
     """Training state on disk: the last one, and the best one by `early_stopping.monitor`."""
 
-    enabled: Annotated[bool, Meta(description="Write training state to disk, so that a run can be resumed.")] = True
+    enabled: Annotated[bool, Meta(description="Write the last training state and the best weights to disk.")] = True
     save_best: Annotated[
         bool, Meta(description="Use the best epoch's weights at the end; `false` uses the last epoch's.")
     ] = True
@@ -386,6 +386,9 @@ class Config(Section, frozen=True, kw_only=True):
     golden_rows: Annotated[
         int,
         Meta(
-            ge=1, le=64, description="Training inputs kept in the bundle with their answers, to prove every load right."
+            ge=1,
+            le=64,
+            description="Rows of the data (of test where there is one) kept in the bundle with their answers, to prove "
+            "every load right.",
         ),
     ] = 8

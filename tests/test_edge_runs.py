@@ -134,3 +134,10 @@ def test_validation_rows_cut_from_given_training_rows_leave_every_class_there(tm
     found = prepare(msgspec.structs.replace(config, seed=seed))
     assert set(found.batch["label"][found.split.train]) == {0, 1, 2}
     assert len(found.split.validation) == 3
+
+
+def test_the_learning_rate_that_is_told_is_the_one_that_was_used(tmp_path: Path) -> None:
+    schedule = {"schedule": "step", "step_every": 0.5, "step_factor": 0.1, "learning_rate": 0.01}
+    result = run(config_of(two_classes(tmp_path / "t.csv"), training=schedule), tmp_path)
+    told = [json.loads(line)["learning_rate"] for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert told == pytest.approx([0.01, 0.001])

@@ -1,4 +1,4 @@
-"""Golden rows: a few raw training inputs with the answers the model gave them, kept to prove every load right."""
+"""Golden rows: a few raw input rows with the answers the model gave them, kept to prove every load right."""
 
 import json
 import math

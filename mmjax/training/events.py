@@ -79,7 +79,7 @@ class Task(NamedTuple):
     """Transform and output states."""
     measure: Measure
     learning_rates: np.ndarray
-    """f32[epochs]: the learning rate at the end of each epoch, to tell."""
+    """f32[epochs]: the learning rate of the last update of each epoch, to tell."""
     parameters: int
     validation_rows: int
 

@@ -98,7 +98,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         data=train,
         fitted=fitted,
         measure=_measure(scorer, fitted, plan.monitor),
-        learning_rates=np.asarray(compiled(jax.vmap(lambda step: jnp.float32(schedule(step))))(steps)),
+        learning_rates=np.asarray(compiled(jax.vmap(lambda count: jnp.float32(schedule(count))))(steps - 1)),
         parameters=count_parameters(variables),
         validation_rows=len(prepared.split.validation),
     )

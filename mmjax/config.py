@@ -304,7 +304,10 @@ class Checkpoint(Section, frozen=True, kw_only=True):
         bool, Meta(description="Use the best epoch's weights at the end; `false` uses the last epoch's.")
     ] = True
     path: Annotated[
-        Text | None, Meta(description="Folder for checkpoints; by default `checkpoints` inside the run.")
+        Text | None,
+        Meta(
+            description="Folder for checkpoints, which go to NAME-RUN inside it; by default `checkpoints` inside the run."
+        ),
     ] = None
     every_epochs: Annotated[
         Count | UnsetType, Meta(description="Save each so many epochs; by default about every half minute.")

@@ -210,8 +210,16 @@ def _short(value: Any) -> str:
 
 
 def _checkpoint_dir(config: Config, run_dir: Path) -> Path:
+    """Return where this run's checkpoints go; DataError when those of another run are there."""
     given = config.training.checkpoint.path
-    return Path(given) / run_dir.name if given else run_dir / "checkpoints"
+    if given is None:
+        return run_dir / "checkpoints"
+    folder = Path(given) / f"{config.name}-{run_dir.name}"
+    if folder.exists():
+        raise DataError(
+            f"training.checkpoint.path: expected no checkpoints of another run, got {folder}; name another path or run"
+        )
+    return folder
 
 
 def _evaluate(setup: Setup, states: States) -> dict[str, Evaluation]:

@@ -141,3 +141,13 @@ def test_the_learning_rate_that_is_told_is_the_one_that_was_used(tmp_path: Path)
     result = run(config_of(two_classes(tmp_path / "t.csv"), training=schedule), tmp_path)
     told = [json.loads(line)["learning_rate"] for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert told == pytest.approx([0.01, 0.001])
+
+
+def test_runs_that_share_a_checkpoint_path_delete_nothing_of_each_other(tmp_path: Path) -> None:
+    shared = {"checkpoint": {"path": str(tmp_path / "shared")}}
+    config = config_of(two_classes(tmp_path / "t.csv"), training=shared)
+    run(config, tmp_path / "a")
+    run(msgspec.structs.replace(config, name="other"), tmp_path / "b")
+    assert len(list((tmp_path / "shared").glob("*-run/last/*"))) == 2
+    with pytest.raises(DataError, match=r"expected no checkpoints of another run, got .*shared/edge-run; name another"):
+        run(config, tmp_path / "c")

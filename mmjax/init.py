@@ -21,8 +21,8 @@ from mmjax.config_load import load_config
 from mmjax.config_yaml import resolve_scalar
 from mmjax.data.folders import IMAGE_SUFFIXES
 from mmjax.data.images import ImageSource, read_images
-from mmjax.data.infer import infer_schema, infer_target
-from mmjax.data.prepare import drop_unanswered, image_spec, image_task
+from mmjax.data.infer import infer_schema
+from mmjax.data.prepare import drop_unanswered, image_spec, image_target
 from mmjax.data.schema_file import schema_file_text
 from mmjax.data.table import Table, read_table
 from mmjax.errors import ConfigError, DataError
@@ -135,9 +135,7 @@ def draft_folder(path: Path, wish: Wish) -> Draft:
 
 def _draft_images(data: ImageData, why: str, wish: Wish) -> Draft:
     source = read_images(data)
-    target = infer_target(
-        source.columns[source.target_column], source.target_column, task=image_task(data), inference=wish.inference
-    )
+    target = image_target(source, data, wish.inference)
     schema = Schema(target=target, image=image_spec(source, data))
     assert schema.image is not None, "an image schema"
     classes = ", ".join(target.classes[:10]) + (" ..." if len(target.classes) > 10 else "")

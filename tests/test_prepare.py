@@ -200,6 +200,7 @@ def test_folders_hold_classes_whatever_their_names(tmp_path: Path) -> None:
     found = prepare(image_config(tmp_path / "i"))
     assert found.schema.target.task == "classification"
     assert found.schema.target.classes == tuple(map(str, range(30)))
+    assert found.schema.target.reason == "folders and idx files hold classes"
     assert prepare(image_config(tmp_path / "i", task="regression")).batch["label"].dtype == np.float32
 
 

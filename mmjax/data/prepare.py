@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
-from mmjax.config import Config, ImageData, TabularData, Task
+from mmjax.config import Config, ImageData, Inference, TabularData
 from mmjax.data.cells import missing_mask, texts
 from mmjax.data.encode import encode, encode_label, unknown_categories
 from mmjax.data.infer import fit_vocabulary, infer_schema, infer_target
@@ -15,7 +15,7 @@ from mmjax.data.split import Split, Strategy, split_rows
 from mmjax.data.table import Table, read_table
 from mmjax.data.validate import validate_rows
 from mmjax.errors import DataError
-from mmjax.schema import Batch, Column, Columns, ImageSpec, Schema
+from mmjax.schema import Batch, Column, Columns, ImageSpec, Schema, Target
 
 if TYPE_CHECKING:  # tables need no Pillow
     from mmjax.data.images import ImageSource
@@ -142,12 +142,7 @@ def _prepare_images(config: Config, data: ImageData) -> Prepared:
         )
     assigned = source.columns[by_column] if by_column else source.assigned
     schema = Schema(
-        target=infer_target(
-            source.columns[source.target_column],
-            source.target_column,
-            task=image_task(data),
-            positive_class=data.positive_class,
-        ),
+        target=image_target(source, data),
         image=image_spec(source, data),
         id_column=data.id_column,
         weight_column=data.weight_column,
@@ -158,10 +153,17 @@ def _prepare_images(config: Config, data: ImageData) -> Prepared:
     return Prepared(schema, source.columns, source.names, split, batch, (*source.notes, *notes, *split.notes))
 
 
-def image_task(data: ImageData) -> Task | msgspec.UnsetType:
-    """Return the task: folders hold classes, whatever their names; the target of a CSV decides by its values."""
+def image_target(source: "ImageSource", data: ImageData, inference: Inference = Inference()) -> Target:
+    """Return the target: folders hold classes, whatever their names; that of a CSV is judged by its values."""
     folders = data.task is msgspec.UNSET and Path(data.path).is_dir()
-    return "classification" if folders else data.task
+    target = infer_target(
+        source.columns[source.target_column],
+        source.target_column,
+        task="classification" if folders else data.task,
+        positive_class=data.positive_class,
+        inference=inference,
+    )
+    return msgspec.structs.replace(target, reason="folders and idx files hold classes") if folders else target
 
 
 def image_spec(source: "ImageSource", data: ImageData) -> ImageSpec:

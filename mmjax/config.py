@@ -305,9 +305,7 @@ class Checkpoint(Section, frozen=True, kw_only=True):
     ] = True
     path: Annotated[
         Text | None,
-        Meta(
-            description="Folder for checkpoints, which go to NAME-RUN inside it; by default `checkpoints` inside the run."
-        ),
+        Meta(description="Folder for checkpoints, in it one for each run; by default `checkpoints` inside the run."),
     ] = None
     every_epochs: Annotated[
         Count | UnsetType, Meta(description="Save each so many epochs; by default about every half minute.")

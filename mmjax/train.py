@@ -176,7 +176,7 @@ def _save_inputs(run_dir: Path, config: Config, prepared: Prepared, decisions: t
     """Keep what decides the run: the resolved config, the schema, the realised split, the recipe's decisions."""
     (run_dir / "resolved.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     (run_dir / "schema.json").write_bytes(schema_to_json(prepared.schema))
-    (run_dir / "split.json").write_text(split_to_json(prepared.split), encoding="utf-8")
+    (run_dir / "split.json").write_text(split_to_json(prepared.split, prepared.names), encoding="utf-8")
     write_json_atomic(run_dir / "decisions.json", [decision._asdict() for decision in decisions])
 
 

@@ -14,7 +14,6 @@ from mmjax.data.images import (
     list_images,
     objects,
     read_images,
-    read_unlabelled,
     read_unlabelled_table,
     scan_images,
     take,
@@ -380,12 +379,12 @@ def test_take_keeps_assigned_in_step(tmp_path):
 
 def test_unlabelled_images(tmp_path):
     make(tmp_path, "b.png", "a/z.png", ".hidden")
-    assert read_unlabelled(tmp_path).tolist() == ["a/z.png", "b.png"]
+    assert list_images(tmp_path)[0].tolist() == ["a/z.png", "b.png"]
     assert list_images(str(tmp_path))[1] == (f"{tmp_path}: 1 hidden or system files skipped (.hidden)",)
     (tmp_path / "none").mkdir()
     for path, why in (("none", "expected images, got none"), ("b.png", "got a file"), ("gone", "got nothing")):
         with pytest.raises(DataError, match=why):
-            read_unlabelled(tmp_path / path)
+            list_images(tmp_path / path)
 
 
 def test_unlabelled_csv(tmp_path):

@@ -57,11 +57,6 @@ def read_images(data: ImageData, *, keep: Sequence[str] = (), minimum_classes: i
     raise DataError(f"data.image.path: expected a folder of class folders or a .csv file, got {path}")
 
 
-def read_unlabelled(folder: str | os.PathLike[str]) -> np.ndarray:
-    """Return an object array of the paths of all files under a folder: `list_images` without its notes."""
-    return list_images(folder)[0]
-
-
 def list_images(folder: str | os.PathLike[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return (object array of the paths of all files under a folder, relative to it and in byte order, notes).
 

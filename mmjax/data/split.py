@@ -58,17 +58,14 @@ def split_rows(
             assert_never(strategy)
 
 
-def split_to_json(split: Split) -> str:
-    """Return the Split as one line of JSON: the indices of every part, and the notes."""
+def split_to_json(split: Split, names: np.ndarray) -> str:
+    """Return the Split as one line of JSON: the indices of every part, the notes, and the name of each row.
+
+    Indices count the rows that were kept, so only their names (line, id or path) tell which rows of the data they are.
+    """
     parts = {name: rows.tolist() for name, rows in zip(PARTS, split[:3], strict=True)}
-    return json.dumps({**parts, "notes": split.notes}, separators=(",", ":")) + "\n"
-
-
-def split_from_json(text: str | bytes) -> Split:
-    """Return the Split that `split_to_json` wrote."""
-    found = json.loads(text)
-    train, validation, test = (np.array(found[name], dtype=np.int64) for name in PARTS)
-    return Split(train, validation, test, tuple(found["notes"]))
+    document = {**parts, "notes": split.notes, "names": list(map(str, names.tolist()))}
+    return json.dumps(document, separators=(",", ":")) + "\n"
 
 
 def _as_split(parts: np.ndarray, notes: tuple[str, ...]) -> Split:

@@ -52,7 +52,10 @@ def configure(*, device: str = "auto", threads: int | None = None) -> Backend:
         )
     if device == "cpu" and found.platform != "cpu":
         notes.append(f"device: cpu was asked for, but this process already runs on {found.platform}")
-    return Backend(found.platform, found.device_kind, threads or _available_threads(), cache, tuple(notes))
+    in_use = int(_threads_in_use())
+    if threads not in (None, in_use):
+        notes.append(f"threads: {threads} was asked for, but this process already runs with {in_use}")
+    return Backend(found.platform, found.device_kind, in_use, cache, tuple(notes))
 
 
 def _first_device() -> Any:
@@ -78,6 +81,12 @@ def _set_threads(threads: int | None) -> None:
         os.environ["NPROC"] = str(threads)
     elif "PJRT_NPROC" not in os.environ:
         os.environ.setdefault("NPROC", str(_available_threads()))
+
+
+@functools.cache
+def _threads_in_use() -> str:
+    """Return the size of XLA's pool: what was set when this was first asked; the first array of a process fixes it."""
+    return os.environ.get("PJRT_NPROC") or os.environ["NPROC"]
 
 
 def cache_home() -> Path:

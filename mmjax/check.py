@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mmjax.analysis.present import describe_schema
-from mmjax.backend import Backend, configure, precompiled
+from mmjax.backend import Backend, compiled, configure, precompiled
 from mmjax.cli import echo, echo_table, json_option, run
 from mmjax.config import Config
 from mmjax.config_load import format_origins, load_config_with_origins
@@ -24,7 +24,7 @@ from mmjax.training.steps import empty_totals, make_train_chunk
 from mmjax.transforms.augment import build_augment
 
 SPLITS = ("train", "validation", "test")
-TIMED_STEPS = 5
+TIMED_STEPS = 50
 
 
 class Checked(NamedTuple):
@@ -41,7 +41,7 @@ class Checked(NamedTuple):
     """Arguments, results and scratch of the compiled step."""
     compile_seconds: float
     step_seconds: float
-    """Median of a few timed steps."""
+    """As training runs it; median of three."""
     steps: int
     """Of all epochs."""
     estimated_seconds: float
@@ -75,12 +75,7 @@ def _timed(
     step = make_train_chunk(setup.task.learner, seed=config.seed, loop=False)
     arguments = (setup.state, empty_totals(), data, *setup.fitted, order, 0, 1)
     program = precompiled(step, *arguments)
-    times = []
-    for _ in range(TIMED_STEPS):
-        started = time.perf_counter()
-        jax.block_until_ready(program.run(*arguments))
-        times.append(time.perf_counter() - started)
-    seconds = float(np.median(times))
+    seconds = _step_seconds(setup, arguments, steps=min(TIMED_STEPS, len(order)))
     steps = epochs * (rows // batch_size)
     scored = epochs * len(prepared.split.validation) / batch_size
     estimated = program.compile_seconds + seconds * (steps + scored / 3)
@@ -97,6 +92,18 @@ def _timed(
         steps=steps,
         estimated_seconds=estimated,
     )
+
+
+def _step_seconds(setup: Setup, arguments: tuple[Any, ...], *, steps: int) -> float:
+    """Return the seconds of a step as training runs it: many in one program where the plan says so. Median of three."""
+    chunk = compiled(make_train_chunk(setup.task.learner, seed=setup.plan.seed, loop=setup.plan.loop))
+    count = steps if setup.plan.loop else 1
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        jax.block_until_ready(chunk(*arguments[:-1], count))
+        times.append((time.perf_counter() - started) / count)
+    return float(np.median(times[1:]))  # the first call compiles
 
 
 def class_counts(prepared: Prepared) -> dict[str, dict[str, int]]:

@@ -25,6 +25,9 @@ from mmjax.data.table import Table, read_table
 from mmjax.errors import ConfigError, DataError
 from mmjax.schema import Columns, Schema
 
+GIVEN = "this data"
+"""What results on `--data` are called on the terminal: they are no test where the model has seen the rows."""
+
 
 def evaluate_model(
     model: Predictor | str | Path, data: str | Path, *, registry: str = "registry", split: str = ""
@@ -76,13 +79,19 @@ def read_labelled_images(trained_on: ImageData, path: Path, split: str) -> Colum
 
 
 def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
-    """Return the report of a model with the results on other data in the place of its own test results."""
+    """Return the report of a model with the results on this data in the place of its own."""
     return trained | {
-        "metrics": {"test": evaluation.metrics},
-        "per_class": {"test": evaluation.per_class},
-        "confusion": {"test": evaluation.confusion},
-        "data": trained["data"] | {"split_sizes": {"test": evaluation.rows}},
+        "metrics": {GIVEN: evaluation.metrics},
+        "per_class": {GIVEN: evaluation.per_class},
+        "confusion": {GIVEN: evaluation.confusion},
+        "data": trained["data"] | {"split_sizes": {GIVEN: evaluation.rows}},
     }
+
+
+def trained_on(predictor: Predictor, data: str | Path) -> bool:
+    """Return whether `data` is the very path that the model was trained from."""
+    source = predictor.config.data.tabular or predictor.config.data.image
+    return source is not None and Path(source.path).resolve() == Path(data).resolve()
 
 
 @click.command(name="evaluate", help="Score a registered model on data with known answers.")
@@ -108,6 +117,11 @@ def command(model: str, data: str, split: str | None, registry: str) -> dict[str
     evaluation = evaluate_model(predictor, data, split=split or "")
     ended = time.perf_counter()
     print_results(evaluation_report(load_bundle(located.path).contents.report, evaluation), sys.stdout)
+    if trained_on(predictor, data) and split != "test":
+        echo(
+            f"note: the model was trained from {data}; it has seen most of these rows. How it does on others: "
+            f"`mmjax registry show {predictor.config.name}`"
+        )
     part = split or "test"
     return {
         "model": predictor.config.name,

@@ -20,7 +20,7 @@ from mmjax.config import DEFAULT_MISSING_MARKERS, ImageData, Inference, Task
 from mmjax.config_load import load_config
 from mmjax.config_yaml import resolve_scalar
 from mmjax.data.folders import IMAGE_SUFFIXES
-from mmjax.data.images import ImageSource, read_images
+from mmjax.data.images import ImageSource, apply_policy, read_images, scan_images
 from mmjax.data.infer import infer_schema
 from mmjax.data.prepare import drop_unanswered, image_spec, image_target
 from mmjax.data.schema_file import schema_file_text
@@ -135,6 +135,8 @@ def draft_folder(path: Path, wish: Wish) -> Draft:
 
 def _draft_images(data: ImageData, why: str, wish: Wish) -> Draft:
     source = read_images(data)
+    bad = scan_images(source.columns[source.image_column].tolist())
+    source, _, dropped = apply_policy(source, bad, "report")
     target = image_target(source, data, wish.inference)
     schema = Schema(target=target, image=image_spec(source, data))
     assert schema.image is not None, "an image schema"
@@ -147,8 +149,9 @@ def _draft_images(data: ImageData, why: str, wish: Wish) -> Draft:
         height=schema.image.height_px,
         width=schema.image.width_px,
         shares=_image_shares(source),
+        drop=f"on_invalid: drop  # {len(bad)} are left out;" if bad else "# on_invalid: drop",
     )
-    return Draft(config, schema, None, why, source.notes)
+    return Draft(config, schema, None, why, (*source.notes, *dropped))
 
 
 def _image_columns(data: ImageData, target: Target, why: str) -> str:
@@ -255,7 +258,7 @@ TABLE_CONFIG = """\
 #   name: mlp
 #   architecture: {{hidden_layers: [256, 256], dropout: 0.1}}
 
-# training:
+# training:  # an example: without it the recipe decides; `mmjax check` shows what
 #   epochs: 30
 #   learning_rate: 0.001
 
@@ -270,9 +273,9 @@ IMAGE_CONFIG = """\
     path: {path}  # {what}
 {columns}    image_size: [{height}, {width}]  # larger is slower and often better
 {shares}    augmentation: {{horizontal_flip: true}}  # false where left and right matter, as in text
-    # on_invalid: drop  # files that are no readable image: fail (default), drop or report
+    {drop}  # files that are no readable image: fail (default), drop or report
 
-# model:
+# model:  # an example, as is the next: without them the recipe decides; `mmjax check` shows what
 #   name: resnet18
 
 # training:

@@ -8,6 +8,7 @@ import datetime as dt
 import hashlib
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from mmjax.analysis.report import Report, ReportInput, build_report, write_repor
 from mmjax.artifact.bundle import BundleContents, save_bundle
 from mmjax.artifact.files import write_json_atomic
 from mmjax.artifact.predictor import Predictor, make_golden, make_predictor
-from mmjax.artifact.registry import register
+from mmjax.artifact.registry import check_writable, register
 from mmjax.artifact.runs import create_run
 from mmjax.backend import Backend, configure, versions
 from mmjax.cli import echo, json_option, run
@@ -32,7 +33,7 @@ from mmjax.config import Config
 from mmjax.config_load import config_to_dict, config_to_yaml, load_config
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.split import split_to_json
-from mmjax.errors import DataError, MmjaxError
+from mmjax.errors import BundleError, ConfigError, DataError, MmjaxError
 from mmjax.parts import States, build_parts
 from mmjax.recipe import Decision, resolve
 from mmjax.schema import schema_to_json
@@ -76,8 +77,10 @@ def fit(
     Raises ConfigError, DataError, TrainingError or BundleError; the run's folder keeps what there was until then.
     """
     run_dir = _make_run_dir(config, run_dir, Path(runs_dir))
-    with _recorded(run_dir, config) as record:
+    with _recorded(run_dir, config, tell) as record:
         with record.stage("setup"):
+            if registry is not None:
+                check_writable(Path(registry))  # now, not when the training is done
             backend = configure(device=config.device, threads=config.threads)
         with record.stage("data"):
             prepared = prepare(config)
@@ -105,10 +108,20 @@ def fit(
             bundle = _save_bundle(run_dir, config, prepared, predictor, metrics, report, provenance)
             version = None
             if registry is not None:
-                version = register(Path(registry), config.name, bundle, run_id=str(provenance["run_id"]))
+                version = _register(Path(registry), config.name, bundle, str(provenance["run_id"]))
                 bundle = Path(registry) / config.name / str(version)
         record.finish(model=config.name, version=version, bundle=str(bundle), metrics=metrics)
     return FitResult(run_dir, config.name, version, bundle, metrics, report, predictor, record.seconds)
+
+
+def _register(registry: Path, name: str, bundle: Path, run_id: str) -> int:
+    """Return the version under which the bundle is registered; BundleError says where it is when it cannot be."""
+    try:
+        return register(registry, name, bundle, run_id=run_id)
+    except BundleError as error:
+        raise BundleError(
+            [*error.problems, f"the trained model is whole in {bundle}: --model takes that folder too"]
+        ) from error
 
 
 def _make_run_dir(config: Config, run_dir: str | Path | None, runs_dir: Path) -> Path:
@@ -118,7 +131,10 @@ def _make_run_dir(config: Config, run_dir: str | Path | None, runs_dir: Path) ->
     folder = Path(run_dir)
     if folder.is_dir() and any(folder.iterdir()):
         raise DataError(f"--run-dir {folder}: expected a new or empty folder, got one with files in it; name another")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--run-dir {folder}: cannot be made: {error.strerror}; name another") from error
     return folder
 
 
@@ -133,8 +149,10 @@ class _Record(NamedTuple):
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage, and log its end."""
         started = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - started, 3)
         get_logger().info("stage done", stage=name, seconds=self.seconds[name])
 
     def save(self, **changes: Any) -> None:
@@ -149,7 +167,7 @@ class _Record(NamedTuple):
 
 
 @contextlib.contextmanager
-def _recorded(run_dir: Path, config: Config) -> Iterator[_Record]:
+def _recorded(run_dir: Path, config: Config, tell: Callable[[str], None]) -> Iterator[_Record]:
     """Give a _Record, and write to it how the run ended whatever happens."""
     configure_logging(run_dir)
     (run_dir / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
@@ -160,6 +178,7 @@ def _recorded(run_dir: Path, config: Config) -> Iterator[_Record]:
         yield record
     except KeyboardInterrupt:
         record.save(status="interrupted")
+        tell(f"interrupted: what there is stays in {run_dir}, with the checkpoints that were saved so far")
         raise
     except MmjaxError as error:
         record.save(status="failed", problems=list(error.problems))
@@ -201,7 +220,8 @@ def _tell_all(
         tell(line)
         get_logger().info("told", line=line)
     if decisions:
-        tell("decided: " + ", ".join(f"{d.key.rpartition('.')[2]}={_short(d.value)}" for d in decisions))
+        decided = ", ".join(f"{d.key.partition('.')[2]}={_short(d.value)}" for d in decisions)
+        tell(textwrap.fill(f"decided: {decided}", 100, subsequent_indent="  ", break_on_hyphens=False))
     get_logger().info("decided", decisions=[decision._asdict() for decision in decisions])
 
 
@@ -347,6 +367,7 @@ def command(config_path: str, overrides: tuple[str, ...], run_dir: str | None, r
     with progress(sys.stdout) as show:
         result = fit(config, run_dir=run_dir, registry=registry, callbacks=(show,), tell=echo)
     print_results(result.report, sys.stdout)
+    echo(f"registered as {result.name}:{result.version} in {result.bundle}, with its card.md and report.json")
     for line in closing_lines(f"{result.name}:{result.version}", result.predictor.config, registry=registry):
         echo(line)
     return {

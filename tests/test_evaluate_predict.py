@@ -134,7 +134,7 @@ def test_the_doors_in_this_process(flat: Trained, capsys, monkeypatch, tmp_path:
     assert (found["model"], found["version"], found["output"]) == ("tiny", 1, str(tmp_path / "o.csv"))
     plain = door(capsys, evaluate.command, "--model", "tiny", "--data", "table.csv")
     assert plain.code == 0
-    assert "Classes (test)" in plain.out
+    assert "Classes (this data)" in plain.out
     split = door(capsys, evaluate.command, "--model", "tiny", "--data", "table.csv", "--split", "test")
     assert (split.code, split.err) == (
         2,

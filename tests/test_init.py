@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mmjax.config import Config, Inference
 from mmjax.config_load import load_config
+from mmjax.data.decode import encode_png
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.table import Table
 from mmjax.errors import ConfigError, DataError
@@ -354,3 +355,18 @@ def test_real_tables_get_sensible_kinds(shared_data: Path, tmp_path: Path, name:
     assert {column: kinds[column] for column in expected} == expected
     assert made.schema.target.task == "classification"
     assert not any("violate" in note for note in prepared.notes)
+
+
+def test_a_folder_with_bad_files_gets_a_config_that_trains(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for shade in ("dark", "light"):
+        (tmp_path / "pics" / shade).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.full((8, 8, 3), 40 if shade == "dark" else 200, np.uint8)
+            (tmp_path / "pics" / shade / f"{i}.png").write_bytes(encode_png(pixels))
+    (tmp_path / "pics" / "dark" / "note.jpg").write_text("no image")
+    ended = door(capsys, command, "--data", "pics", "--json")
+    assert ended.code == 0
+    assert any("note.jpg" in note for note in ended.document["notes"])
+    assert "on_invalid: drop  # 1 are left out;" in (tmp_path / "pics.yaml").read_text()
+    assert len(prepare(load_config("pics.yaml")).names) == 8

@@ -259,3 +259,12 @@ def test_a_list_of_images_with_weights_ids_and_parts(tmp_path: Path) -> None:
     found = prepare(with_split(config, "column", "part"))
     assert set(found.split.test) == {i for i, row in enumerate(rows) if row[4] == "test"}
     assert found.names[0] == "dark/0.png"
+
+
+def test_missing_numbers_are_told(tmp_path: Path) -> None:
+    cells = [("" if i % 4 == 0 else i % 7 + 0.5, f"2024-01-{i % 9 + 1:02d}", "ab"[i % 2]) for i in range(40)]
+    lines = ["size,when,kind", *(",".join(map(str, row)) for row in cells)]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    data = {"tabular": {"path": str(tmp_path / "t.csv"), "target_column": "kind"}}
+    notes = prepare(config_from_dict({"name": "t", "data": data}, "test")).notes
+    assert "missing numbers, filled and flagged by an indicator: size 10" in notes

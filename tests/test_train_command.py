@@ -95,7 +95,7 @@ def test_a_registry_that_cannot_be_written(home: Path, capsys) -> None:
     assert (ended.code, ended.document["error"]["type"]) == (5, "bundle")
     (problem,) = problems(ended.document)
     assert problem == "registry table.csv: cannot be written: Not a directory; name another"
-    assert load_bundle(home / "run" / "bundle").contents.config.name == "tiny"
+    assert not (home / "run" / "metrics.jsonl").exists()  # told before the training, not after it
     assert json.loads((home / "run" / "run.json").read_text())["status"] == "failed"
 
 

@@ -16,6 +16,7 @@ import fcntl
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -160,6 +161,20 @@ def _verified(root: Path, model: ModelRef, checks: Sequence[Check]) -> list[str]
 
 
 # ---- changing
+
+
+def check_writable(root: Path) -> None:
+    """Raise BundleError when no model could be registered in `root`; a folder made to find out is taken away again."""
+    made = not root.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+        if made:
+            root.rmdir()
+    except OSError as error:
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
+        raise BundleError(f"registry {root}: cannot be written: {reason}; name another") from error
 
 
 def register(root: Path, name: str, bundle_folder: Path, *, run_id: str) -> int:

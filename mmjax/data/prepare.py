@@ -15,7 +15,7 @@ from mmjax.data.split import Split, Strategy, split_rows
 from mmjax.data.table import Table, read_table
 from mmjax.data.validate import validate_rows
 from mmjax.errors import DataError
-from mmjax.schema import Batch, Column, Columns, ImageSpec, Schema, Target
+from mmjax.schema import DATETIME_PARTS, Batch, Column, Columns, ImageSpec, Schema, Target
 
 if TYPE_CHECKING:  # tables need no Pillow
     from mmjax.data.images import ImageSource
@@ -112,8 +112,20 @@ def _prepare_table(config: Config, data: TabularData) -> Prepared:
     schema = fit_vocabulary(schema, {name: cells[split.train] for name, cells in columns.items()})
     batch = encode_table(schema, Table(columns, lines, table.path))
     left_out = [f"{c.name}: left out, {c.kind}: {c.reason}" for c in schema.of_kind("identifier", "constant", "text")]
-    notes = (*dropped, *validation.notes, *left_out, *split.notes, *_unknown_notes(schema, columns, batch))
+    cells = (*_missing_notes(schema, batch), *_unknown_notes(schema, columns, batch))
+    notes = (*dropped, *validation.notes, *left_out, *split.notes, *cells)
     return Prepared(schema, columns, names, split, batch, notes)
+
+
+def _missing_notes(schema: Schema, batch: Batch) -> list[str]:
+    """Return a line that counts the missing numbers and dates of each column, or none."""
+    if "numeric" not in batch:
+        return []
+    names = [name.removesuffix(f".{DATETIME_PARTS[0]}") for name in schema.numeric_features]
+    counts = np.isnan(batch["numeric"]).sum(axis=0)
+    cyclic = set(schema.cyclic_features)
+    found = [f"{n} {c:,}" for i, (n, c) in enumerate(zip(names, counts, strict=True)) if c and i not in cyclic]
+    return [f"missing numbers, filled and flagged by an indicator: {', '.join(found)}"] if found else []
 
 
 def _unknown_notes(schema: Schema, columns: Columns, batch: Batch) -> list[str]:

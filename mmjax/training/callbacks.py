@@ -62,8 +62,8 @@ def _metrics_row(event: EpochEnded) -> dict[str, int | float | bool | None]:
 def progress(stream: TextIO) -> Iterator[Callback]:
     """Yield a Callback that shows the run on `stream` while the block lasts.
 
-    One line per epoch in aligned columns; where epochs are too fast to be read, every k-th and always the first, the
-    best and the last. On a terminal also a live bar below the lines, taken away at the end of the block however it
+    One line per epoch in aligned columns; where epochs are too fast to be read, every k-th and always the first
+    and the last. On a terminal also a live bar below the lines, taken away at the end of the block however it
     ends; elsewhere no control codes are written.
     """
     if stream.isatty() and os.environ.get("TERM") != "dumb":
@@ -120,13 +120,12 @@ def epoch_lines(write: Callable[[str], object], *, width: int | None) -> Callbac
 
 
 class Thinning(NamedTuple):
-    """Which epochs are shown: every `every`-th; the best and the last are held back until it is known that they are."""
+    """Which epochs are shown: every `every`-th; the last is held back until it is known that it is the last."""
 
     every: int = 1
     fastest: float = math.inf
     """Seconds of the fastest epoch after the first one."""
     started: bool = False
-    held_best: EpochEnded | None = None
     held_last: EpochEnded | None = None
 
 
@@ -138,22 +137,18 @@ def thin(state: Thinning, event: EpochEnded) -> tuple[Thinning, tuple[EpochEnded
     every = max(state.every, readable_interval(fastest, event.epochs)) if crowded else state.every
     last = event.epoch == event.epochs
     shown = not state.started or last or event.epoch % every == 0
-    held_best = (None if shown else event) if event.improved else state.held_best
-    first = (held_best,) if last and held_best else ()
     state = Thinning(
         every=every,
         fastest=fastest,
         started=True,
-        held_best=None if last else held_best,
         held_last=None if shown else event,
     )
-    return state, (*first, event) if shown else ()
+    return state, (event,) if shown else ()
 
 
 def flush(state: Thinning) -> tuple[Thinning, tuple[EpochEnded, ...]]:
-    """Return the state with nothing held back, and the best and the last epoch where they were not shown yet."""
-    held = {event.epoch: event for event in (state.held_best, state.held_last) if event is not None}
-    return state._replace(held_best=None, held_last=None), tuple(held[epoch] for epoch in sorted(held))
+    """Return the state with nothing held back, and the last epoch where it was not shown yet."""
+    return state._replace(held_last=None), () if state.held_last is None else (state.held_last,)
 
 
 def readable_interval(epoch_s: float, epochs: int) -> int:
@@ -268,14 +263,18 @@ def _live(stream: TextIO) -> Iterator[Callback]:
         text.highlight_regex(r"  best$", "bold green")
         console.print(text)
 
-    with live:
-        lines, bar = epoch_lines(write, width=console.width), _bar(live)
+    lines, bar = epoch_lines(write, width=console.width), _bar(live)
 
-        def show(event: Event) -> None:
-            lines(event)
-            bar(event)
+    def show(event: Event) -> None:
+        if isinstance(event, Started):  # not before: what is told about the data comes first
+            live.start()
+        lines(event)
+        bar(event)
 
+    try:
         yield show
+    finally:
+        live.stop()
 
 
 def _bar(live: "Progress") -> Callback:

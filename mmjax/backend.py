@@ -184,7 +184,9 @@ class Program(NamedTuple):
 def precompiled(function: Callable[..., Any], *arguments: Any) -> Program:
     """Return `function` compiled ahead for the shapes of `arguments`; it refuses any others."""
     started = time.perf_counter()
-    program = compiled(function).lower(*arguments).compile()
+    # A function that is compiled already brings its options; XLA refuses them on an inner one.
+    whole = function if isinstance(function, jax.stages.Wrapped) else compiled(function)
+    program = whole.lower(*arguments).compile()
     seconds = time.perf_counter() - started
     cost = program.cost_analysis() or {}
     memory = program.memory_analysis()

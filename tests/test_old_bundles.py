@@ -1,4 +1,4 @@
-"""A trained bundle of every format there ever was still answers as on the day it was made, on every supported version."""
+"""A trained bundle of every format there ever was answers as on the day it was made, on every supported version."""
 
 from pathlib import Path
 

@@ -14,8 +14,11 @@ MUON_RMS = 0.2
 """Root mean square of a muon update, as AdamW's is in practice, so that both take the same learning rate and decay.
 
 Liu et al. 2025 (arXiv 2502.16982), section 2.2."""
-FLAT_LIMIT = 1_000_000
-"""Parameters up to which clipping and moments work on one vector: 2-14% less time a step of an MLP on one CPU core."""
+FLAT_LIMIT = 20_000
+"""Parameters up to which the update works on one flat vector: fewer small operations for a small network.
+
+Beyond, XLA recomputes dropout's random bits inside the concatenation of gradients: a 512-512 network with dropout ran
+at 5,300 rows/s flat and at 42,000 leaf by leaf (two cores, jaxlib 0.12)."""
 
 
 def make_optimizer(

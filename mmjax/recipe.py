@@ -113,7 +113,7 @@ def _training_choices(config: Config, schema: Schema, train_rows: int, validatio
         ("training.batch_size", min(batch_size, train_rows), rows),
         ("training.epochs", epochs, rows),
         ("training.optimizer", "adamw", "robust to the learning rate"),
-        ("training.learning_rate", _learning_rate(config, schema), "a good peak for this network and optimizer"),
+        ("training.learning_rate", _learning_rate(config), "a good peak for this network and optimizer"),
         ("training.weight_decay", 0.05 if schema.image else 0.02, "mild"),
         ("training.schedule", "warmup_cosine", "ends at zero, so the last weights are settled"),
         *_stopping_choices(config.training, validation_rows, epochs),
@@ -137,7 +137,7 @@ def _stopping_choices(training: Training, validation_rows: int, default_epochs: 
 _LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lion": 2e-4, "muon": 2e-3}
 
 
-def _learning_rate(config: Config, schema: Schema) -> float:
+def _learning_rate(config: Config) -> float:
     optimizer = config.training.optimizer
     return _LEARNING_RATES[optimizer if isinstance(optimizer, str) else "adamw"]
 

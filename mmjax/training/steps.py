@@ -108,10 +108,6 @@ def make_train_chunk(learner: Learner, *, seed: int, loop: bool) -> Callable[...
     """
     step = make_train_step(learner, seed=seed)
 
-    def one(index: jax.Array, carry: tuple[TrainState, Totals], data: Batch, *states: Any, rows: jax.Array):
-        chosen = rows[index]
-        return step(*carry, {name: values[chosen] for name, values in data.items()}, *states)
-
     def chunk(
         state: TrainState,
         totals: Totals,
@@ -123,7 +119,9 @@ def make_train_chunk(learner: Learner, *, seed: int, loop: bool) -> Callable[...
         count: jax.Array,
     ) -> tuple[TrainState, Totals]:
         def body(index: jax.Array, carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
-            return one(index, carry, data, transform_state, output_state, rows=rows)
+            chosen = rows[index]
+            batch = {name: values[chosen] for name, values in data.items()}
+            return step(*carry, batch, transform_state, output_state)
 
         if not loop:
             return body(start, (state, totals))

@@ -24,6 +24,8 @@ Scaler = Literal["standard", "minmax", "robust"]
 MissingStrategy = Literal["mean", "median", "mode", "constant"]
 CategoricalEncoding = Literal["embedding", "onehot", "ordinal"]
 Policy = Literal["fail", "drop", "report"]
+Severity = Literal["ignore", "warn", "fail"]
+Loading = Literal["auto", "resident", "streamed"]
 Task = Literal["classification", "regression"]
 Activation = Literal["relu", "gelu", "silu", "selu", "mish", "tanh"]
 ModelName = Literal[
@@ -166,7 +168,13 @@ class TabularData(Section, frozen=True, kw_only=True):
             extra={"pattern_means": "one ASCII character other than a double quote or a line break"},
         ),
     ] = ","
-    on_invalid: Annotated[Policy, Meta(description="What to do with rows that violate the schema file.")] = "fail"
+    on_invalid: Annotated[
+        Policy,
+        Meta(
+            description="What to do with rows that violate the schema file or have no target: `fail`, `drop` them, or "
+            "`report` and keep those that can still be read. Such rows are listed in the run's `quarantine.csv`."
+        ),
+    ] = "fail"
 
 
 class Augmentation(Section, frozen=True, kw_only=True):
@@ -214,7 +222,23 @@ class ImageData(Section, frozen=True, kw_only=True):
     ] = None
     ignore_columns: Annotated[tuple[str, ...], Meta(description="In a CSV: columns that are left out.")] = ()
     weight_column: Annotated[Text | None, Meta(description="In a CSV: non-negative sample weights.")] = None
-    on_invalid: Annotated[Policy, Meta(description="What to do with files that are no readable image.")] = "fail"
+    on_invalid: Annotated[
+        Policy,
+        Meta(
+            description="What to do with files that are no readable image: `fail`, or leave them out (`drop`), also "
+            "naming each (`report`). Such files are listed in the run's `quarantine.csv`."
+        ),
+    ] = "fail"
+
+
+class Cache(Section, frozen=True, kw_only=True):
+    """Encoded rows and decoded images on disk, memory-mapped: what streamed training reads. Its size is printed."""
+
+    path: Annotated[
+        Text | None,
+        Meta(description="The folder; by default `data` in mmjax's cache folder (`MMJAX_CACHE_DIR`)."),
+    ] = None
+    max_gib: Annotated[Positive, Meta(description="Refuse to write a cache larger than so many GiB.")] = 100.0
 
 
 class Data(Section, frozen=True, kw_only=True):
@@ -222,23 +246,50 @@ class Data(Section, frozen=True, kw_only=True):
 
     tabular: TabularData | None = None
     image: ImageData | None = None
+    loading: Annotated[
+        Loading,
+        Meta(
+            description="`resident` keeps the encoded rows in memory, `streamed` reads them from a cache on disk; "
+            "`auto` streams what would fill a quarter of the free memory. Both give the same bits."
+        ),
+    ] = "auto"
+    cache: Cache = Cache()
+
+
+class Audit(Section, frozen=True, kw_only=True):
+    """What the look at the data before training does with what it finds: `ignore` it, `warn`, or `fail`."""
+
+    duplicates: Annotated[Severity, Meta(description="Rows or files that are exact copies within one split.")] = "warn"
+    overlap: Annotated[Severity, Meta(description="Exact copies, or one group, in two splits.")] = "warn"
+    near_duplicates: Annotated[Severity, Meta(description="Images that look alike, by a perceptual hash.")] = "warn"
+    conflicts: Annotated[Severity, Meta(description="Copies with different answers.")] = "warn"
+    leaks: Annotated[Severity, Meta(description="Columns that give the target away.")] = "warn"
+    columns: Annotated[
+        Severity, Meta(description="Constant, nearly constant, identifier and nearly numeric columns.")
+    ] = "warn"
+    classes: Annotated[Severity, Meta(description="Imbalanced classes, and classes with few rows.")] = "warn"
+    drift: Annotated[
+        Severity, Meta(description="Columns that differ between training and validation or test rows.")
+    ] = "warn"
 
 
 class Split(Section, frozen=True, kw_only=True):
     """How rows are dealt to train, validation and test."""
 
     strategy: Annotated[
-        Literal["random", "stratified", "column", "folders"] | UnsetType,
+        Literal["random", "stratified", "column", "folders", "group", "group_stratified", "time"] | UnsetType,
         Meta(
             description="`stratified` for classification and `random` for regression by default; "
-            "`folders` where train/, val/, test/ exist."
+            "`folders` where train/, val/, test/ exist; `group` and `group_stratified` keep rows of one group in one "
+            "split; `time` trains on the oldest rows and tests on the newest."
         ),
     ] = UNSET
     column: Annotated[
         Text | None,
         Meta(
-            description="With `strategy: column`: the column that holds train, validation (or val) and test; "
-            "not a feature."
+            description="With `column`: holds train, validation (or val) and test; with `group` and "
+            "`group_stratified`: names the group of a row; neither is a feature. With `time`: a date or a number; it "
+            "stays a feature unless it is in `ignore_columns`."
         ),
     ] = None
 
@@ -310,6 +361,9 @@ class Checkpoint(Section, frozen=True, kw_only=True):
     every_epochs: Annotated[
         Count | UnsetType, Meta(description="Save each so many epochs; by default about every half minute.")
     ] = UNSET
+    keep: Annotated[
+        Count, Meta(description="How many of the newest checkpoints stay; each holds the best weights so far too.")
+    ] = 2
 
 
 class ClassWeight(Section, frozen=True, kw_only=True):
@@ -374,6 +428,7 @@ class Config(Section, frozen=True, kw_only=True):
     ]
     data: Data
     split: Split = Split()
+    audit: Audit = Audit()
     model: Model = Model()
     training: Training = Training()
     seed: Annotated[

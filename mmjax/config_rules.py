@@ -35,7 +35,9 @@ class _Needs(NamedTuple):
     values: tuple[Any, ...]
 
 
-_DEALT = ("random", "stratified", "folders", UNSET)
+BY_COLUMN = ("column", "group", "group_stratified", "time")
+"""Strategies of the split that read `split.column`."""
+_DEALT = ("random", "stratified", "folders", "group", "group_stratified", "time", UNSET)
 _SCALING = "data.tabular.preprocessing"
 _STOPPING = "training.early_stopping"
 _NEEDS = (
@@ -53,7 +55,10 @@ _NEEDS = (
     _Needs(f"{_STOPPING}.min_delta", f"{_STOPPING}.enabled", (True, UNSET)),
     _Needs("training.checkpoint.path", "training.checkpoint.enabled", (True,)),
     _Needs("training.checkpoint.every_epochs", "training.checkpoint.enabled", (True,)),
-    _Needs("split.column", "split.strategy", ("column",)),
+    _Needs("training.checkpoint.keep", "training.checkpoint.enabled", (True,)),
+    _Needs("split.column", "split.strategy", BY_COLUMN),
+    _Needs("data.cache.path", "data.loading", ("streamed", "auto")),
+    _Needs("data.cache.max_gib", "data.loading", ("streamed", "auto")),
     *(
         _Needs(f"data.{kind}.{part}_split", "split.strategy", _DEALT)
         for kind in ("tabular", "image")
@@ -131,13 +136,14 @@ def _split_shares(config: Config, given: Given, section: str, data: TabularData 
 
 def _split_strategy(config: Config) -> Iterator[Conflict]:
     strategy, paths = config.split.strategy, ("split.strategy", "split.column")
-    if strategy == "column" and config.split.column is None:
-        yield Conflict(paths, "expected `split.column` with strategy column, got none; name the column")
+    if strategy in BY_COLUMN and config.split.column is None:
+        yield Conflict(paths, f"expected `split.column` with strategy {strategy}, got none; name the column")
     if strategy == "folders" and config.data.tabular is not None:
-        yield Conflict((paths[0], "data.tabular"), "expected random, stratified or column for a table, got folders")
+        yield Conflict((paths[0], "data.tabular"), "expected any strategy but folders for a table, got folders")
     task, source = _task(config)
-    if strategy == "stratified" and task == "regression":
-        message = f"expected random, column or folders for regression, got stratified (`{source}` says regression)"
+    if strategy in ("stratified", "group_stratified") and task == "regression":
+        fit = "group" if strategy == "group_stratified" else "random"
+        message = f"expected {fit} or another without classes for regression, got {strategy} (`{source}` says so)"
         yield Conflict((paths[0], source), message)
 
 

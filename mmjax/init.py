@@ -22,7 +22,8 @@ from mmjax.config_yaml import resolve_scalar
 from mmjax.data.folders import IMAGE_SUFFIXES
 from mmjax.data.images import ImageSource, apply_policy, read_images, scan_images
 from mmjax.data.infer import infer_schema
-from mmjax.data.prepare import drop_unanswered, image_spec, image_target
+from mmjax.data.prepare_images import image_spec, image_target
+from mmjax.data.prepare_table import drop_unanswered
 from mmjax.data.schema_file import schema_file_text
 from mmjax.data.table import Table, read_table
 from mmjax.errors import ConfigError, DataError

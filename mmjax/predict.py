@@ -21,7 +21,7 @@ from mmjax.cli import echo, json_option, run
 from mmjax.data.encode import check_columns, unknown_categories
 from mmjax.data.idx import find_idx
 from mmjax.data.images import list_images, read_images, read_unlabelled_table, scan_images
-from mmjax.data.prepare import refuse_cells
+from mmjax.data.prepare_table import refuse_cells
 from mmjax.data.table import Table, iter_table
 from mmjax.errors import ConfigError, DataError
 from mmjax.schema import Columns, Schema

@@ -5,7 +5,6 @@ Read `fit` from top to bottom: it is the whole story.
 
 import contextlib
 import datetime as dt
-import hashlib
 import os
 import sys
 import textwrap
@@ -296,15 +295,11 @@ def _class_counts(prepared: Prepared) -> dict[str, dict[str, int]] | None:
 
 def _fingerprints(prepared: Prepared, backend: Backend) -> dict[str, Any]:
     """Return what tells this run and its data from others."""
-    digest = hashlib.sha256()
-    for name, values in sorted(prepared.batch.items()):
-        digest.update(f"{name} {values.dtype} {values.shape}".encode())
-        digest.update(np.ascontiguousarray(values))
     finished = dt.datetime.now(dt.UTC)
     return {
         "run_id": f"{finished:%Y%m%dT%H%M%S%f}-{os.getpid()}",
         "finished": finished.isoformat(timespec="seconds"),
-        "data_sha256": digest.hexdigest(),
+        "data_sha256": prepared.fingerprint,
         "platform": backend.platform,
         "device": backend.device,
         "threads": backend.threads,
@@ -325,10 +320,7 @@ def _save_bundle(
     card = model_card(report)
     (run_dir / "card.md").write_text(card, encoding="utf-8")
     write_report(run_dir / "report.json", report)
-    split = prepared.split
-    rows = np.concatenate([split.test, split.validation, split.train])[: config.golden_rows]
-    features = _feature_columns(prepared)
-    golden = make_golden(predictor, {name: prepared.columns[name][rows] for name in features})
+    golden = make_golden(predictor, prepared.golden)
     states = predictor.states
     contents = BundleContents(
         config=config,
@@ -342,12 +334,6 @@ def _save_bundle(
     )
     save_bundle(run_dir / "bundle", contents)
     return run_dir / "bundle"
-
-
-def _feature_columns(prepared: Prepared) -> tuple[str, ...]:
-    """Return the columns that the model reads: nothing else of a golden row is kept."""
-    image = prepared.schema.image
-    return image.columns if image else tuple(column.name for column in prepared.schema.features)
 
 
 @click.command(name="train", help="Train, test and register a model from a config.")

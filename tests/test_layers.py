@@ -18,7 +18,8 @@ LAYERS: dict[int, dict[str, str]] = {
     },
     1: {
         "data": """data/cells data/decode data/encode data/folders data/idx data/image_bytes data/images data/infer
-            data/kinds data/pipeline data/prepare data/schema_file data/split data/table data/validate""",
+            data/fingerprint data/kinds data/pipeline data/prepare data/prepare_images data/prepare_table data/prepared
+            data/schema_file data/split data/table data/validate""",
         "transforms": """transforms/augment transforms/base transforms/build transforms/image
             transforms/piecewise transforms/tabular""",
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp

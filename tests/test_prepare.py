@@ -10,7 +10,8 @@ import pytest
 from mmjax.config import Config
 from mmjax.config_load import config_from_dict
 from mmjax.data.decode import encode_png
-from mmjax.data.prepare import drop_unanswered, encode_table, prepare, refuse_cells
+from mmjax.data.prepare import prepare
+from mmjax.data.prepare_table import drop_unanswered, encode_table, refuse_cells
 from mmjax.data.table import Table, read_table
 from mmjax.errors import DataError
 from tests.doors import HEADER, image_config, table_config, table_rows, write_csv, write_images, write_table

@@ -1,0 +1,110 @@
+"""Prepared: what every way of reading data ends in, and the dealing of its rows."""
+
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from mmjax.config import Config, ImageData, TabularData
+from mmjax.data.encode import encode_label
+from mmjax.data.split import Split, Strategy, split_rows
+from mmjax.errors import DataError
+from mmjax.schema import Batch, Columns, Schema
+
+
+class Quarantined(NamedTuple):
+    """A row or file that broke a rule: a line of the run's `quarantine.csv`."""
+
+    name: str
+    """The line of a table, or the file of an image."""
+    column: str
+    value: str
+    reason: str
+    kept: bool
+    """True where the policy left the row in."""
+
+
+class Finding(NamedTuple):
+    """Something that the audit saw in the data."""
+
+    check: str
+    """The key of `audit` in the config that it falls under."""
+    severity: str
+    """`warn` or `fail`."""
+    what: str
+    """One line for people: what, how many, in which splits or columns."""
+    found: int
+    """How many."""
+    examples: tuple[str, ...]
+    """Rows, files or columns, at most a dozen."""
+    advice: str
+    """What to do."""
+
+
+class Prepared(NamedTuple):
+    """Rows ready to train on, all on the host."""
+
+    schema: Schema
+    names: np.ndarray
+    """[N]: what identifies a row: its id, its path, or its line in the file."""
+    split: Split
+    batch: Batch
+    """All kept rows, encoded, with `label` (and `weight`); arrays in memory, or mapped from the cache on disk."""
+    golden: Columns
+    """The golden rows as read, feature columns only."""
+    notes: tuple[str, ...]
+    """Everything dropped, changed or decided about the data, each a line with a count and a reason."""
+    quarantined: tuple[Quarantined, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    streamed: bool = False
+    """True where `batch` is mapped from disk and is to be read batch by batch."""
+    fingerprint: str = ""
+    """sha256 of what is trained and tested on: the encoded rows, their split, the schema, the golden rows as read."""
+
+
+def golden_rows(split: Split, count: int) -> np.ndarray:
+    """Return the indices of at most `count` rows to keep in the bundle, those that were not trained on first."""
+    return np.concatenate([split.test, split.validation, split.train])[:count]
+
+
+def deal(
+    config: Config,
+    schema: Schema,
+    columns: Columns,
+    n: int,
+    assigned: np.ndarray | None,
+    data: TabularData | ImageData,
+) -> Split:
+    """Return the Split of `n` rows by the config, its notes first saying why; `assigned` is `split.column`'s cells."""
+    strategy, notes = config.split.strategy, ()
+    if strategy is msgspec.UNSET:
+        strategy, why = _default_strategy(schema, assigned)
+        notes = (f"split: {strategy}, as {why}",)
+    if strategy == "folders" and assigned is None:
+        raise DataError(f"split.strategy: expected train, val and test folders in {data.path}, got none; remove it")
+    if strategy == "stratified" and schema.target.task == "regression":
+        why = schema.target.reason
+        raise DataError(f"split.strategy: expected random for regression ({why}), got stratified; change one")
+    classes = schema.target.classes
+    labels = encode_label(schema, columns) if classes else None
+    split = split_rows(
+        n,
+        strategy=strategy,
+        fractions=(data.train_split, data.validation_split, data.test_split),
+        seed=config.seed,
+        labels=labels,
+        classes=classes,
+        assigned=assigned,
+    )
+    untaught = [name for i, name in enumerate(classes) if labels is not None and i not in labels[split.train]]
+    if untaught:
+        notes = (*notes, f"split: classes without a training row, which cannot be learnt: {', '.join(untaught)}")
+    return split._replace(notes=(*notes, *split.notes))
+
+
+def _default_strategy(schema: Schema, assigned: np.ndarray | None) -> tuple[Strategy, str]:
+    if assigned is not None:
+        return "folders", "there are folders or files for train and others"
+    if schema.target.task == "classification":
+        return "stratified", "the target is one of classes"
+    return "random", "the target is a number"

@@ -14,7 +14,7 @@ from mmjax.analysis.present import print_results
 from mmjax.analysis.report import Report
 from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.models import load_model, locate_model
-from mmjax.artifact.predictor import Predictor, load_predictor
+from mmjax.artifact.predictor import Predictor, proven_predictor
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
 from mmjax.config import ImageData
@@ -112,11 +112,12 @@ def command(model: str, data: str, split: str | None, registry: str) -> dict[str
         echo(note)
     started = time.perf_counter()
     located = locate_model(model, registry=registry)
-    predictor = load_predictor(located.path)
+    bundle = load_bundle(located.path)
+    predictor = proven_predictor(bundle, where=str(located.path))
     loaded = time.perf_counter()
     evaluation = evaluate_model(predictor, data, split=split or "")
     ended = time.perf_counter()
-    print_results(evaluation_report(load_bundle(located.path).contents.report, evaluation), sys.stdout)
+    print_results(evaluation_report(bundle.contents.report, evaluation), sys.stdout)
     if trained_on(predictor, data) and split != "test":
         echo(
             f"note: the model was trained from {data}; it has seen most of these rows. How it does on others: "

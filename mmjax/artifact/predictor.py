@@ -139,14 +139,23 @@ def load_predictor(folder: str | Path) -> Predictor:
 
     Raises BundleError naming what is wrong.
     """
-    bundle = load_bundle(Path(folder))
-    contents = bundle.contents
-    predictor = make_predictor(contents.config, contents.schema, _states(bundle), digest=bundle.digest)
-    golden = contents.golden
-    problems = list(_replay(predictor, golden, tolerance=_tolerance(golden, predictor.config)))
+    return proven_predictor(load_bundle(Path(folder)), where=str(folder))
+
+
+def proven_predictor(bundle: Bundle, *, where: str) -> Predictor:
+    """Return the Predictor of a bundle that is loaded already; BundleError, naming `where`, as `load_predictor`."""
+    predictor = bundle_predictor(bundle)
+    golden = bundle.contents.golden
+    problems = list(_replay(predictor, golden, tolerance=golden_tolerance(golden, predictor.config, platform())))
     if problems:
-        raise BundleError([f"{folder}: {problem}" for problem in problems])
+        raise BundleError([f"{where}: {problem}" for problem in problems])
     return predictor
+
+
+def bundle_predictor(bundle: Bundle) -> Predictor:
+    """Return the Predictor of a bundle as it is, its golden rows not asked."""
+    contents = bundle.contents
+    return make_predictor(contents.config, contents.schema, _states(bundle), digest=bundle.digest)
 
 
 def golden_problems(folder: Path) -> list[str]:
@@ -179,7 +188,7 @@ def make_golden(predictor: Predictor, columns: Columns) -> Golden:
             "for extreme values in the data, lower training.learning_rate, or set precision: float32"
         )
     measured = max(largest_difference(expected[name], compiled_answers[name]) for name in expected)
-    tolerance = {**ELSEWHERE, _backend_key(predictor.config): max(REFERENCE_TOLERANCE, 4.0 * measured)}
+    tolerance = {**ELSEWHERE, f"{platform()}/{predictor.config.precision}": max(REFERENCE_TOLERANCE, 4.0 * measured)}
     return Golden({name: list(cells) for name, cells in columns.items()}, expected, tolerance)
 
 
@@ -199,12 +208,9 @@ ELSEWHERE = {"cpu/float32": 1e-4, "gpu/float32": 5e-3, "tpu/float32": 2e-2, "bfl
 """Tolerances on backends where nothing was measured: GPUs and TPUs multiply f32 in fewer bits by default."""
 
 
-def _backend_key(config: Config) -> str:
-    return f"{platform()}/{config.precision}"
-
-
-def _tolerance(golden: Golden, config: Config) -> float:
-    return golden.tolerance.get(_backend_key(config), golden.tolerance.get(config.precision, 5e-2))
+def golden_tolerance(golden: Golden, config: Config, platform: str) -> float:
+    """Return how far compiled answers of this precision may be from the golden ones on a platform (`cpu`, `gpu`...)."""
+    return golden.tolerance.get(f"{platform}/{config.precision}", golden.tolerance.get(config.precision, 5e-2))
 
 
 def _states(bundle: Bundle) -> States:

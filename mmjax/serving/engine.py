@@ -22,7 +22,7 @@ import numpy as np
 from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.files import plain
 from mmjax.artifact.models import locate_model
-from mmjax.artifact.predictor import LARGEST_BUCKET, Predictor, load_predictor
+from mmjax.artifact.predictor import LARGEST_BUCKET, Predictor, proven_predictor
 from mmjax.backend import precompiled
 from mmjax.config import Config
 from mmjax.data.encode import encode
@@ -90,7 +90,8 @@ def load_models(references: Sequence[str], registry: str | Path) -> tuple[Served
 
 def _load(reference: str, registry: str | Path) -> Served:
     located = locate_model(reference, registry=registry)
-    predictor, contents = load_predictor(located.path), load_bundle(located.path).contents
+    bundle = load_bundle(located.path)
+    predictor, contents = proven_predictor(bundle, where=str(located.path)), bundle.contents
     schema, name = predictor.schema, ModelName(predictor.config.name, located.version)
     modality: Modality = "table" if schema.image is None else "image"
     description = {

@@ -23,6 +23,7 @@ import click
 from mmjax.analysis.tables import Table, printable, table_lines
 from mmjax.artifact.files import plain, to_json
 from mmjax.errors import BundleError, ConfigError, DataError, MmjaxError, TrainingError, did_you_mean
+from mmjax.interrupts import Terminated, end_in_time, raise_for
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
@@ -44,10 +45,6 @@ json_option = click.option(
 """Adds `--json`; `run` acts on it, so the command gets no argument."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived; what catches KeyboardInterrupt to stop in good order also stops for this."""
-
-
 class Outcome(NamedTuple):
     """How a command ended: its exit code, the object for `--json`, the lines for standard error."""
 
@@ -66,7 +63,7 @@ def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     silenced = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with _terminable(), silenced:
+    with _terminable(as_json=as_json), silenced:
         outcome = _outcome(command, arguments, name or f"python -m mmjax.{command.name}")
     sys.exit(_report(outcome, as_json=as_json))
 
@@ -108,19 +105,29 @@ def _draw(table: Table) -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn the first SIGTERM into Terminated; a second one ends the process at once."""
+def _terminable(*, as_json: bool) -> Iterator[None]:
+    """Turn the first SIGTERM into Terminated, a second one ends the process at once; see that it ends in time."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    def terminate(number: int, _frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Terminated
+        raise_for(number)
+
+    stdout = sys.stdout  # `silenced` replaces it
+
+    def last_words(code: int) -> None:
+        if stdout.isatty():
+            stdout.write("\x1b[?25h\n")  # a progress bar hides the cursor
+        told = "ended at once, for it was busy with what cannot be stopped (such as a compilation)"
+        with contextlib.redirect_stdout(stdout):
+            _report(_failed("interrupted", code, [told]), as_json=as_json)
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        with end_in_time(last_words):
+            yield
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from mmjax.backend import configure
-from mmjax.cli import Terminated, echo, json_option, run
+from mmjax.cli import echo, json_option, run
 from mmjax.errors import ConfigError
+from mmjax.interrupts import Terminated
 
 GRACE_S = 30
 """Time that requests in flight get after SIGTERM."""

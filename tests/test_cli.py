@@ -15,8 +15,9 @@ import pytest
 from mmjax import cli
 from mmjax.artifact.registry import promote, register
 from mmjax.artifact.runs import create_run, write_json_atomic
-from mmjax.cli import COMMANDS, Terminated, echo, echo_table, json_option, run
+from mmjax.cli import COMMANDS, echo, echo_table, json_option, run
 from mmjax.errors import BundleError, ConfigError, DataError, MmjaxError, TrainingError
+from mmjax.interrupts import Terminated
 
 BUNDLE = Path(__file__).parent / "fixtures" / "bundle_v1"
 

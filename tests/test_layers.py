@@ -13,13 +13,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmjax"
 
 LAYERS: dict[int, dict[str, str]] = {
     0: {
-        "ground": """errors schema backend
+        "ground": """errors schema interrupts backend
             config config_load config_rules config_structure config_tree config_words config_yaml config_docs""",
     },
     1: {
-        "data": """data/cells data/decode data/encode data/folders data/idx data/image_bytes data/images data/infer
+        "data": """data/cache data/loading data/stream
+            data/cells data/decode data/encode data/folders data/idx data/image_bytes data/images data/infer
             data/fingerprint data/kinds data/pipeline data/prepare data/prepare_images data/prepare_table data/prepared
-            data/schema_file data/split data/table data/validate""",
+            data/quarantine data/schema_file data/split data/split_groups data/split_time data/table data/validate""",
         "transforms": """transforms/augment transforms/base transforms/build transforms/image
             transforms/piecewise transforms/tabular""",
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp

@@ -116,8 +116,8 @@ def test_a_loaded_config_agrees_with_msgspec(write) -> None:
 STRUCTURE = {
     "unknown key": (
         TABLE + "modle: {}",
-        ["c.yaml:2: modle: unknown key; options: name, data, split, model, training, seed, device, precision, threads, "
-         "golden_rows; did you mean 'model'?"],
+        ["c.yaml:2: modle: unknown key; options: name, data, split, audit, model, training, seed, device, precision, "
+         "threads, golden_rows; did you mean 'model'?"],
     ),
     "unknown key in its own section's words": (
         TABLE + "split: {colum: a}",
@@ -130,13 +130,13 @@ STRUCTURE = {
     ),
     "key one level too high": (
         "data: {path: a.csv}",
-        ["c.yaml:1: data.path: unknown key; options: tabular, image; did you mean 'data.tabular.path' or "
-         "'data.image.path'?"],
+        ["c.yaml:1: data.path: unknown key; options: tabular, image, loading, cache; did you mean 'data.tabular.path' "
+         "or 'data.image.path' or 'data.cache.path'?"],
     ),
     "dotted key": (
         TABLE + "split.column: c",
-        ["c.yaml:2: 'split.column': unknown key; options: name, data, split, model, training, seed, device, precision, "
-         "threads, golden_rows; nest it: one section a line, each indented further"],
+        ["c.yaml:2: 'split.column': unknown key; options: name, data, split, audit, model, training, seed, device, "
+         "precision, threads, golden_rows; nest it: one section a line, each indented further"],
     ),
     "merge key": (
         TABLE + "split: {<<: {strategy: random}}",
@@ -146,7 +146,10 @@ STRUCTURE = {
         "data:\n  tabular:\n    path: a.csv",
         ["c.yaml:2: data.tabular.target_column: missing; expected text that is not empty"],
     ),
-    "missing data": ("seed: 1", ["c.yaml:1: data: missing; expected a mapping with tabular, image"]),
+    "missing data": (
+        "seed: 1",
+        ["c.yaml:1: data: missing; expected a mapping with tabular, image, loading, cache"],
+    ),
     "misspelt required is said once": (
         "data:\n  tabular:\n    path: a.csv\n    target: y",
         ["c.yaml:4: data.tabular.target: unknown key; options: path, target_column, schema, task, positive_class, "
@@ -239,8 +242,8 @@ STRUCTURE = {
         TABLE + "model: {architecture: {hidden_layers: {a: 1}}}\nsplit: [1]\ntraining: {checkpoint: 5}",
         ["c.yaml:2: model.architecture.hidden_layers: expected a list, each a whole number >= 1, got a mapping",
          "c.yaml:3: split: expected a mapping with strategy, column, got a list of 1",
-         "c.yaml:4: training.checkpoint: expected a mapping with enabled, save_best, path, every_epochs, got the "
-         "number 5"],
+         "c.yaml:4: training.checkpoint: expected a mapping with enabled, save_best, path, every_epochs, keep, "
+         "got the number 5"],
     ),
     "class weights": (
         TABLE + "training:\n  class_weights: {a: 1}",
@@ -386,14 +389,27 @@ RULES = {
         TABLE + "split: {strategy: column}",
         "c.yaml:2: split.strategy: expected `split.column` with strategy column, got none; name the column",
     ),
+    "time without its column": (
+        TABLE + "split: {strategy: time}",
+        "c.yaml:2: split.strategy: expected `split.column` with strategy time, got none; name the column",
+    ),
+    "group by the target": (
+        TABLE + "split: {strategy: group, column: y}",
+        "c.yaml:2: split.column: expected another column than data.tabular.target_column, got 'y' for both",
+    ),
     "folders of a table": (
         TABLE + "split: {strategy: folders}",
-        "c.yaml:2: split.strategy: expected random, stratified or column for a table, got folders",
+        "c.yaml:2: split.strategy: expected any strategy but folders for a table, got folders",
     ),
     "stratified regression": (
         TASK % "regression" + "split: {strategy: stratified}",
-        "c.yaml:2: split.strategy: expected random, column or folders for regression, got stratified "
-        "(`data.tabular.task` says regression)",
+        "c.yaml:2: split.strategy: expected random or another without classes for regression, got stratified "
+        "(`data.tabular.task` says so)",
+    ),
+    "groups by class of a regression": (
+        TASK % "regression" + "split: {strategy: group_stratified, column: g}",
+        "c.yaml:2: split.strategy: expected group or another without classes for regression, got group_stratified "
+        "(`data.tabular.task` says so)",
     ),
     "one column, two uses": (
         "data: {tabular: {path: a, target_column: y, weight_column: y}}",
@@ -439,9 +455,17 @@ IDLE = [
      "`training.checkpoint.enabled: true` with it, got `training.checkpoint.enabled: false`"),
     (TABLE + "training: {checkpoint: {enabled: false, every_epochs: 2}}", "training.checkpoint.every_epochs",
      "`training.checkpoint.enabled: true` with it, got `training.checkpoint.enabled: false`"),
-    (TABLE + "split: {column: c}", "split.column", "`split.strategy: column` with it, got no `split.strategy`"),
+    (TABLE + "training: {checkpoint: {enabled: false, keep: 2}}", "training.checkpoint.keep",
+     "`training.checkpoint.enabled: true` with it, got `training.checkpoint.enabled: false`"),
+    (TABLE[:-2] + ", loading: resident, cache: {path: x}}\n", "data.cache.path",
+     "`data.loading: streamed or auto` with it, got `data.loading: resident`"),
+    (TABLE[:-2] + ", loading: resident, cache: {max_gib: 1}}\n", "data.cache.max_gib",
+     "`data.loading: streamed or auto` with it, got `data.loading: resident`"),
+    (TABLE + "split: {column: c}", "split.column",
+     "`split.strategy: column or group or group_stratified or time` with it, got no `split.strategy`"),
     ("data: {image: {path: a, test_split: 0.2}}\nsplit: {strategy: column, column: c}", "data.image.test_split",
-     "`split.strategy: random or stratified or folders` with it, got `split.strategy: column`"),
+     "`split.strategy: random or stratified or folders or group or group_stratified or time` with it, got "
+     "`split.strategy: column`"),
 ]  # fmt: skip
 
 
@@ -467,6 +491,9 @@ def test_options_without_effect(write, text: str, key: str, expected: str) -> No
         "data: {tabular: {path: a, target_column: y}, image: null}",
         "data: {image: {path: a, id_column: image}}",
         TABLE + "split: {strategy: column, column: c}",
+        "data: {tabular: {path: a, target_column: y, test_split: 0.2, ignore_columns: [c]}}\n"
+        "split: {strategy: time, column: c}",
+        TASK % "regression" + "split: {strategy: group, column: c}",
         TABLE + "model: {architecture: {input_dim: null, hidden_layers: []}}",
         TABLE + "training: {early_stopping: {enabled: false, monitor: val_loss}}",
         TABLE + "training: {loss: focal, focal_gamma: 1}",

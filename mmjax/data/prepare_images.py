@@ -36,7 +36,7 @@ def prepare_images(config: Config, data: ImageData) -> Prepared:
         id_column=data.id_column,
         weight_column=data.weight_column,
     )
-    split = deal(config, schema, source.columns, len(source.names), assigned, data)
+    split = deal(config, schema, source.columns, len(source.names), assigned, data, source.names)
     schema = fit_vocabulary(schema, {name: cells[split.train] for name, cells in source.columns.items()})
     batch = encode(schema, source.columns, label=True)
     image = schema.image

@@ -8,7 +8,7 @@ from mmjax.data.cells import missing_mask, texts
 from mmjax.data.encode import encode, unknown_categories
 from mmjax.data.fingerprint import fingerprint
 from mmjax.data.infer import fit_vocabulary, infer_schema
-from mmjax.data.prepared import Prepared, deal, golden_rows
+from mmjax.data.prepared import Prepared, deal, golden_rows, not_features, split_cells
 from mmjax.data.schema_file import read_schema_file
 from mmjax.data.table import Table, read_table
 from mmjax.data.validate import validate_rows
@@ -33,15 +33,14 @@ def prepare_table(config: Config, data: TabularData) -> Prepared:
         missing_markers=data.missing_markers,
         inference=data.inference,
         declared=declared,
-        exclude=(config.split.column,) if config.split.column else (),
+        exclude=not_features(config),
         lines=table.lines,
     )
     validation = validate_rows(table.columns, schema, table.lines, table.path, data.on_invalid)
     columns = {name: cells[validation.keep] for name, cells in table.columns.items()}
     lines = table.lines[validation.keep]
     names = columns[data.id_column] if data.id_column else lines.astype(object)
-    assigned = columns[config.split.column] if config.split.column else None
-    split = deal(config, schema, columns, len(lines), assigned, data)
+    split = deal(config, schema, columns, len(lines), split_cells(config, columns), data, lines)
     schema = fit_vocabulary(schema, {name: cells[split.train] for name, cells in columns.items()})
     batch = encode_table(schema, Table(columns, lines, table.path))
     left_out = [f"{c.name}: left out, {c.kind}: {c.reason}" for c in schema.of_kind("identifier", "constant", "text")]

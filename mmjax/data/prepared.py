@@ -6,10 +6,14 @@ import msgspec
 import numpy as np
 
 from mmjax.config import Config, ImageData, TabularData
+from mmjax.data.cells import missing_mask, texts
 from mmjax.data.encode import encode_label
 from mmjax.data.split import Split, Strategy, split_rows
-from mmjax.errors import DataError
+from mmjax.errors import DataError, did_you_mean
 from mmjax.schema import Batch, Columns, Schema
+
+SHOWN = 5
+"""How many rows without a group or time are named."""
 
 
 class Quarantined(NamedTuple):
@@ -67,6 +71,23 @@ def golden_rows(split: Split, count: int) -> np.ndarray:
     return np.concatenate([split.test, split.validation, split.train])[:count]
 
 
+def not_features(config: Config) -> tuple[str, ...]:
+    """Return the columns that only say how to split: `split.column`, unless it is a time."""
+    column = config.split.column
+    return (column,) if column is not None and config.split.strategy != "time" else ()
+
+
+def split_cells(config: Config, columns: Columns) -> np.ndarray | None:
+    """Return the cells of `split.column`, None where the config names none; DataError where there is no such column."""
+    name = config.split.column
+    if name is None:
+        return None
+    if name not in columns:
+        hint = did_you_mean(name, columns)
+        raise DataError(f"split.column: no column '{name}'{hint}; the columns are {', '.join(columns)}")
+    return columns[name]
+
+
 def deal(
     config: Config,
     schema: Schema,
@@ -74,17 +95,25 @@ def deal(
     n: int,
     assigned: np.ndarray | None,
     data: TabularData | ImageData,
+    places: np.ndarray | None = None,
 ) -> Split:
-    """Return the Split of `n` rows by the config, its notes first saying why; `assigned` is `split.column`'s cells."""
+    """Return the Split of `n` rows by the config, its notes first saying why; `assigned` is `split.column`'s cells.
+
+    `places` [n] are what messages call the rows: i64 lines of the file, or names; without them rows are counted from 1.
+    DataError where a row has no group or time.
+    """
     strategy, notes = config.split.strategy, ()
     if strategy is msgspec.UNSET:
         strategy, why = _default_strategy(schema, assigned)
         notes = (f"split: {strategy}, as {why}",)
     if strategy == "folders" and assigned is None:
         raise DataError(f"split.strategy: expected train, val and test folders in {data.path}, got none; remove it")
-    if strategy == "stratified" and schema.target.task == "regression":
-        why = schema.target.reason
-        raise DataError(f"split.strategy: expected random for regression ({why}), got stratified; change one")
+    if strategy in ("stratified", "group_stratified") and schema.target.task == "regression":
+        why, other = schema.target.reason, "random" if strategy == "stratified" else "group"
+        raise DataError(f"split.strategy: expected {other} for regression ({why}), got {strategy}; change one")
+    if strategy in ("group", "group_stratified", "time") and assigned is not None:
+        what = f"a {'time' if strategy == 'time' else 'group'} in every row of '{config.split.column}'"
+        _refuse_gaps(assigned, what, schema.missing_markers, places)
     classes = schema.target.classes
     labels = encode_label(schema, columns) if classes else None
     split = split_rows(
@@ -100,6 +129,19 @@ def deal(
     if untaught:
         notes = (*notes, f"split: classes without a training row, which cannot be learnt: {', '.join(untaught)}")
     return split._replace(notes=(*notes, *split.notes))
+
+
+def _refuse_gaps(cells: np.ndarray, what: str, markers: tuple[str, ...], places: np.ndarray | None) -> None:
+    gaps = np.flatnonzero(missing_mask(texts(cells), markers))
+    if not len(gaps):
+        return
+    shown = gaps[:SHOWN] + 1 if places is None else places[gaps[:SHOWN]]
+    unit = "row " if places is None else "line " if places.dtype.kind == "i" else ""
+    more = f" and {len(gaps) - SHOWN:,} more" if len(gaps) > SHOWN else ""
+    raise DataError(
+        f"split.column: expected {what}, got {len(gaps):,} missing ({unit}{', '.join(map(str, shown))}{more}); "
+        "fill them or remove these rows"
+    )
 
 
 def _default_strategy(schema: Schema, assigned: np.ndarray | None) -> tuple[Strategy, str]:

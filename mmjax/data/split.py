@@ -7,9 +7,11 @@ from typing import Literal, NamedTuple, assert_never
 
 import numpy as np
 
+from mmjax.data.split_groups import deal_groups, describe_groups, group_codes
+from mmjax.data.split_time import deal_times, describe_times, read_times
 from mmjax.errors import DataError
 
-Strategy = Literal["random", "stratified", "column", "folders"]
+Strategy = Literal["random", "stratified", "column", "folders", "group", "group_stratified", "time"]
 PARTS = ("train", "validation", "test")
 PART_NAMES = {"train": 0, "validation": 1, "val": 1, "valid": 1, "test": 2}
 """What a split column or folder may say, in any case."""
@@ -41,19 +43,25 @@ def split_rows(
     stratified: `labels` i32[n], called `classes` in notes, keep their shares in every part; every class is in train; a
     class of one row goes to train, one of two rows to train and test.
     column, folders: `assigned`, texts [n], name the part; when they name no validation row, some train rows become it.
-    DataError when there are too few rows, or an assigned text names no part.
+    group, group_stratified: `assigned` names the group of a row, which is dealt as a whole (see `deal_groups`).
+    time: `assigned` holds dates or numbers; the oldest are trained on (see `deal_times`), and the seed plays no part.
+    DataError when there are too few rows or groups, or an assigned text names no part or no time.
     """
     match strategy:
         case "random":
             return _as_split(_deal(n, fractions, seed), ())
         case "stratified":
-            if labels is None:
-                raise ValueError("strategy 'stratified' needs labels")
+            labels = _given(labels, strategy, "labels")
             return _as_split(_deal_stratified(labels, fractions, seed), _single_rows(labels, classes))
         case "column" | "folders":
-            if assigned is None:
-                raise ValueError(f"strategy '{strategy}' needs assigned")
-            return _split_assigned(assigned, fractions, seed, labels)
+            return _split_assigned(_given(assigned, strategy, "assigned"), fractions, seed, labels)
+        case "group":
+            return _split_groups(_given(assigned, strategy, "assigned"), fractions, seed, None)
+        case "group_stratified":
+            labels = _given(labels, strategy, "labels")
+            return _split_groups(_given(assigned, strategy, "assigned"), fractions, seed, labels)
+        case "time":
+            return _split_times(_given(assigned, strategy, "assigned"), fractions)
         case _:
             assert_never(strategy)
 
@@ -66,6 +74,12 @@ def split_to_json(split: Split, names: np.ndarray) -> str:
     parts = {name: rows.tolist() for name, rows in zip(PARTS, split[:3], strict=True)}
     document = {**parts, "notes": split.notes, "names": list(map(str, names.tolist()))}
     return json.dumps(document, separators=(",", ":")) + "\n"
+
+
+def _given(found: np.ndarray | None, strategy: str, name: str) -> np.ndarray:
+    if found is None:
+        raise ValueError(f"strategy '{strategy}' needs {name}")
+    return found
 
 
 def _as_split(parts: np.ndarray, notes: tuple[str, ...]) -> Split:
@@ -192,6 +206,21 @@ def _split_assigned(
     if fractions[2] > 0 and not (parts == 2).any():
         notes.append("split: no row is assigned to test; there will be no test metrics")
     return _as_split(parts, tuple(notes))
+
+
+def _split_groups(
+    assigned: np.ndarray, fractions: tuple[float, float, float], seed: int, labels: np.ndarray | None
+) -> Split:
+    codes, _ = group_codes(assigned)
+    _sizes(len(codes), fractions)  # refuses too few rows
+    parts = deal_groups(codes, np.array(fractions), _generator(seed), labels)
+    return _as_split(parts, describe_groups(codes, parts, np.array(fractions), PARTS))
+
+
+def _split_times(assigned: np.ndarray, fractions: tuple[float, float, float]) -> Split:
+    times = read_times(assigned)
+    parts = deal_times(times, _sizes(len(times), fractions))
+    return _as_split(parts, describe_times(times, parts, assigned, PARTS))
 
 
 def _listed(names: list) -> str:

@@ -10,13 +10,22 @@ import numpy as np
 from mmjax.data.split import Split
 from mmjax.schema import Batch, Columns, Schema, schema_to_json
 
+BLOCK_BYTES = 8 << 20
+"""So much of an array is read at a time."""
+
 
 def array_digest(values: np.ndarray) -> str:
-    """Return the sha256 of an array's dtype, shape and bytes, read block by block: one mapped from disk stays there."""
-    digest = hashlib.sha256(f"{values.dtype.str} {values.shape}".encode())
-    rows = max(1, (8 << 20) // max(1, values[:1].nbytes))
+    """Return the sha256 of an array's bytes, then dtype and shape; read in blocks: one mapped from disk stays there."""
+    digest = hashlib.sha256()
+    rows = max(1, BLOCK_BYTES // max(1, values[:1].nbytes))
     for start in range(0, len(values), rows):
         digest.update(np.ascontiguousarray(values[start : start + rows]))
+    return close_digest(digest, values.dtype, values.shape)
+
+
+def close_digest(digest: "hashlib._Hash", dtype: np.dtype, shape: tuple[int, ...]) -> str:
+    """Return the `array_digest` of an array whose bytes are in `digest`, which knew nothing of its length before."""
+    digest.update(f"{dtype.str} {shape}".encode())
     return digest.hexdigest()
 
 

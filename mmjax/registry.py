@@ -1,8 +1,10 @@
 """`python -m mmjax.registry`: look at registered models, compare them, choose the one in production."""
 
+import importlib.util
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +16,9 @@ from mmjax.artifact.registry import ModelRef
 from mmjax.cli import COMMANDS, echo, echo_table, json_option, print_table, run
 from mmjax.config_load import config_to_dict, config_to_yaml
 from mmjax.errors import BundleError
+
+if TYPE_CHECKING:
+    from mmjax.artifact.parity import Comparison
 
 root_option = click.option(
     "--registry",
@@ -172,18 +177,67 @@ def delete(model: str, force: bool, root: Path) -> dict[str, Any]:
     return {"model": ref.name, "version": ref.version, "deleted": True}
 
 
-@command.command(help="Check a version: every byte, and the answers to its golden rows.")
+@command.command(help="Check a version: every byte, its golden rows, and that every way to ask it answers the same.")
 @click.argument("model", metavar=REF)
+@click.option("--data", type=click.Path(path_type=Path), help="Rows to ask: a CSV or images.  [default: golden rows]")
+@click.option("--rows", default=256, show_default=True, type=click.IntRange(min=1), help="At most so many of --data.")
+@click.option("--url", metavar="http://HOST:PORT", help="Ask a live server of this version too.")
 @root_option
 @json_option
-def verify(model: str, root: Path) -> dict[str, Any]:
+def verify(model: str, data: Path | None, rows: int, url: str | None, root: Path) -> dict[str, Any]:
     """Check a version."""
     ref = store.resolve(root, model)
     if problems := store.verify(root, str(ref), CHECKS):
         raise BundleError(problems)
     digest = read_manifest(ref.path).digest
     echo(f"{ref} is sound: every byte as registered, golden rows answered as before (digest {digest[:12]})")
-    return {"model": ref.name, "version": ref.version, "digest": digest, "sound": True}
+    compared, what, notes = _compare_ways(ref.path.resolve(), data, rows, url)
+    echo(f"\nanswers to {what}:")
+    echo_table(COMPARED, map(_compared_row, compared), text_columns=2)
+    for note in notes:
+        echo(note)
+    widest = max(compared, key=lambda found: found.difference)
+    echo(f"largest difference: {widest.difference:.2g} ({widest.path}, compared with {widest.against})")
+    if problems := [f"{ref}: {found.problem}" for found in compared if not found.agrees]:
+        raise BundleError(problems)
+    about = {"model": ref.name, "version": ref.version, "digest": digest, "sound": True}
+    return {**about, "asked": what, "parity": [found._asdict() for found in compared], "notes": notes}
+
+
+COMPARED = ("way", "compared with", "rows", "largest difference", "allowed", "other labels", "agrees")
+
+
+def _compare_ways(
+    folder: Path, data: Path | None, rows: int, url: str | None
+) -> tuple[list["Comparison"], str, list[str]]:
+    """Return the Comparison of every way to ask a bundle, what was asked, and what was left out and why."""
+    from mmjax.artifact import parity, sample
+    from mmjax.artifact.predictor import proven_predictor
+    from mmjax.training.setup import IMAGE_ROWS, TABLE_ROWS
+
+    bundle = load_bundle(folder)
+    contents, predictor = bundle.contents, proven_predictor(bundle, where=str(folder))
+    config, schema = contents.config, contents.schema
+    asked = sample.read_sample(config, schema, data, rows=rows) if data else sample.golden_sample(contents)
+    bucket = parity.training_bucket(contents.report, IMAGE_ROWS if schema.image else TABLE_ROWS)
+    with tempfile.TemporaryDirectory(prefix="mmjax-verify-") as scratch:
+        source = sample.write_source(asked, config, Path(scratch))
+        door = parity.batch_door(folder, schema, source, Path(scratch))
+        compared = parity.compare_paths(contents, predictor, asked, bucket=bucket, door=door, scratch=Path(scratch))
+    if importlib.util.find_spec("litestar") is None:
+        return compared, asked.what, ["server: not compared, as the extra 'serve' is not installed"]
+    from mmjax.serving.parity import compare_live, compare_server
+
+    compared.append(compare_server(predictor, asked))
+    compared += [compare_live(contents, predictor, asked, url)] if url else []
+    return compared, asked.what, []
+
+
+def _compared_row(found: "Comparison") -> tuple[str, ...]:
+    """Return a Comparison as cells."""
+    labels = "-" if found.labels is None else f"{found.labels:,}"
+    sizes = f"{found.difference:.2g}", f"{found.tolerance:g}"
+    return found.path, found.against, f"{found.rows:,}", *sizes, labels, "yes" if found.agrees else "NO"
 
 
 if __name__ == "__main__":

@@ -41,9 +41,12 @@ LAYERS: dict[int, dict[str, str]] = {
     },
     4: {
         "training": "training/setup",
-        "artifact": "artifact/models artifact/predictor",
+        "artifact": "artifact/models artifact/parity artifact/predictor artifact/sample",
     },
-    5: {"cli": "cli", "serving": "serving/app serving/engine serving/routes serving/wire"},
+    5: {
+        "cli": "cli",
+        "serving": "serving/app serving/client serving/engine serving/parity serving/routes serving/wire",
+    },
     6: {
         door: door
         for door in ("train", "evaluate", "predict", "serve", "init", "check", "registry", "runs", "__main__")

@@ -1,0 +1,127 @@
+"""The server's ways for a parity check: each row as the bytes of a request, through wire and engine, or over HTTP."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmjax.artifact.bundle import BundleContents
+from mmjax.artifact.parity import ROW_BY_ROW, SAME, Answers, Comparison, compare, joined, rounding, row_by_row
+from mmjax.artifact.predictor import Predictor
+from mmjax.artifact.sample import Sample, as_bytes, row_mappings, typed_rows
+from mmjax.data.encode import encode
+from mmjax.errors import BundleError, DataError
+from mmjax.schema import Schema
+from mmjax.serving.client import ask, connect
+from mmjax.serving.engine import Engine, Served, infer, make_engine, stop, warm
+from mmjax.serving.wire import ModelName, Refused, decode_table, encode_reply, image_columns, image_files, table_columns
+
+NO_NUMBER = "non-finite-output"
+"""The server's word for an answer of NaN: it gives none."""
+
+
+def compare_server(predictor: Predictor, sample: Sample) -> Comparison:
+    """Return the Comparison of wire and engine in this process, one request a row, with the bundle row by row."""
+    expected = _finite(row_by_row(predictor, row_mappings(sample.columns)))
+    got = server_answers(predictor, sample)
+    offset = predictor.schema.target.offset
+    return compare("server, in process", got, ROW_BY_ROW, expected, tolerance=0.0, why=SAME, offset=offset)
+
+
+def compare_live(contents: BundleContents, predictor: Predictor, sample: Sample, url: str) -> Comparison:
+    """Return the Comparison of a live server, one request a row, with the bundle row by row.
+
+    ConfigError when nothing answers at `url`; BundleError when it serves another model, or refuses a row.
+    """
+    expected = _finite(row_by_row(predictor, row_mappings(sample.columns)))
+    got, server = live_answers(predictor, sample, url)
+    why = f"another process on {server}: f32 may be added in another order"
+    allowed, offset = rounding(contents, server), predictor.schema.target.offset
+    return compare("live server", got, ROW_BY_ROW, expected, tolerance=allowed, why=why, offset=offset)
+
+
+def bodies(schema: Schema, sample: Sample, model: Mapping[str, Any]) -> Iterator[bytes]:
+    """Yield the body of a request for each row: JSON with typed cells, or the bytes of an image file."""
+    if schema.image is not None:
+        yield from map(as_bytes, sample.columns[schema.image.columns[0]])
+        return
+    for row in typed_rows(schema, sample.columns):
+        yield json.dumps({"rows": [row], **model}, ensure_ascii=False, allow_nan=False).encode()
+
+
+def server_answers(predictor: Predictor, sample: Sample) -> Answers:
+    """Return the Answers of wire and engine to a request for each row; BundleError for a row that they refuse."""
+    modality = "table" if predictor.schema.image is None else "image"
+    served = Served(ModelName(predictor.config.name, None), predictor, modality, largest=1, description={})
+    engine = make_engine((served,), queue=1)
+    try:
+        engine.device.submit(warm, engine).result()
+        return joined(asyncio.run(_replies(engine, served, sample)))
+    finally:
+        stop(engine)
+
+
+async def _replies(engine: Engine, served: Served, sample: Sample) -> list[Answers]:
+    schema, found = served.predictor.schema, []
+    for row, body in enumerate(bodies(schema, sample, {}), 1):
+        try:
+            found.append(reply_answers(schema, json.loads(await _reply(engine, served, body))))
+        except (Refused, DataError) as error:
+            if not isinstance(error, Refused) or error.reason != NO_NUMBER:
+                raise _refused("server, in process", row, error.problems) from error
+            found.append(_no_answer(schema))
+    return found
+
+
+async def _reply(engine: Engine, served: Served, body: bytes) -> bytes:
+    """Return the reply to one request, by the steps of `mmjax.serving.routes`."""
+    schema = served.predictor.schema
+    if schema.image is None:
+        columns = table_columns(schema, decode_table(body))
+    else:
+        columns = image_columns(schema, image_files("image/*", body))
+    scores, seconds = await infer(engine, served, encode(schema, columns))
+    return encode_reply(schema, scores, served.name, seconds=seconds, request_id="")
+
+
+def live_answers(predictor: Predictor, sample: Sample, url: str) -> tuple[Answers, str]:
+    """Return the Answers of a live server to a request for each row, and the platform it computes on."""
+    schema, found = predictor.schema, []
+    live = connect(url, predictor.digest)
+    kind = "tabular" if schema.image is None else "image"
+    with contextlib.closing(live.connection):
+        for row, body in enumerate(bodies(schema, sample, {"model": live.name, "version": live.version}), 1):
+            status, document = ask(live, body, kind=kind)
+            if status == 200:
+                found.append(reply_answers(schema, document))
+            elif document.get("type") == f"urn:mmjax:{NO_NUMBER}":
+                found.append(_no_answer(schema))
+            else:
+                raise _refused(f"live server {url}", row, [f"{status}: {document.get('detail', document)}"])
+    return joined(found), live.platform
+
+
+def reply_answers(schema: Schema, reply: Mapping[str, Any]) -> Answers:
+    """Return the Answers in a reply of the server."""
+    if schema.target.classes:
+        return Answers(np.array(reply["probabilities"], np.float64), np.array(reply["labels"], dtype=object))
+    return Answers(np.array(reply["predictions"], np.float64)[:, None], None)
+
+
+def _refused(path: str, row: int, problems: Sequence[str]) -> BundleError:
+    return BundleError(f"{path}: expected an answer to row {row}, as the bundle gives one, got {'; '.join(problems)}")
+
+
+def _finite(answers: Answers) -> Answers:
+    """Return the Answers with NaN in rows that are not finite, which a server refuses to answer."""
+    finite = np.isfinite(answers.values).all(axis=1)
+    return answers._replace(values=np.where(finite[:, None], answers.values, np.nan))
+
+
+def _no_answer(schema: Schema) -> Answers:
+    """Return the Answers for one row that has none."""
+    classes = schema.target.classes
+    return Answers(np.full((1, len(classes) or 1), np.nan), np.array([None], dtype=object) if classes else None)

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from mmjax.config import Inference
 from mmjax.data.encode import encode
 from mmjax.data.infer import fit_vocabulary, infer_schema, infer_target
-from mmjax.data.kinds import decide, gather
+from mmjax.data.kinds import decide
 from mmjax.data.schema_file import DeclaredColumn, DeclaredSchema
+from mmjax.data.survey import see
 from mmjax.data.table import read_table
 from mmjax.errors import DataError
 from mmjax.schema import schema_from_json, schema_to_json
@@ -20,7 +21,7 @@ def text_column(cells) -> np.ndarray:
 
 
 def verdict(cells, name="c", inference=Inference(), declared=None):
-    return decide(gather(name, list(cells), MARKERS), declared, inference)
+    return decide(see(name, text_column(cells), MARKERS).facts, declared, inference)
 
 
 def often(*cells: str) -> list[str]:

@@ -22,6 +22,7 @@ _TIMES = ("", " %H:%M", " %H:%M:%S")
 DATE_FORMATS = tuple(day + time for day in ("%Y/%m/%d", "%d.%m.%Y") for time in _TIMES)
 MONTH_FIRST = tuple("%m/%d/%Y" + time for time in _TIMES)
 DAY_FIRST = tuple("%d/%m/%Y" + time for time in _TIMES)
+ALL_FORMATS = ("iso", *DATE_FORMATS, *MONTH_FIRST, *DAY_FIRST)
 _EPOCH = datetime(1970, 1, 1)
 
 
@@ -109,21 +110,33 @@ def _number_text(cell: Any) -> str:
 
 
 def date_format(cells: Sequence[str]) -> tuple[str, str]:
-    """Return (format, "") that all these texts share: `"iso"` or a `strptime` format; ("", why not) when none does.
+    """Return (format, "") that all these texts share: `"iso"` or a `strptime` format; ("", why not) when none does."""
+    return choose_format(fitting_formats(cells), time_zones(cells))
+
+
+def fitting_formats(cells: Sequence[str], formats: Iterable[str] = ALL_FORMATS) -> tuple[str, ...]:
+    """Return those of `formats` that every text follows."""
+    return tuple(form for form in formats if all(text_days(cell, form) is not None for cell in cells))
+
+
+def time_zones(cells: Sequence[str]) -> frozenset[bool]:
+    """Return whether there are ISO dates with (True) and without (False) a time zone."""
+    return frozenset(not set("Z+-").isdisjoint(cell.strip()[10:]) for cell in cells)
+
+
+def choose_format(fitting: Sequence[str], zones: frozenset[bool]) -> tuple[str, str]:
+    """Return (format, "") for texts that follow all of `fitting`, ISO dates with these `zones`; ("", why not) if none.
 
     Day and month are never guessed: `03/04/2024` fits two formats, and only another cell can tell them apart.
     """
-    if _all_dates(cells, "iso"):
-        zones = {set("Z+-").isdisjoint(c.strip()[10:]) for c in cells}
+    if "iso" in fitting:
         return ("iso", "") if len(zones) < 2 else ("", "dates, some with and some without a time zone")
-    for form in DATE_FORMATS:
-        if _all_dates(cells, form):
-            return form, ""
-    month = next((form for form in MONTH_FIRST if _all_dates(cells, form)), "")
-    day = next((form for form in DAY_FIRST if _all_dates(cells, form)), "")
-    if month and day:
+    plain, month, day = (
+        next((form for form in forms if form in fitting), "") for forms in (DATE_FORMATS, MONTH_FIRST, DAY_FIRST)
+    )
+    if not plain and month and day:
         return "", "dates whose day and month no cell tells apart"
-    return month or day, ""
+    return plain or month or day, ""
 
 
 def parse_dates(column: np.ndarray, markers: Iterable[str], form: str) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +182,3 @@ def text_days(cell: str, form: str) -> float | None:
 def _days(moment: datetime) -> float:
     offset = moment.utcoffset() or timedelta()
     return (moment.replace(tzinfo=None) - offset - _EPOCH) / timedelta(days=1)
-
-
-def _all_dates(cells: Sequence[str], form: str) -> bool:
-    return all(text_days(cell, form) is not None for cell in cells)

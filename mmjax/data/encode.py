@@ -9,7 +9,7 @@ import numpy as np
 
 from mmjax.data.cells import BOOLEAN_PAIRS, cell_text, missing_texts, parse_dates, parse_numbers, texts
 from mmjax.errors import DataError, did_you_mean
-from mmjax.schema import Batch, Column, Columns, ImageSpec, Schema
+from mmjax.schema import Batch, Column, Columns, ImageSpec, Schema, Target
 
 SHOWN = 20
 """How many bad cells are listed; the others are counted."""
@@ -37,28 +37,43 @@ def encode(schema: Schema, columns: Columns, *, label: bool = False) -> Batch:
     if absent := missing_columns(schema, columns):
         raise DataError([f"column '{name}': expected a value for every row, got no such column" for name in absent])
     bad: list[_Bad] = []
-    batch: Batch = {}
-    if schema.numeric_features:
-        batch["numeric"] = _numeric(schema, columns, rows, bad)
-    if schema.category_columns:
-        codes = [_category_codes(column, columns[column.name], bad) for column in schema.category_columns]
-        batch["category"] = np.stack(codes, axis=1)
+    values = _parse(schema, columns, bad)
+    if label:
+        values[schema.target.column] = _parse_target(schema, columns, bad)
+        if schema.weight_column is not None:
+            values[schema.weight_column] = _parse_weight(schema, columns, bad)
+    batch = assemble(schema, values, rows, label=label)
     if schema.image is not None:
         batch["image"], batch["image_present"] = _images(schema, schema.image, columns, rows, bad)
-    if label:
-        batch["label"] = _label(schema, columns, bad)
-        if schema.weight_column is not None:
-            batch["weight"] = _weight(schema, columns, bad)
     _refuse(bad)
+    return batch
+
+
+def assemble(schema: Schema, values: Columns, rows: int, *, label: bool) -> Batch:
+    """Return the Batch of parsed columns: f64[N] numbers and days since 1970-01-01, i32[N] codes; see `encode`.
+
+    With `label` they hold the target (f64 numbers, or i32 classes) and the weight too.
+    """
+    batch: Batch = {}
+    if schema.numeric_features:
+        batch["numeric"] = _numeric(schema, values, rows)
+    if schema.category_columns:
+        batch["category"] = np.stack([values[column.name] for column in schema.category_columns], axis=1)
+    if label:
+        target = values[schema.target.column]
+        regression = schema.target.task == "regression"
+        batch["label"] = (target - schema.target.offset).astype(np.float32)[:, None] if regression else target
+        if schema.weight_column is not None:
+            batch["weight"] = values[schema.weight_column].astype(np.float32)
     return batch
 
 
 def encode_label(schema: Schema, columns: Columns) -> np.ndarray:
     """Return the label of every row, i32[N], or f32[N, 1] for regression; DataError naming row and value."""
     bad: list[_Bad] = []
-    labels = _label(schema, columns, bad)
+    target = _parse_target(schema, columns, bad)
     _refuse(bad)
-    return labels
+    return assemble(Schema(target=schema.target), {schema.target.column: target}, len(target), label=True)["label"]
 
 
 def missing_columns(schema: Schema, names: Iterable[str]) -> tuple[str, ...]:
@@ -92,7 +107,7 @@ def unknown_categories(schema: Schema, columns: Columns) -> dict[str, dict[str, 
     gaps = missing_texts(schema.missing_markers)
     found = {}
     for column in schema.category_columns:
-        codes = _category_codes(column, columns[column.name], [])
+        codes = category_codes(column, columns[column.name])
         cells = texts(columns[column.name][codes == 0])
         if counts := Counter(cell for cell in cells if cell.strip() not in gaps):
             found[column.name] = dict(counts)
@@ -145,22 +160,32 @@ def _shown(cell: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _numeric(schema: Schema, columns: Columns, rows: int, bad: list[_Bad]) -> np.ndarray:
-    values = np.empty((rows, len(schema.numeric_features)), dtype=np.float32)
-    at = 0
+def _parse(schema: Schema, columns: Columns, bad: list[_Bad]) -> Columns:
+    """Return the numbers, days and codes of the feature columns."""
+    values: Columns = {}
     for column in schema.of_kind("numeric"):
         cells = columns[column.name]
-        numbers, wrong = parse_numbers(cells, schema.missing_markers)
+        values[column.name], wrong = parse_numbers(cells, schema.missing_markers)
         _report(column.name, cells, wrong, "a number within ±3.4e38", bad)
-        values[:, at] = numbers - column.offset
-        at += 1
     for column in schema.of_kind("datetime"):
         cells = columns[column.name]
-        days, wrong = parse_dates(cells, schema.missing_markers, column.datetime_format)
+        values[column.name], wrong = parse_dates(cells, schema.missing_markers, column.datetime_format)
         _report(column.name, cells, wrong, f"a date ({_format_name(column)})", bad)
-        values[:, at : at + 4] = _date_parts(days, column.offset)
-        at += 4
+    for column in schema.category_columns:
+        values[column.name] = _category_codes(column, columns[column.name], bad)
     return values
+
+
+def _numeric(schema: Schema, values: Columns, rows: int) -> np.ndarray:
+    found = np.empty((rows, len(schema.numeric_features)), dtype=np.float32)
+    at = 0
+    for column in schema.of_kind("numeric"):
+        found[:, at] = values[column.name] - column.offset
+        at += 1
+    for column in schema.of_kind("datetime"):
+        found[:, at : at + 4] = _date_parts(values[column.name], column.offset)
+        at += 4
+    return found
 
 
 def _format_name(column: Column) -> str:
@@ -179,8 +204,21 @@ def _date_parts(days: np.ndarray, offset: float) -> np.ndarray:
     return np.column_stack([days - offset, np.minimum(cycles, _BELOW_ONE)])
 
 
-def _category_codes(column: Column, cells: np.ndarray, bad: list[_Bad]) -> np.ndarray:
+def category_codes(column: Column, cells: np.ndarray) -> np.ndarray:
     """Return i32[N]: the place of each cell in the vocabulary, counted from 1; 0 for any other."""
+    return _category_codes(column, cells, [])
+
+
+def class_codes(target: Target, cells: np.ndarray) -> np.ndarray:
+    """Return i32[N]: the class of each cell, -1 for what is none."""
+    return category_codes(_as_column(target), cells) - 1
+
+
+def _as_column(target: Target) -> Column:
+    return Column(name=target.column, kind="categorical", vocabulary=target.classes)
+
+
+def _category_codes(column: Column, cells: np.ndarray, bad: list[_Bad]) -> np.ndarray:
     codes = {text: i for i, text in enumerate(column.vocabulary, 1)}
     values = cells.tolist()
     if not set(map(type, values)) <= {str}:
@@ -241,7 +279,8 @@ def _image_name(cell: Any) -> str:
     return f"{cell}: " if isinstance(cell, str) else ""
 
 
-def _label(schema: Schema, columns: Columns, bad: list[_Bad]) -> np.ndarray:
+def _parse_target(schema: Schema, columns: Columns, bad: list[_Bad]) -> np.ndarray:
+    """Return the classes, i32[N], or the numbers of a regression target, f64[N]."""
     name = schema.target.column
     if name not in columns:
         raise DataError(f"expected the target column '{name}', got {', '.join(columns)}")
@@ -249,8 +288,8 @@ def _label(schema: Schema, columns: Columns, bad: list[_Bad]) -> np.ndarray:
     if schema.target.task == "regression":
         numbers, wrong = parse_numbers(cells, schema.missing_markers)
         _report(name, cells, wrong | np.isnan(numbers), "a number (the target)", bad)
-        return (numbers - schema.target.offset).astype(np.float32)[:, None]
-    codes = _category_codes(Column(name=name, kind="categorical", vocabulary=schema.target.classes), cells, bad)
+        return numbers
+    codes = _category_codes(_as_column(schema.target), cells, bad)
     _report(name, cells, codes == 0, f"one of the classes {_classes(schema)}", bad)
     return codes - 1
 
@@ -260,10 +299,10 @@ def _classes(schema: Schema) -> str:
     return ", ".join(classes[:SHOWN]) + (f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
 
 
-def _weight(schema: Schema, columns: Columns, bad: list[_Bad]) -> np.ndarray:
+def _parse_weight(schema: Schema, columns: Columns, bad: list[_Bad]) -> np.ndarray:
     name = schema.weight_column or ""
     if name not in columns:
         raise DataError(f"expected the weight column '{name}', got {', '.join(columns)}")
-    numbers, wrong = parse_numbers(columns[name], schema.missing_markers)
-    _report(name, columns[name], wrong | ~(numbers >= 0), "a weight of 0 or more", bad)
-    return numbers.astype(np.float32)
+    numbers, _ = parse_numbers(columns[name], schema.missing_markers)
+    _report(name, columns[name], ~(numbers >= 0), "a weight of 0 or more", bad)
+    return numbers

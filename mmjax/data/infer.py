@@ -1,15 +1,17 @@
 """What the columns of a table are: kinds and classes from all rows, vocabularies and offsets from training rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
 from mmjax.config import DEFAULT_MISSING_MARKERS, Inference, Task
-from mmjax.data.cells import LEADING_ZERO, floats, missing_mask, missing_texts, parse_dates, parse_numbers, texts
-from mmjax.data.kinds import MOSTLY, Verdict, decide, gather
+from mmjax.data.cells import floats, missing_texts, parse_dates, parse_numbers, texts
+from mmjax.data.facts import Facts
+from mmjax.data.kinds import MOSTLY, Verdict, decide
 from mmjax.data.schema_file import DeclaredColumn, DeclaredSchema
+from mmjax.data.survey import Seen, see
 from mmjax.errors import DataError, did_you_mean
 from mmjax.schema import Column, Columns, Schema, Target
 
@@ -22,7 +24,7 @@ SHOWN = 5
 
 
 def infer_schema(
-    columns: Columns,
+    columns: Columns | Mapping[str, Seen],
     *,
     target_column: str,
     task: Task | UnsetType = UNSET,
@@ -39,20 +41,22 @@ def infer_schema(
     """Return the Schema of all rows, without vocabularies: every column in order with its kind and the reason.
 
     Target, weight, `ignore_columns` and `exclude` (columns with another use, as a split column) have the kind ignored.
-    `lines` (i64[N]) makes messages name lines of the file. DataError with everything wrong at once.
+    `columns` are cells, or what was seen of them. `lines` (i64[N]) makes messages name lines of the file. DataError with
+    everything wrong at once.
     """
     named = {"target_column": target_column, "id_column": id_column, "weight_column": weight_column}
     _check_names(columns, named, ignore_columns, exclude, declared)
     known = declared.columns if declared else {}
     roles = _roles(target_column, weight_column, id_column, ignore_columns, exclude)
-    found = []
-    for name, cells in columns.items():
-        verdict = roles.get(name) or decide(gather(name, texts(cells), missing_markers), known.get(name), inference)
-        found.append(_column(name, verdict, known.get(name)))
-    problems = _feature_problems(found) + _weight_problems(weight_column, columns, missing_markers, lines)
+    seen = {n: c if isinstance(c, Seen) else see(n, c, missing_markers) for n, c in columns.items()}
+    found = [
+        _column(name, roles.get(name) or decide(column.facts, known.get(name), inference), known.get(name))
+        for name, column in seen.items()
+    ]
+    problems = _feature_problems(found) + (_weight_problems(seen[weight_column], lines) if weight_column else [])
     try:
         target = infer_target(
-            columns[target_column],
+            seen[target_column],
             target_column,
             task=task,
             positive_class=positive_class,
@@ -72,7 +76,7 @@ def infer_schema(
 
 
 def infer_target(
-    cells: np.ndarray,
+    cells: np.ndarray | Seen,
     column: str,
     *,
     task: Task | UnsetType = UNSET,
@@ -88,19 +92,17 @@ def infer_target(
     for missing cells, a single class, a positive class that is none, a regression target that is not a number.
     """
     where = f"target column '{column}'"
-    values = texts(cells)
-    gaps = missing_mask(values, missing_markers)
-    if gaps.any():
-        at = _places(np.flatnonzero(gaps), lines)
-        raise DataError(f"{where}: expected a value in every row, got {gaps.sum():,} missing ({at}); remove these rows")
-    distinct = list(dict.fromkeys(values))
-    numbers = floats(distinct)
-    chosen, reason = _task(where, distinct, numbers, task, declared, inference)
+    seen = cells if isinstance(cells, Seen) else see(column, cells, missing_markers)
+    if missing := seen.facts.missing:
+        at = _places(np.flatnonzero(seen.missing()), lines)
+        raise DataError(f"{where}: expected a value in every row, got {missing:,} missing ({at}); remove these rows")
+    chosen, reason = _task(where, seen.facts, task, declared, inference)
     if chosen == "regression":
-        classes = ()
-        problems = _regression(where, values, numbers, positive_class, lines)
+        classes, problems = (), _regression(where, seen, positive_class, lines)
     else:
-        classes = declared.enum if declared and declared.enum else _ordered(distinct, numbers)
+        assert seen.texts is not None, "the survey keeps the texts of classes"
+        distinct = seen.texts.tolist()
+        classes = declared.enum if declared and declared.enum else _ordered(distinct, floats(distinct))
         problems = _class_problems(where, distinct, classes, positive_class)
     if problems:
         raise DataError(problems)
@@ -109,11 +111,31 @@ def infer_target(
 
 def fit_vocabulary(schema: Schema, columns: Columns) -> Schema:
     """Return the Schema with vocabularies and offsets of these rows (the training rows); a fixed vocabulary stays."""
-    fitted = tuple(_fit_column(schema, column, columns) for column in schema.columns)
+
+    def learn_from(column: Column) -> Sequence[str] | np.ndarray:
+        cells = columns[column.name]
+        match column.kind:
+            case "categorical" | "boolean":
+                return texts(cells)
+            case "datetime":
+                return parse_dates(cells, schema.missing_markers, column.datetime_format)[0]
+            case _:
+                return parse_numbers(cells, schema.missing_markers)[0]
+
+    return fit_schema(schema, learn_from)
+
+
+def fit_schema(schema: Schema, learn_from: Callable[[Column], Sequence[str] | np.ndarray]) -> Schema:
+    """Return the Schema with vocabularies and offsets of what `learn_from` returns of the training rows of a column.
+
+    These are texts of a categorical or boolean column, in any order and repeated or not; of others numbers or days
+    since 1970-01-01, f64[N], NaN where missing. A regression target is asked for as a numeric column.
+    """
+    fitted = tuple(_fit_column(schema, column, learn_from) for column in schema.columns)
     target = schema.target
     if target.task == "regression":
-        numbers, _ = parse_numbers(columns[target.column], schema.missing_markers)
-        target = msgspec.structs.replace(target, offset=_offset(numbers[~np.isnan(numbers)]))
+        numbers = learn_from(Column(name=target.column, kind="numeric"))
+        target = msgspec.structs.replace(target, offset=_offset(_present(numbers)))
     return msgspec.structs.replace(schema, columns=fitted, target=target)
 
 
@@ -178,23 +200,18 @@ def _column(name: str, verdict: Verdict, declared: DeclaredColumn | None) -> Col
     )
 
 
-def _weight_problems(
-    name: str | None, columns: Columns, markers: tuple[str, ...], lines: np.ndarray | None
-) -> list[str]:
-    if name is None:
-        return []
-    numbers, _ = parse_numbers(columns[name], markers)
+def _weight_problems(seen: Seen, lines: np.ndarray | None) -> list[str]:
+    numbers = seen.numbers().read()
     bad = np.flatnonzero(~(numbers >= 0))
+    where = f"weight_column '{seen.facts.name}'"
     if len(bad):
-        examples = _examples(texts(columns[name]), bad)
-        return [f"weight_column '{name}': expected numbers of 0 or more, got {examples} ({_places(bad, lines)})"]
-    return [] if numbers.any() else [f"weight_column '{name}': expected a weight above 0, got only zeros"]
+        return [f"{where}: expected numbers of 0 or more, got {_examples(seen, bad)} ({_places(bad, lines)})"]
+    return [] if numbers.any() else [f"{where}: expected a weight above 0, got only zeros"]
 
 
 def _task(
     where: str,
-    distinct: list[str],
-    numbers: np.ndarray,
+    facts: Facts,
     task: Task | UnsetType,
     declared: DeclaredColumn | None,
     inference: Inference,
@@ -204,18 +221,17 @@ def _task(
         return task, "task is set in the config"
     if declared is not None and (said := _declared_task(declared)) is not None:
         return said, "the schema file says so"
-    count = f"{len(distinct):,} distinct values"
-    gaps = np.isnan(numbers)
-    if gaps.any() and (~gaps).mean() >= MOSTLY and len(distinct) > inference.max_integer_classes:
-        wrong = _examples(distinct, np.flatnonzero(gaps))
-        raise DataError(f"{where}: all but {gaps.sum()} of {count} are numbers: {wrong}; mend these or set task")
-    if gaps.any():
-        return "classification", f"text, {count}"
-    if LEADING_ZERO.search("\n".join(distinct)):
+    count = f"{facts.distinct:,} distinct values"
+    if not facts.all_numbers:
+        if facts.numbers / facts.distinct < MOSTLY or facts.distinct <= inference.max_integer_classes:
+            return "classification", f"text, {count}"
+        wrong, others = _named(facts.traits.wrong), facts.distinct - facts.numbers
+        raise DataError(f"{where}: all but {others} of {count} are numbers: {wrong}; mend these or set task")
+    if facts.traits.coded:
         return "classification", f"numbers with leading zeros are codes, {count}"
-    if (numbers != np.floor(numbers)).any():
+    if not facts.traits.whole:
         return "regression", f"numbers, not all whole, {count}; set task: classification to predict classes"
-    if len(distinct) > inference.max_integer_classes:
+    if facts.distinct > inference.max_integer_classes:
         limit = f"more than {inference.max_integer_classes}"
         return "regression", f"whole numbers, {count}, {limit}; set task: classification to predict classes"
     limit = f"at most {inference.max_integer_classes}"
@@ -228,16 +244,15 @@ def _declared_task(declared: DeclaredColumn) -> Task | None:
     return "regression" if declared.kind == "numeric" or declared.type == "number" else None
 
 
-def _regression(
-    where: str, values: list[str], numbers: np.ndarray, positive_class: str | None, lines: np.ndarray | None
-) -> list[str]:
-    """Return what keeps these cells from being a regression target; `numbers` are those of the distinct values."""
+def _regression(where: str, seen: Seen, positive_class: str | None, lines: np.ndarray | None) -> list[str]:
+    """Return what keeps these cells from being a regression target."""
     problems = []
-    if np.isnan(numbers).any():
-        bad = np.flatnonzero(np.isnan(floats(values)))
-        problems.append(f"{where}: expected numbers, got {_examples(values, bad)} ({_places(bad, lines)})")
-    elif len(numbers) < 2:
-        problems.append(f"{where}: expected different numbers, got always {values[0]!r}")
+    if not seen.facts.all_numbers:
+        bad = np.flatnonzero(np.isnan(seen.numbers().read()))
+        wrong = _named(seen.facts.traits.wrong)
+        problems.append(f"{where}: expected numbers, got {wrong} ({_places(bad, lines)})")
+    elif seen.facts.distinct < 2:
+        problems.append(f"{where}: expected different numbers, got always {seen.facts.traits.first[0]!r}")
     if positive_class is not None:
         problems.append("positive_class: expected only with classification, got a regression target")
     return problems
@@ -265,9 +280,15 @@ def _class_problems(where: str, distinct: list[str], classes: tuple[str, ...], p
     return problems
 
 
-def _examples(values: Sequence[str], at: np.ndarray) -> str:
-    distinct = list(dict.fromkeys(values[i] for i in at))
-    return ", ".join(map(repr, distinct[:SHOWN])) + (" ..." if len(distinct) > SHOWN else "")
+def _examples(seen: Seen, at: np.ndarray) -> str:
+    """Return the first different cells of these rows in words; numbers where no texts are kept."""
+    if seen.texts is None:
+        return _named([f"{number:.17g}" for number in dict.fromkeys(seen.numbers().read()[at].tolist())])
+    return _named(list(dict.fromkeys(seen.cells().read()[at])))
+
+
+def _named(found: Sequence[str]) -> str:
+    return ", ".join(map(repr, found[:SHOWN])) + (" ..." if len(found) > SHOWN else "")
 
 
 def _places(rows: np.ndarray, lines: np.ndarray | None) -> str:
@@ -277,23 +298,30 @@ def _places(rows: np.ndarray, lines: np.ndarray | None) -> str:
     return f"{unit} {', '.join(map(str, shown[:SHOWN]))}{more}"
 
 
-def _fit_column(schema: Schema, column: Column, columns: Columns) -> Column:
+def _fit_column(
+    schema: Schema, column: Column, learn_from: Callable[[Column], Sequence[str] | np.ndarray]
+) -> Column:
     match column.kind:
         case "categorical" | "boolean" if not column.fixed_vocabulary:
-            found = _vocabulary(column, texts(columns[column.name]), schema.missing_markers)
+            found = _vocabulary(column, learn_from(column), schema.missing_markers)
             return msgspec.structs.replace(column, vocabulary=found)
         case "numeric":
-            numbers, _ = parse_numbers(columns[column.name], schema.missing_markers)
-            return msgspec.structs.replace(column, offset=_offset(numbers[~np.isnan(numbers)]))
+            return msgspec.structs.replace(column, offset=_offset(_present(learn_from(column))))
         case "datetime":
-            days, _ = parse_dates(columns[column.name], schema.missing_markers, column.datetime_format)
-            days = days[~np.isnan(days)]
+            days = _present(learn_from(column))
             return msgspec.structs.replace(column, offset=float(np.floor(np.median(days))) if len(days) else 0.0)
         case _:
             return column
 
 
-def _vocabulary(column: Column, cells: list[str], markers: tuple[str, ...]) -> tuple[str, ...]:
+def _present(values: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Return the numbers that are not NaN, f64."""
+    numbers = np.asarray(values, np.float64)
+    gaps = np.isnan(numbers)
+    return numbers[~gaps] if gaps.any() else numbers
+
+
+def _vocabulary(column: Column, cells: Iterable[str], markers: tuple[str, ...]) -> tuple[str, ...]:
     gaps = missing_texts(markers)
     distinct = [cell for cell in dict.fromkeys(cells) if cell.strip() not in gaps]
     if column.kind == "boolean":

@@ -1,12 +1,11 @@
-"""Which kind a column is, decided from all its cells, with the reason in words for the user."""
+"""Which kind a column is, decided from the facts about all its cells, with the reason in words for the user."""
 
 import re
 from typing import NamedTuple
 
-import numpy as np
-
 from mmjax.config import Inference
-from mmjax.data.cells import BOOLEAN_PAIRS, LEADING_ZERO, date_format, floats, missing_texts
+from mmjax.data.cells import BOOLEAN_PAIRS
+from mmjax.data.facts import Facts, fitting_format
 from mmjax.data.schema_file import DeclaredColumn
 from mmjax.schema import Kind
 
@@ -20,31 +19,12 @@ _IDENTIFIER_NAME = re.compile(r"(^|[^a-zA-Z])(id|idx|index|uuid|guid|key|row|row
 _CAMEL_IDENTIFIER_NAME = re.compile(r"[a-z](Id|ID)$")
 
 
-class Facts(NamedTuple):
-    """What the kind of a column is decided from."""
-
-    name: str
-    rows: int
-    missing: int
-    distinct: list[str]
-    """Distinct texts that are not missing, in order of first appearance."""
-
-
 class Verdict(NamedTuple):
     """A kind, why, and for datetime the format (see `Column.datetime_format`)."""
 
     kind: Kind
     reason: str
     datetime_format: str = ""
-
-
-def gather(name: str, cells: list[str], markers: tuple[str, ...]) -> Facts:
-    """Return the Facts of these cells."""
-    gaps = missing_texts(markers)
-    distinct = list(dict.fromkeys(cells))
-    missing = {cell for cell in distinct if cell.strip() in gaps}
-    count = sum(map(missing.__contains__, cells)) if missing else 0
-    return Facts(name, len(cells), count, [cell for cell in distinct if cell not in missing] if missing else distinct)
 
 
 def decide(facts: Facts, declared: DeclaredColumn | None, inference: Inference) -> Verdict:
@@ -77,30 +57,26 @@ def _declared_kind(declared: DeclaredColumn, found: Kind) -> Kind:
 
 def _declared_format(declared: DeclaredColumn | None, facts: Facts) -> str:
     stated = declared is not None and declared.format is not None
-    return "iso" if stated else date_format(facts.distinct)[0] or "iso"
+    return "iso" if stated else fitting_format(facts.traits)[0] or "iso"
 
 
 def _from_cells(facts: Facts, inference: Inference) -> Verdict:
-    if len(facts.distinct) < 2:
+    if facts.distinct < 2:
         return _constant(facts)
-    if (folded := tuple(sorted({cell.strip().casefold() for cell in facts.distinct[:9]}))) in BOOLEAN_PAIRS and all(
-        cell.strip().casefold() in folded for cell in facts.distinct
-    ):
-        return Verdict("boolean", f"{folded[0]} or {folded[1]}{_gaps(facts)}")
-    numbers = floats(facts.distinct)
-    codes = LEADING_ZERO.search("\n".join(facts.distinct)) is not None
-    if not codes and not np.isnan(numbers).any():
-        return _numeric(facts, numbers, inference)
-    form, doubt = date_format(facts.distinct)
+    traits = facts.traits
+    if (pair := tuple(sorted(traits.folded))) in BOOLEAN_PAIRS:
+        return Verdict("boolean", f"{pair[0]} or {pair[1]}{_gaps(facts)}")
+    if facts.all_numbers and not traits.coded:
+        return _numeric(facts, inference)
+    form, doubt = fitting_format(traits)
     if form:
         return Verdict("datetime", f"dates, {'ISO 8601' if form == 'iso' else form}{_gaps(facts)}", form)
-    if codes and not np.isnan(numbers).any():
+    if facts.all_numbers:
         doubt = "numbers with leading zeros are codes"
-    elif (~np.isnan(numbers)).mean() >= MOSTLY:
-        wrong = [facts.distinct[i] for i in np.flatnonzero(np.isnan(numbers))]
+    elif facts.numbers / facts.distinct >= MOSTLY:
         doubt = (
-            f"all but {len(wrong)} of its values are numbers: {', '.join(map(repr, wrong[:3]))}; "
-            "mend them or add them to missing_markers"
+            f"all but {facts.distinct - facts.numbers} of its values are numbers: "
+            f"{', '.join(map(repr, traits.wrong[:3]))}; mend them or add them to missing_markers"
         )
     verdict = _text(facts, inference)
     return verdict._replace(reason=f"{verdict.reason}; {doubt}") if doubt else verdict
@@ -113,42 +89,43 @@ def _gaps(facts: Facts) -> str:
 def _constant(facts: Facts) -> Verdict:
     if not facts.distinct:
         return Verdict("constant", "every cell is missing")
+    (only,) = facts.traits.first
     if not facts.missing:
-        return Verdict("constant", f"always {facts.distinct[0]!r}")
+        return Verdict("constant", f"always {only!r}")
     return Verdict(
         "constant",
-        f"always {facts.distinct[0]!r} or missing ({facts.missing:,} of {facts.rows:,}); if that tells something, "
+        f"always {only!r} or missing ({facts.missing:,} of {facts.rows:,}); if that tells something, "
         "declare it categorical in the schema file",
     )
 
 
-def _numeric(facts: Facts, numbers: np.ndarray, inference: Inference) -> Verdict:
-    whole = bool((numbers == np.floor(numbers)).all())
-    if whole and (why := _row_number(facts, numbers, inference)):
+def _numeric(facts: Facts, inference: Inference) -> Verdict:
+    traits = facts.traits
+    if traits.whole and (why := _row_number(facts, inference)):
         return Verdict("identifier", why)
-    some = f" ({', '.join(sorted(facts.distinct, key=float))})" if len(facts.distinct) <= 5 else ""
-    kind = "whole numbers" if whole else "numbers"
-    return Verdict("numeric", f"{kind}, {len(facts.distinct):,} distinct values{some}{_gaps(facts)}")
+    some = f" ({', '.join(sorted(traits.first, key=float))})" if facts.distinct <= len(traits.first) else ""
+    kind = "whole numbers" if traits.whole else "numbers"
+    return Verdict("numeric", f"{kind}, {facts.distinct:,} distinct values{some}{_gaps(facts)}")
 
 
-def _row_number(facts: Facts, numbers: np.ndarray, inference: Inference) -> str:
+def _row_number(facts: Facts, inference: Inference) -> str:
     """Return why whole numbers only number the rows, or an empty string."""
-    share = len(numbers) / facts.rows
+    share = facts.distinct / facts.rows
     if facts.missing or facts.rows < IDENTIFIER_ROWS or share < inference.identifier_unique_ratio:
         return ""
-    start = f"whole numbers, {len(numbers):,} distinct values in {facts.rows:,} rows,"
+    start = f"whole numbers, {facts.distinct:,} distinct values in {facts.rows:,} rows,"
     if _IDENTIFIER_NAME.search(facts.name) or _CAMEL_IDENTIFIER_NAME.search(facts.name):
         return f"{start} named like an identifier"
-    if len(numbers) < facts.rows:
+    if facts.distinct < facts.rows:
         return ""
-    if (np.diff(numbers) > 0).all():
+    if facts.traits.rising:
         return f"{start} rising from row to row"
-    return f"{start} without gaps" if np.ptp(numbers) == facts.rows - 1 else ""
+    return f"{start} without gaps" if facts.traits.highest - facts.traits.lowest == facts.rows - 1 else ""
 
 
 def _text(facts: Facts, inference: Inference) -> Verdict:
-    distinct, present = len(facts.distinct), facts.rows - facts.missing
-    words = sum(len(cell.split()) for cell in facts.distinct) / distinct
+    distinct, present = facts.distinct, facts.rows - facts.missing
+    words = facts.words / distinct
     counts = f"text, {distinct:,} distinct values"
     if words > inference.text_mean_words:
         return Verdict("text", f"free text: {words:.1f} words on average, more than {inference.text_mean_words:g}")

@@ -1,0 +1,131 @@
+"""What is known of a column's texts: traits that merge from chunk to chunk, so that no more than a chunk is in memory."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mmjax.data.cells import ALL_FORMATS, LEADING_ZERO, choose_format, fitting_formats, time_zones
+
+FIRST = 5
+"""How many of the distinct texts are kept to be shown."""
+WRONG = 6
+"""How many of the distinct texts that are no numbers are kept to be shown."""
+
+
+class Traits(NamedTuple):
+    """What distinct texts have in common, in order of first appearance; `merge` gives those of two lists together."""
+
+    first: tuple[str, ...] = ()
+    """The first of them."""
+    folded: frozenset[str] = frozenset()
+    """In lower case without blanks around; no more are gathered once there are three."""
+    wrong: tuple[str, ...] = ()
+    """The first that are no numbers."""
+    coded: bool = False
+    """Some begin like a number with a leading zero."""
+    whole: bool = True
+    """No number has a fraction."""
+    rising: bool = True
+    """Each number is larger than the one before."""
+    start: float = np.inf
+    """The first number."""
+    end: float = -np.inf
+    """The last number."""
+    lowest: float = np.inf
+    highest: float = -np.inf
+    formats: tuple[str, ...] = ALL_FORMATS
+    """The date formats that every text follows."""
+    zones: frozenset[bool] = frozenset()
+    """Of ISO dates: whether there are some with, some without a time zone."""
+
+
+class Facts(NamedTuple):
+    """What the kind of a column is decided from; distinct texts are those that are not missing."""
+
+    name: str
+    rows: int
+    missing: int
+    distinct: int
+    numbers: int
+    """How many of the distinct texts are numbers."""
+    words: int
+    """Of all distinct texts together."""
+    traits: Traits
+
+    @property
+    def all_numbers(self) -> bool:
+        """Whether every text is a number."""
+        return self.numbers == self.distinct
+
+
+def traits_of(texts: Sequence[str], numbers: np.ndarray, formats: tuple[str, ...] = ALL_FORMATS) -> Traits:
+    """Return the Traits of distinct texts and of `numbers` f64[N], NaN where one is no number.
+
+    Of the date formats only `formats` are tried.
+    """
+    wrong = np.isnan(numbers)
+    fitting = fitting_formats(texts, formats)
+    traits = Traits(
+        first=tuple(texts[:FIRST]),
+        folded=_folded(texts),
+        wrong=tuple(texts[i] for i in np.flatnonzero(wrong)[:WRONG]),
+        coded=LEADING_ZERO.search("\n".join(texts)) is not None,
+        formats=fitting,
+        zones=time_zones(texts) if "iso" in fitting else frozenset(),
+    )
+    if wrong.all():
+        return traits
+    found = numbers[~wrong] if wrong.any() else numbers
+    return traits._replace(
+        whole=bool((found == np.floor(found)).all()),
+        rising=bool((np.diff(found) > 0).all()),
+        start=float(found[0]),
+        end=float(found[-1]),
+        lowest=float(found.min()),
+        highest=float(found.max()),
+    )
+
+
+def merge(a: Traits, b: Traits) -> Traits:
+    """Return the Traits of the texts of `a` followed by those of `b`."""
+    return Traits(
+        first=_joined(a.first, b.first, FIRST),
+        folded=a.folded if len(a.folded) > 2 else a.folded | b.folded,
+        wrong=_joined(a.wrong, b.wrong, WRONG),
+        coded=a.coded or b.coded,
+        whole=a.whole and b.whole,
+        rising=a.rising and b.rising and a.end < b.start,
+        start=a.start if a.start < np.inf else b.start,
+        end=b.end if b.end > -np.inf else a.end,
+        lowest=min(a.lowest, b.lowest),
+        highest=max(a.highest, b.highest),
+        formats=tuple(form for form in a.formats if form in b.formats),
+        zones=a.zones | b.zones,
+    )
+
+
+def fitting_format(traits: Traits) -> tuple[str, str]:
+    """Return (format, "") that all texts share; ("", why not) when none does (see `cells.choose_format`)."""
+    return choose_format(traits.formats, traits.zones)
+
+
+def word_counts(texts: Sequence[str], numbers: np.ndarray) -> np.ndarray:
+    """Return i64[N], the words of each text; a number is one."""
+    wrong = np.flatnonzero(np.isnan(numbers))
+    counts = np.ones(len(texts), np.int64)
+    counts[wrong] = [len(texts[i].split()) for i in wrong]
+    return counts
+
+
+def _folded(texts: Sequence[str]) -> frozenset[str]:
+    found: set[str] = set()
+    for text in texts:
+        found.add(text.strip().casefold())
+        if len(found) > 2:
+            break
+    return frozenset(found)
+
+
+def _joined(a: tuple[str, ...], b: tuple[str, ...], most: int) -> tuple[str, ...]:
+    return a if len(a) == most else tuple(dict.fromkeys(a + b))[:most]

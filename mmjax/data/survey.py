@@ -1,0 +1,267 @@
+"""One reading of a table: every cell is parsed once, and little is kept of it.
+
+Of a column with few distinct texts these are kept, and a code for each row (4 bytes). Of one with many no text is
+kept: its numbers or dates (8 bytes a row for each date format that still fits), and of each chunk's distinct texts a
+hash and a count of words (12 bytes), which tell how many there are in all; two texts of equal hash count as one (odds of
+3e-6 in a column of 10 million). What is kept lies in memory, or in files of a folder; beyond it a survey holds one chunk
+of rows and at most `many` texts a column.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmjax.data.cells import floats, missing_texts, text_days, texts
+from mmjax.data.facts import Facts, Traits, merge, traits_of, word_counts
+
+TEXTS = 1_000_000
+"""About how many distinct texts a survey keeps of all columns together."""
+FEWEST, MOST = 2_000, 65_536
+"""Limits to its share for one column."""
+
+
+class Strip:
+    """An array that grows at its end, in memory, or in a file at `path`."""
+
+    def __init__(self, dtype: type[np.generic], path: Path | None = None) -> None:
+        self._dtype, self._path = np.dtype(dtype), path
+        self._parts: list[np.ndarray] = []
+
+    def append(self, values: np.ndarray) -> None:
+        """Add values at the end."""
+        values = np.ascontiguousarray(values, self._dtype)
+        if self._path is None:
+            self._parts.append(values)
+        else:
+            with self._path.open("ab") as file:
+                file.write(values.data)
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the values from `start` to `stop`; by default all."""
+        if self._path is not None:
+            count = -1 if stop is None else stop - start
+            return np.fromfile(self._path, self._dtype, count, offset=start * self._dtype.itemsize)
+        if len(self._parts) != 1:
+            self._parts = [np.concatenate([np.empty(0, self._dtype), *self._parts])]
+        return self._parts[0][start:stop]
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self._parts = []
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+class Values(NamedTuple):
+    """A value for each row: those of a strip, or what a table holds at the places that the strip gives."""
+
+    strip: Strip
+    lookup: np.ndarray | None = None
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the values of the rows from `start` to `stop`; by default of all."""
+        found = self.strip.read(start, stop)
+        return found if self.lookup is None else self.lookup[found]
+
+
+class Seen(NamedTuple):
+    """What is kept of a column: its `facts`, and of its cells either texts and codes, or numbers or days."""
+
+    facts: Facts
+    markers: frozenset[str]
+    """The texts that mean missing."""
+    texts: np.ndarray | None = None
+    """object[K]: the distinct texts, missing ones too, in order of first appearance; None where there are many."""
+    codes: Strip | None = None
+    """i32[N]: where in `texts` each cell stands."""
+    floats: Strip | None = None
+    """f64[N], NaN where missing or no number; None with texts, and where not kept."""
+    dates: Mapping[str, Strip] = {}
+    """By format, f64[N] days since 1970-01-01, NaN where missing or no date."""
+
+    def numbers(self) -> "Values":
+        """Return the numbers, f64[N], NaN where missing or no number."""
+        if self.texts is not None:
+            return self.looked_up(_floats(self.texts.tolist(), self.markers))
+        assert self.floats is not None, "a column of numbers keeps them"
+        return Values(self.floats)
+
+    def days(self, form: str) -> "Values":
+        """Return the days since 1970-01-01, f64[N], NaN where missing or no date in this format."""
+        if self.texts is not None:
+            return self.looked_up(_days(self.texts.tolist(), self.markers, form))
+        return Values(self.dates[form])
+
+    def missing(self) -> np.ndarray:
+        """Return bool[N]: which cells are missing."""
+        if self.texts is not None:
+            return self.looked_up(_gaps(self.texts.tolist(), self.markers)).read()
+        return np.isnan(self.numbers().read())
+
+    def cells(self) -> "Values":
+        """Return the cells, object[N]; only where texts are kept."""
+        assert self.texts is not None, "texts are kept"
+        return self.looked_up(self.texts)
+
+    def looked_up(self, lookup: np.ndarray) -> "Values":
+        """Return `lookup[i]` for each cell, `i` its place among the distinct texts; only where texts are kept."""
+        assert self.codes is not None, "codes are kept with texts"
+        return Values(self.codes, lookup)
+
+
+class Keep(NamedTuple):
+    """What to keep of a column with many distinct texts, whatever its cells look like."""
+
+    texts: bool = False
+    """All of them: a column that is known to be categorical."""
+    numbers: bool = False
+    """Numbers, though some cells are none."""
+    days: bool = False
+    """ISO dates, though some cells are none."""
+
+
+Place = Callable[[str, type[np.generic]], Strip]
+"""Makes the Strip of a name."""
+
+
+def share(columns: int, at_least: int = 0) -> int:
+    """Return how many distinct texts a survey of so many columns keeps of each."""
+    return max(at_least, FEWEST, min(MOST, TEXTS // max(1, columns)))
+
+
+def see(name: str, cells: np.ndarray, markers: Iterable[str]) -> Seen:
+    """Return what is Seen of one column in memory, all texts kept."""
+    column = ColumnSurvey(name, markers, len(cells), Keep(), lambda _name, dtype: Strip(dtype))
+    column.add(texts(cells))
+    return column.seen()
+
+
+class ColumnSurvey:
+    """Looks at a column chunk by chunk: `add` the cells of each, then take what is `seen`."""
+
+    def __init__(self, name: str, markers: Iterable[str], many: int, keep: Keep, place: Place) -> None:
+        self._name, self._many, self._keep, self._place = name, many, keep, place
+        self._markers = missing_texts(markers)
+        self._rows = self._missing = 0
+        self._known: dict[str, int] | None = {}
+        self._codes = place(f"{name}.codes", np.int32)
+        self._traits = Traits()
+        self._hashes, self._words = place(f"{name}.hashes", np.int64), place(f"{name}.words", np.int32)
+        self._floats: Strip | None = place(f"{name}.floats", np.float64)
+        self._dates: dict[str, Strip] | None = None
+
+    def add(self, cells: list[str]) -> None:
+        """Take in the cells of the next rows."""
+        self._rows += len(cells)
+        distinct, codes = intern(cells)
+        if self._known is None:
+            self._add_many(distinct, codes)
+            return
+        known = self._known
+        for text in distinct:
+            known.setdefault(text, len(known))
+        self._codes.append(_lookup(known, distinct)[codes])
+        if len(known) > self._many and not self._keep.texts:
+            self._known = None
+            self._add_many(list(known), self._codes.read())
+            self._codes.clear()
+
+    def seen(self) -> Seen:
+        """Return what is kept of all cells."""
+        if self._known is None:
+            return Seen(self._facts_of_many(), self._markers, floats=self._floats, dates=self._dates or {})
+        known = list(self._known)
+        gaps = _gaps(known, self._markers)
+        counts = np.bincount(self._codes.read(), minlength=len(known))
+        distinct = [text for text, gap in zip(known, gaps.tolist(), strict=True) if not gap]
+        numbers = floats(distinct)
+        words = int(word_counts(distinct, numbers).sum())
+        found = int((~np.isnan(numbers)).sum())
+        missing = int(counts[gaps].sum())
+        facts = Facts(self._name, self._rows, missing, len(distinct), found, words, traits_of(distinct, numbers))
+        return Seen(facts, self._markers, text_array(known), self._codes)
+
+    def _add_many(self, distinct: list[str], codes: np.ndarray) -> None:
+        gaps = _gaps(distinct, self._markers)
+        self._missing += int(gaps[codes].sum())
+        present = [text for text, gap in zip(distinct, gaps.tolist(), strict=True) if not gap] if gaps.any() else distinct
+        numbers = floats(present)
+        self._traits = merge(self._traits, traits_of(present, numbers, self._traits.formats))
+        self._hashes.append(np.fromiter(map(hash, present), np.int64, len(present)))
+        self._words.append(word_counts(present, numbers) * np.where(np.isnan(numbers), -1, 1))
+        self._keep_numbers(_spread(numbers, gaps)[codes])
+        self._keep_days(distinct, codes)
+
+    def _keep_numbers(self, numbers: np.ndarray) -> None:
+        if self._traits.wrong and not self._keep.numbers and self._floats is not None:
+            self._floats.clear()
+            self._floats = None
+        if self._floats is not None:
+            self._floats.append(numbers)
+
+    def _keep_days(self, distinct: list[str], codes: np.ndarray) -> None:
+        wanted = (*self._traits.formats, *(("iso",) if self._keep.days else ()))
+        if self._dates is None:
+            self._dates = {form: self._place(f"{self._name}.{form}", np.float64) for form in wanted}
+        for form in set(self._dates) - set(wanted):
+            self._dates.pop(form).clear()
+        for form, strip in self._dates.items():
+            strip.append(_days(distinct, self._markers, form)[codes])
+
+    def _facts_of_many(self) -> Facts:
+        """Return the Facts of a column whose texts are gone: their number is that of their hashes."""
+        hashes, first = np.unique(self._hashes.read(), return_index=True)
+        words = self._words.read()[first]
+        numbers = int((words > 0).sum())
+        self._hashes.clear()
+        self._words.clear()
+        total = int(np.abs(words).sum())
+        return Facts(self._name, self._rows, self._missing, len(hashes), numbers, total, self._traits)
+
+
+def intern(cells: list[str]) -> tuple[list[str], np.ndarray]:
+    """Return the distinct texts in order of first appearance, and i32[N] where among them each cell stands.
+
+    >>> distinct, codes = intern(["b", "a", "b"])
+    >>> distinct, codes.tolist()
+    (['b', 'a'], [0, 1, 0])
+    """
+    known = {text: i for i, text in enumerate(dict.fromkeys(cells))}
+    return list(known), _lookup(known, cells)
+
+
+def text_array(cells: Iterable[str]) -> np.ndarray:
+    """Return texts as object[N]."""
+    cells = list(cells)
+    array = np.empty(len(cells), dtype=object)
+    array[:] = cells
+    return array
+
+
+def _lookup(known: dict[str, int], cells: list[str]) -> np.ndarray:
+    return np.fromiter(map(known.__getitem__, cells), np.int32, len(cells))
+
+
+def _gaps(cells: list[str], markers: frozenset[str]) -> np.ndarray:
+    return np.fromiter(map(markers.__contains__, map(str.strip, cells)), bool, len(cells))
+
+
+def _spread(values: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Return f64[N]: `values` in the places that are no gaps, NaN in the others."""
+    if not gaps.any():
+        return values
+    found = np.full(len(gaps), np.nan)
+    found[~gaps] = values
+    return found
+
+
+def _floats(cells: list[str], markers: frozenset[str]) -> np.ndarray:
+    gaps = _gaps(cells, markers)
+    return _spread(floats([cell for cell, gap in zip(cells, gaps.tolist(), strict=True) if not gap]), gaps)
+
+
+def _days(cells: list[str], markers: frozenset[str], form: str) -> np.ndarray:
+    found = (None if cell.strip() in markers else text_days(cell, form) for cell in cells)
+    return np.array([np.nan if days is None else days for days in found], np.float64)

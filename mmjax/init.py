@@ -16,14 +16,14 @@ from mmjax.analysis.present import describe_schema
 from mmjax.analysis.tables import printable
 from mmjax.artifact.files import NAME, write_atomic
 from mmjax.cli import echo, json_option, run
-from mmjax.config import DEFAULT_MISSING_MARKERS, ImageData, Inference, Task
+from mmjax.config import ImageData, Inference, TabularData, Task
 from mmjax.config_load import load_config
 from mmjax.config_yaml import resolve_scalar
 from mmjax.data.folders import IMAGE_SUFFIXES
 from mmjax.data.images import ImageSource, apply_policy, read_images, scan_images
 from mmjax.data.infer import infer_schema
 from mmjax.data.prepare_images import image_spec, image_target
-from mmjax.data.prepare_table import drop_unanswered
+from mmjax.data.quarantine import answered_rows
 from mmjax.data.schema_file import schema_file_text
 from mmjax.data.table import Table, read_table
 from mmjax.errors import ConfigError, DataError
@@ -84,7 +84,8 @@ def draft(data: Path, wish: Wish) -> Draft:
 def draft_table(table: Table, delimiter: str, wish: Wish) -> Draft:
     """Return the Draft for a table to learn from."""
     target, why = likely_target(list(table.columns), wish.target)
-    table, dropped = drop_unanswered(table, target, DEFAULT_MISSING_MARKERS)
+    data = TabularData(path=table.path, target_column=target, task=wish.task or msgspec.UNSET, on_invalid="drop")
+    table, dropped, _ = answered_rows(table, data, None)
     schema = _schema_of(table, target, wish)
     ids = [column.name for column in schema.of_kind("identifier")]
     rows = "accuracy, ROC-AUC, log-loss ..." if schema.target.task == "classification" else "RMSE, MAE, R2 ..."

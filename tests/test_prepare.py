@@ -11,8 +11,8 @@ from mmjax.config import Config
 from mmjax.config_load import config_from_dict
 from mmjax.data.decode import encode_png
 from mmjax.data.prepare import prepare
-from mmjax.data.prepare_table import drop_unanswered, encode_table, refuse_cells
-from mmjax.data.table import Table, read_table
+from mmjax.data.prepare_table import encode_table, refuse_cells
+from mmjax.data.table import read_table
 from mmjax.errors import DataError
 from tests.doors import HEADER, image_config, table_config, table_rows, write_csv, write_images, write_table
 
@@ -112,35 +112,6 @@ def test_a_schema_file_decides_and_the_policy_obeys(tmp_path: Path) -> None:
     kept = prepare(table_config(path, schema=str(tmp_path / "s.json"), on_invalid="report"))
     assert len(kept.names) == 60
     assert f"{path}: kept 2 of 60 rows that violate the schema" in kept.notes
-
-
-def test_what_cannot_be_kept_is_named_by_line(tmp_path: Path) -> None:
-    (tmp_path / "s.json").write_text(json.dumps(SCHEMA_FILE))
-    rows = table_rows(60)
-    rows[7] = (*rows[7][:1], "big", *rows[7][2:])
-    path = write_csv(tmp_path / "t.csv", HEADER, rows)
-    with pytest.raises(DataError) as caught:
-        prepare(table_config(path, schema=str(tmp_path / "s.json"), on_invalid="report"))
-    assert caught.value.problems == (f"{path}:9: column 'size': expected a number, got 'big'",)
-
-
-def test_rows_without_an_answer_are_dropped_where_the_policy_says_so(tmp_path: Path) -> None:
-    rows = table_rows(60)
-    for at in (3, 50):
-        rows[at] = (*rows[at][:5], (" ", "NA")[at > 9])
-    path = write_csv(tmp_path / "t.csv", HEADER, rows)
-    with pytest.raises(DataError, match=r"expected a value in every row, got 2 missing \(line 5, 52\)"):
-        prepare(table_config(path))
-    found = prepare(table_config(path, on_invalid="drop"))
-    assert found.notes[0] == f"{path}: dropped 2 of 60 rows without a value of 'kind', the first on line 5"
-    assert len(found.names) == 58
-    assert found.schema.target.classes == ("a", "b", "c")
-
-
-def test_a_table_without_any_answer_is_left_to_others() -> None:
-    table = Table({"y": np.array(["", "?"], object)}, np.arange(2, 4), "t.csv")
-    assert drop_unanswered(table, "y", ("?",)) == (table, ())
-    assert drop_unanswered(table, "z", ("?",)) == (table, ())
 
 
 def test_refused_cells_are_those_that_encode_refuses(tmp_path: Path) -> None:

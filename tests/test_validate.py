@@ -5,7 +5,14 @@ import pytest
 
 from mmjax.data.infer import infer_schema
 from mmjax.data.schema_file import read_schema_file
-from mmjax.data.validate import Violation, validate_rows
+from mmjax.data.validate import (
+    Broken,
+    Violation,
+    add_broken,
+    broken_notes,
+    broken_rules,
+    validate_rows,
+)
 from mmjax.errors import DataError
 from mmjax.schema import Column, Schema, Target
 
@@ -102,7 +109,7 @@ def test_drop_and_report_count_what_they_do():
     rows = columns(age=["1", "-3", "200", "4", "", "6"], plan=["a", "c", "b", "b", "b", "d"])
     dropped = validate_rows(rows, schema(AGE, plan), LINES, "t.csv", "drop")
     assert dropped.keep.tolist() == [True, False, False, True, False, False]
-    assert dropped.violations[0] == Violation(1, 3, "age", "-3", "a whole number >= 0 and <= 120")
+    assert dropped.violations[0] == Violation(1, 3, "age", "-3", "a whole number >= 0 and <= 120", True)
     assert [v.row for v in dropped.violations] == [1, 1, 2, 4, 5]
     assert dropped.notes == (
         "t.csv: dropped 4 of 6 rows that violate the schema",
@@ -114,6 +121,92 @@ def test_drop_and_report_count_what_they_do():
     assert reported.keep.all()
     assert reported.notes[0] == "t.csv: kept 4 of 6 rows that violate the schema"
     assert reported.violations == dropped.violations
+
+
+def test_report_leaves_out_what_cannot_be_encoded():
+    when = Column(name="when", kind="datetime", datetime_format="iso")
+    rows = columns(
+        age=["1", "old", "200", "1.5", "5", "6"],
+        when=["2024-01-01"] * 4 + ["soon", "2024-01-01"],
+        y=["0", "1", "0", "1", "0", "2"],
+    )
+    contract = schema(AGE, when, Column(name="y", kind="ignored"))
+    found = validate_rows(rows, contract, LINES, "t.csv", "report")
+    assert found.keep.tolist() == [True, False, True, True, False, False]
+    assert [(v.row, v.column, v.readable) for v in found.violations] == [
+        (1, "age", False),
+        (2, "age", True),
+        (3, "age", True),
+        (4, "when", False),
+        (5, "y", False),
+    ]
+    assert found.notes == (
+        "t.csv: kept 2 and dropped 3 of 6 rows that violate the schema; those dropped cannot be encoded",
+        "column 'age': expected a whole number >= 0 and <= 120; 3 cells differ, the first on line 3",
+        "column 'when': expected a date (ISO 8601); 1 cells differ, the first on line 6",
+        "column 'y': expected one of '0', '1'; 1 cells differ, the first on line 7",
+    )
+
+
+def test_bounds_of_a_column_that_no_model_reads_are_no_reason_to_drop():
+    plain = Column(name="c", kind="categorical", vocabulary=("a",), minimum=0)
+    found = validate_rows(columns(c=["a", "-1", "1", "1", "1", "1"]), schema(plain), LINES, "t.csv", "report")
+    assert (found.keep.all(), len(found.violations)) == (True, 2)
+
+
+def test_what_no_encoding_survives_is_found_before_other_rules():
+    late = Column(name="when", kind="datetime", datetime_format="iso", minimum=0)
+    rows = columns(when=["2024-01-01"] * 5 + ["soon"], y=["0", "1", "x", "0", "1", "0"])
+    found = validate_rows(rows, schema(late, Column(name="y", kind="ignored", minimum=0)), LINES, "t.csv", "report")
+    assert {(v.column, v.rule, v.readable) for v in found.violations if not v.readable} == {
+        ("when", "a date (ISO 8601)", False),
+        ("y", "one of '0', '1'", False),
+    }
+
+
+def test_a_class_lost_by_dropping_is_told_and_a_single_one_refused():
+    rows = columns(age=["1", "-3", "-1", "4", "5", "6"], y=["0", "2", "2", "1", "1", "1"])
+    three = schema(AGE, Column(name="y", kind="ignored"), classes=("0", "1", "2", "3"))
+    assert validate_rows(rows, three, LINES, "t.csv", "report").notes[0].startswith("t.csv: kept 2 of 6 rows")
+    found = validate_rows(rows, three, LINES, "t.csv", "drop")
+    assert found.notes[-1] == "t.csv: no row is left of the classes '2'"
+    rows["y"][0] = "2"
+    rows["age"][0] = "-1"
+    with pytest.raises(DataError) as caught:
+        validate_rows(rows, three, LINES, "t.csv", "drop")
+    assert caught.value.problems[-1] == (
+        "t.csv: dropped 3 of 6 rows that violate the schema; a single class is left: '1'"
+    )
+
+
+def test_rules_broken_by_rows_to_answer_are_counted_across_chunks():
+    plan = Column(name="plan", kind="categorical", vocabulary=("a", "b"), fixed_vocabulary=True, required=True)
+    learnt = Column(name="learnt", kind="categorical", vocabulary=("a",))
+    target = Column(name="y", kind="ignored", minimum=0)
+    contract = schema(AGE, plan, learnt, target, task="regression", classes=())
+    rows = columns(
+        age=["1", "old", "200", "-1", "5", ""], plan=["a", "c", "", "b", "b", "d"], learnt=["z"] * 6, y=["-1"] * 6
+    )
+    found = broken_rules(rows, contract, LINES)
+    bounds, one_of = "a whole number >= 0 and <= 120", "one of 'a', 'b'"
+    assert found == {
+        ("plan", one_of): Broken(2, 3),
+        ("age", bounds): Broken(2, 4),
+        ("plan", "a value (required)"): Broken(1, 4),
+        ("age", "a value (required)"): Broken(1, 7),
+    }
+    assert broken_rules(rows, contract, LINES, label=True)["y", "a number >= 0"] == Broken(6, 2)
+    again = add_broken(found, {("age", bounds): Broken(5, 90), ("x", "r"): Broken(1, 91)})
+    assert (again["age", bounds], again["x", "r"]) == (Broken(7, 4), Broken(1, 91))
+    assert broken_notes(again, "t.csv", "answered all the same")[1] == (
+        "t.csv: column 'age': expected a whole number >= 0 and <= 120; 7 cells differ, the first on line 4; "
+        "answered all the same"
+    )
+
+
+def test_a_long_cell_is_shown_by_its_beginning():
+    found = problems_of(columns(age=["1", "x" * 10_000, "3", "4", "5", "6"]), schema(AGE))
+    assert found[0].endswith(f"got '{'x' * 80} ...'")
 
 
 def test_dropping_every_row_is_refused():

@@ -9,9 +9,10 @@ from mmjax.config import Config, ImageData, Inference
 from mmjax.data.decode import probe_image
 from mmjax.data.encode import encode
 from mmjax.data.fingerprint import fingerprint
-from mmjax.data.images import ImageSource, apply_policy, read_images, scan_images
+from mmjax.data.images import ImageSource, apply_policy, read_images, scan_images, take
 from mmjax.data.infer import fit_vocabulary, infer_target
-from mmjax.data.prepared import Prepared, deal, golden_rows
+from mmjax.data.prepared import Prepared, Quarantined, deal, golden_rows
+from mmjax.data.quarantine import find_unanswered, quarantine_images
 from mmjax.errors import DataError
 from mmjax.schema import ImageSpec, Schema, Target
 
@@ -23,7 +24,10 @@ def prepare_images(config: Config, data: ImageData) -> Prepared:
     """Return the Prepared rows of images. Raises DataError for anything wrong with them."""
     by_column = config.split.column
     source = read_images(data, keep=(by_column,) if by_column else ())
-    bad = scan_images(source.columns[source.image_column].tolist())
+    source, unanswered, quarantined = answered_images(source, data)
+    images = source.columns[source.image_column]
+    bad = scan_images(images.tolist())
+    quarantined += quarantine_images(source.names, images, source.image_column, bad)
     source, _, notes = apply_policy(source, bad, data.on_invalid)
     if by_column and by_column not in source.columns:
         raise DataError(
@@ -44,8 +48,21 @@ def prepare_images(config: Config, data: ImageData) -> Prepared:
     rows = golden_rows(split, config.golden_rows)
     golden = {name: source.columns[name][rows] for name in image.columns}
     found = fingerprint(schema, split, batch, golden)
-    notes = (*source.notes, *notes, *split.notes)
-    return Prepared(schema, source.names, split, batch, golden, notes, fingerprint=found)
+    notes = (*source.notes, *unanswered, *notes, *split.notes)
+    return Prepared(schema, source.names, split, batch, golden, notes, quarantined, fingerprint=found)
+
+
+def answered_images(
+    source: ImageSource, data: ImageData
+) -> tuple[ImageSource, tuple[str, ...], tuple[Quarantined, ...]]:
+    """Return (the images with an answer and a weight, notes, the others); all under policy `fail`, and of folders."""
+    if data.on_invalid == "fail" or Path(data.path).is_dir():
+        return source, (), ()
+    number = data.task == "regression"
+    found = find_unanswered(source.columns, source.names, data.path, data, number=number)
+    if found.keep.all() or not found.keep.any():
+        return source, (), ()
+    return take(source, found.keep), found.notes, found.quarantined
 
 
 def image_target(source: ImageSource, data: ImageData, inference: Inference = Inference()) -> Target:

@@ -4,11 +4,11 @@ import msgspec
 import numpy as np
 
 from mmjax.config import Config, TabularData
-from mmjax.data.cells import missing_mask, texts
 from mmjax.data.encode import encode, unknown_categories
 from mmjax.data.fingerprint import fingerprint
 from mmjax.data.infer import fit_vocabulary, infer_schema
 from mmjax.data.prepared import Prepared, deal, golden_rows, not_features, split_cells
+from mmjax.data.quarantine import answered_rows, quarantine_cells
 from mmjax.data.schema_file import read_schema_file
 from mmjax.data.table import Table, read_table
 from mmjax.data.validate import validate_rows
@@ -18,10 +18,8 @@ from mmjax.schema import DATETIME_PARTS, Batch, Column, Columns, Schema
 
 def prepare_table(config: Config, data: TabularData) -> Prepared:
     """Return the Prepared rows of a table. Raises DataError for anything wrong with them."""
-    table, dropped = read_table(data.path, delimiter=data.delimiter), ()
-    if data.on_invalid == "drop":
-        table, dropped = drop_unanswered(table, data.target_column, data.missing_markers)
     declared = read_schema_file(data.schema) if data.schema else None
+    table, dropped, unanswered = answered_rows(read_table(data.path, delimiter=data.delimiter), data, declared)
     schema = infer_schema(
         table.columns,
         target_column=data.target_column,
@@ -48,22 +46,9 @@ def prepare_table(config: Config, data: TabularData) -> Prepared:
     notes = (*dropped, *validation.notes, *left_out, *split.notes, *cells)
     rows = golden_rows(split, config.golden_rows)
     golden = {column.name: columns[column.name][rows] for column in schema.features}
-    return Prepared(schema, names, split, batch, golden, notes, fingerprint=fingerprint(schema, split, batch, golden))
-
-
-def drop_unanswered(table: Table, target: str, missing_markers: tuple[str, ...]) -> tuple[Table, tuple[str, ...]]:
-    """Return the table without the rows whose target is missing, and a note that counts them.
-
-    A table without that column, or without any value in it, stays as it is: others refuse it.
-    """
-    if target not in table.columns:
-        return table, ()
-    gaps = missing_mask(texts(table.columns[target]), missing_markers)
-    if not gaps.any() or gaps.all():
-        return table, ()
-    kept = Table({name: cells[~gaps] for name, cells in table.columns.items()}, table.lines[~gaps], table.path)
-    count, first = f"{gaps.sum():,} of {len(gaps):,} rows", table.lines[gaps][0]
-    return kept, (f"{table.path}: dropped {count} without a value of '{target}', the first on line {first}",)
+    found = fingerprint(schema, split, batch, golden)
+    quarantined = (*unanswered, *quarantine_cells(validation))
+    return Prepared(schema, names, split, batch, golden, notes, quarantined, fingerprint=found)
 
 
 def encode_table(schema: Schema, table: Table) -> Batch:

@@ -1,10 +1,13 @@
-"""Every row against the rules of the Schema; what breaks one is refused, dropped or reported, never silently."""
+"""Every row against the rules of the Schema; what breaks one is refused, dropped or reported, never silently.
+
+What each policy does with such rows is told in `mmjax.data.quarantine`.
+"""
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, assert_never
 
+import msgspec
 import numpy as np
 
 from mmjax.config import Policy
@@ -14,6 +17,8 @@ from mmjax.schema import Column, Columns, Schema
 
 SHOWN = 20
 """How many violations are listed; the others are counted."""
+LONGEST = 80
+"""Characters of a cell that a message shows."""
 _BOOLEANS = frozenset(word for pair in BOOLEAN_PAIRS for word in pair)
 
 
@@ -25,6 +30,8 @@ class Violation(NamedTuple):
     column: str
     value: str
     rule: str
+    readable: bool
+    """True where the cell can be encoded all the same."""
 
 
 class Validation(NamedTuple):
@@ -35,101 +42,198 @@ class Validation(NamedTuple):
     notes: tuple[str, ...]
 
 
+class Broken(NamedTuple):
+    """How many cells break a rule, and the first line with one."""
+
+    cells: int
+    line: int
+
+
+BrokenRules = dict[tuple[str, str], Broken]
+"""What breaks a rule, by column and the rule in words."""
+
+
 class _Fault(NamedTuple):
     rows: np.ndarray
     column: str
     cells: list[str]
     rule: str
+    readable: bool
+
+
+class _Rule(NamedTuple):
+    broken: np.ndarray
+    words: str
+    readable: bool = True
 
 
 def validate_rows(columns: Columns, schema: Schema, lines: np.ndarray, path: str, policy: Policy) -> Validation:
     """Return which rows obey the Schema: required cells, types, enums, minima, maxima, patterns, known classes.
 
     Columns that are absent are passed over. A cell breaks at most one rule, the first of these. Policy `fail`:
-    DataError with file, line, column, rule and value of 20 violations; `drop` does not keep these rows, `report` does.
+    DataError with file, line, column, rule and value of the first 20 violations. `drop` keeps none of these rows,
+    `report` keeps those whose cells can all be encoded; DataError when no row, or a single class, is left.
     """
-    faults = [
-        fault
-        for column in schema.columns
-        if column.name in columns
-        for fault in _column_faults(column, columns[column.name], schema)
-    ]
-    keep = np.ones(len(lines), dtype=bool)
-    violations = sorted(
-        Violation(int(row), int(lines[row]), fault.column, fault.cells[row], fault.rule)
+    faults = _faults(columns, schema)
+    if not faults:
+        return Validation(np.ones(len(lines), dtype=bool), (), ())
+    match policy:
+        case "fail":
+            raise DataError(_listed(faults, lines, path))
+        case "drop":
+            keep = ~_rows_of(faults, len(lines))
+        case "report":
+            keep = ~_rows_of([fault for fault in faults if not fault.readable], len(lines))
+        case _:
+            assert_never(policy)
+    fate = f"{path}: {_fate(faults, keep)}"
+    lost, left = _classes_left(columns, schema, keep)
+    if not keep.any():
+        fate = f"{path}: every row violates the schema; none is left"
+    if not keep.any() or (lost and len(left) == 1):
+        single = f"; a single class is left: {left[0]!r}" if left else ""
+        raise DataError([*_listed(faults, lines, path), fate + single])
+    gone = (f"{path}: no row is left of the classes {', '.join(map(repr, lost))}",) if lost else ()
+    return Validation(keep, _violations(faults, lines), (fate, *_in_counts(_counted(faults, lines)), *gone))
+
+
+def _violations(faults: list[_Fault], lines: np.ndarray) -> tuple[Violation, ...]:
+    found = (
+        Violation(int(row), int(lines[row]), fault.column, fault.cells[row], fault.rule, fault.readable)
         for fault in faults
         for row in fault.rows
     )
-    if not violations:
-        return Validation(keep, (), ())
-    match policy:
-        case "fail":
-            raise DataError(_listed(violations, path))
-        case "drop":
-            keep[[violation.row for violation in violations]] = False
-            if not keep.any():
-                raise DataError([*_listed(violations, path), f"{path}: every row violates the schema; none is left"])
-            return Validation(keep, tuple(violations), _notes(violations, path, len(keep), "dropped"))
-        case "report":
-            return Validation(keep, tuple(violations), _notes(violations, path, len(keep), "kept"))
-        case _:
-            assert_never(policy)
+    return tuple(sorted(found))
 
 
-def _listed(violations: list[Violation], path: str) -> list[str]:
-    shown = [_in_words(violation, path) for violation in violations[:SHOWN]]
-    more = len(violations) - SHOWN
+def _rows_of(faults: list[_Fault], rows: int) -> np.ndarray:
+    """Return bool[N]: which rows have one of these faults."""
+    found = np.zeros(rows, dtype=bool)
+    for fault in faults:
+        found[fault.rows] = True
+    return found
+
+
+def broken_rules(columns: Columns, schema: Schema, lines: np.ndarray, *, label: bool = False) -> BrokenRules:
+    """Return what breaks the rules of a schema file in the features (with `label`, also the target) of rows to answer.
+
+    Only cells that can be encoded are counted: `encode` refuses the others.
+    """
+    used = {column.name for column in schema.features} | ({schema.target.column} if label else set())
+    ruled = tuple(column for column in schema.columns if column.name in used and _has_rules(column))
+    faults = _faults(columns, msgspec.structs.replace(schema, columns=ruled))
+    return _counted([fault for fault in faults if fault.readable], lines)
+
+
+def add_broken(total: BrokenRules, more: BrokenRules) -> BrokenRules:
+    """Return the sum of two counts, `total` of the earlier lines."""
+    joined = dict(total)
+    for rule, found in more.items():
+        before = joined.get(rule, Broken(0, found.line))
+        joined[rule] = Broken(before.cells + found.cells, before.line)
+    return joined
+
+
+def broken_notes(found: BrokenRules, path: str, fate: str) -> tuple[str, ...]:
+    """Return a line for each broken rule that counts the cells and says what their `fate` is."""
+    return tuple(f"{path}: {line}; {fate}" for line in _in_counts(found))
+
+
+def _has_rules(column: Column) -> bool:
+    bounded = column.minimum is not None or column.maximum is not None or column.integer
+    return bounded or column.pattern is not None or column.fixed_vocabulary or column.required
+
+
+def _faults(columns: Columns, schema: Schema) -> list[_Fault]:
+    present = (column for column in schema.columns if column.name in columns)
+    return [fault for column in present for fault in _column_faults(column, columns[column.name], schema)]
+
+
+def _listed(faults: list[_Fault], lines: np.ndarray, path: str) -> list[str]:
+    first = sorted((int(row), fault.column, i) for i, fault in enumerate(faults) for row in fault.rows[:SHOWN])[:SHOWN]
+    shown = [_in_words(faults[i], row, f"{path}:{lines[row]}") for row, _, i in first]
+    more = sum(len(fault.rows) for fault in faults) - len(shown)
     return [*shown, f"{path}: and {more:,} more violations of the schema"] if more > 0 else shown
 
 
-def _in_words(violation: Violation, path: str) -> str:
-    got = repr(violation.value) if violation.value.strip() else "a missing cell"
-    return f"{path}:{violation.line}: column '{violation.column}': expected {violation.rule}, got {got}"
+def _in_words(fault: _Fault, row: int, where: str) -> str:
+    value = fault.cells[row]
+    got = repr(value if len(value) <= LONGEST else value[:LONGEST] + " ...") if value.strip() else "a missing cell"
+    return f"{where}: column '{fault.column}': expected {fault.rule}, got {got}"
 
 
-def _notes(violations: list[Violation], path: str, rows: int, fate: str) -> tuple[str, ...]:
-    first = {(v.column, v.rule): v for v in reversed(violations)}
-    counts = Counter((v.column, v.rule) for v in violations)
-    total = len({violation.row for violation in violations})
-    lines = [
-        f"column '{column}': expected {rule}; {count:,} cells differ, the first on line {first[column, rule].line}"
-        for (column, rule), count in counts.items()
-    ]
-    return (f"{path}: {fate} {total:,} of {rows:,} rows that violate the schema", *lines)
+def _fate(faults: list[_Fault], keep: np.ndarray) -> str:
+    dropped, kept = int((~keep).sum()), int((_rows_of(faults, len(keep)) & keep).sum())
+    what = f"of {len(keep):,} rows that violate the schema"
+    if kept and dropped:
+        return f"kept {kept:,} and dropped {dropped:,} {what}; those dropped cannot be encoded"
+    return f"kept {kept:,} {what}" if kept else f"dropped {dropped:,} {what}"
+
+
+def _classes_left(columns: Columns, schema: Schema, keep: np.ndarray) -> tuple[list[str], list[str]]:
+    """Return the classes that had rows and lost them all, and those that have some; nothing for regression."""
+    name = schema.target.column
+    if name not in columns or not schema.target.classes:
+        return [], []
+    before, after = set(texts(columns[name])), set(texts(columns[name][keep]))
+    present = [label for label in schema.target.classes if label in before]
+    return [label for label in present if label not in after], [label for label in present if label in after]
+
+
+def _counted(faults: list[_Fault], lines: np.ndarray) -> BrokenRules:
+    found: BrokenRules = {}
+    for fault in sorted(faults, key=lambda fault: (fault.rows[0], fault.column)):
+        found = add_broken(found, {(fault.column, fault.rule): Broken(len(fault.rows), int(lines[fault.rows[0]]))})
+    return found
+
+
+def _in_counts(found: BrokenRules) -> tuple[str, ...]:
+    return tuple(
+        f"column '{column}': expected {rule}; {count.cells:,} cells differ, the first on line {count.line}"
+        for (column, rule), count in found.items()
+    )
 
 
 def _column_faults(column: Column, cells: np.ndarray, schema: Schema) -> list[_Fault]:
     """Return the faults of one column, each cell in at most one of them."""
     values = texts(cells)
     rules = _rules(column, cells, values, schema)
-    required = column.required or column.name == schema.target.column
-    if not required and not any(broken.any() for broken, _ in rules):
+    is_target = column.name == schema.target.column
+    required = column.required or is_target
+    if not required and not any(rule.broken.any() for rule in rules):
         return []
     gaps = missing_mask(values, schema.missing_markers)
-    found = [(gaps, "a value (required)")] if required else []
+    found = [_Rule(gaps, "a value (required)", readable=not is_target)] if required else []
     open_rows = ~gaps
-    for broken, rule in rules:
-        found.append((broken & open_rows, rule))
-        open_rows &= ~broken
-    return [_Fault(np.flatnonzero(broken), column.name, values, rule) for broken, rule in found if broken.any()]
+    for rule in rules:
+        found.append(rule._replace(broken=rule.broken & open_rows))
+        open_rows &= ~rule.broken
+    return [
+        _Fault(np.flatnonzero(rule.broken), column.name, values, rule.words, rule.readable)
+        for rule in found
+        if rule.broken.any()
+    ]
 
 
-def _rules(column: Column, cells: np.ndarray, values: list[str], schema: Schema) -> list[tuple[np.ndarray, str]]:
-    """Return (bool[N] of the cells that break it, the rule in words) for each rule of a column, in order."""
+def _rules(column: Column, cells: np.ndarray, values: list[str], schema: Schema) -> list[_Rule]:
+    """Return the rules of a column, with the cells (bool[N]) that break each; first those that no encoding survives."""
+    is_target = column.name == schema.target.column
     found = _number_rules(column, cells, schema) if _is_number(column, schema) else []
     if column.kind == "datetime":
         _, bad = parse_dates(cells, schema.missing_markers, column.datetime_format)
         form = "ISO 8601" if column.datetime_format == "iso" else column.datetime_format
-        found.append((bad, f"a date ({form})"))
-    allowed = schema.target.classes if column.name == schema.target.column else column.vocabulary
-    if allowed and (column.fixed_vocabulary or column.name == schema.target.column):
-        found.append((_where(values, lambda text: text not in allowed), _one_of(allowed)))
+        found.append(_Rule(bad, f"a date ({form})", readable=False))
+    allowed = schema.target.classes if is_target else column.vocabulary
+    if allowed and (column.fixed_vocabulary or is_target):
+        unknown = _where(values, lambda text: text not in allowed)
+        found.append(_Rule(unknown, _one_of(allowed), readable=not is_target))
     elif column.kind == "boolean":
-        found.append((_where(values, lambda text: text.strip().casefold() not in _BOOLEANS), "true/false or yes/no"))
+        odd = _where(values, lambda text: text.strip().casefold() not in _BOOLEANS)
+        found.append(_Rule(odd, "true/false or yes/no"))
     if column.pattern is not None:
         search = re.compile(column.pattern).search
-        found.append((_where(values, lambda text: search(text) is None), f"text matching {column.pattern!r}"))
-    return found
+        found.append(_Rule(_where(values, lambda text: search(text) is None), f"text matching {column.pattern!r}"))
+    return sorted(found, key=lambda rule: rule.readable)
 
 
 def _is_number(column: Column, schema: Schema) -> bool:
@@ -138,19 +242,23 @@ def _is_number(column: Column, schema: Schema) -> bool:
     return column.kind == "numeric" or bounded or target or column.name == schema.weight_column
 
 
-def _number_rules(column: Column, cells: np.ndarray, schema: Schema) -> list[tuple[np.ndarray, str]]:
+def _number_rules(column: Column, cells: np.ndarray, schema: Schema) -> list[_Rule]:
+    """Return the rules that a number is one, and that it is whole and within bounds; both in the same words."""
     numbers, bad = parse_numbers(cells, schema.missing_markers)
-    low = 0.0 if column.minimum is None and column.name == schema.weight_column else column.minimum
+    is_weight, is_target = column.name == schema.weight_column, column.name == schema.target.column
+    low = 0.0 if column.minimum is None and is_weight else column.minimum
     bounds = [f">= {low:g}"] if low is not None else []
     bounds += [f"<= {column.maximum:g}"] if column.maximum is not None else []
-    rule = " ".join(["a whole number" if column.integer else "a number", " and ".join(bounds)]).strip()
-    if column.integer:
-        bad |= numbers != np.floor(numbers)
+    words = " ".join(["a whole number" if column.integer else "a number", " and ".join(bounds)]).strip()
+    if is_weight:
+        bad = bad | (numbers < 0)
+    outside = numbers != np.floor(numbers) if column.integer else np.zeros(len(cells), dtype=bool)
     if low is not None:
-        bad |= numbers < low
+        outside |= numbers < low
     if column.maximum is not None:
-        bad |= numbers > column.maximum
-    return [(bad, rule)]
+        outside |= numbers > column.maximum
+    encoded = column.kind == "numeric" or is_weight or (is_target and schema.target.task == "regression")
+    return [_Rule(bad, words, readable=not encoded), _Rule(outside & ~bad, words)]
 
 
 def _where(values: list[str], test: Callable[[str], bool]) -> np.ndarray:

@@ -22,6 +22,10 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived; what catches KeyboardInterrupt to stop in good order also stops for this."""
 
 
+class Ending(Exception):
+    """Raised inside `held` to leave its block because a signal arrived."""
+
+
 @contextlib.contextmanager
 def held() -> Iterator[Callable[[], bool]]:
     """Hold back the first SIGINT or SIGTERM while the block lasts; yield what says whether one arrived.
@@ -43,7 +47,8 @@ def held() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(arrived)
+        with contextlib.suppress(Ending):
+            yield lambda: bool(arrived)
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -3,13 +3,13 @@
 Read `fit` from top to bottom: it is the whole story.
 """
 
-import contextlib
 import datetime as dt
-import os
+import math
+import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,26 +18,41 @@ import numpy as np
 
 from mmjax.analysis.card import model_card
 from mmjax.analysis.evaluation import Evaluation, evaluate_scores
-from mmjax.analysis.log import configure_logging, get_logger
+from mmjax.analysis.log import get_logger
 from mmjax.analysis.present import closing_lines, print_results
 from mmjax.analysis.report import Report, ReportInput, build_report, write_report
 from mmjax.artifact.bundle import BundleContents, save_bundle
-from mmjax.artifact.files import write_json_atomic
-from mmjax.artifact.predictor import Predictor, make_golden, make_predictor
+from mmjax.artifact.files import parse_object, write_json_atomic
+from mmjax.artifact.predictor import Predictor, load_predictor, make_golden, make_predictor
 from mmjax.artifact.registry import check_writable, register
-from mmjax.artifact.runs import create_run
+from mmjax.artifact.runs import Run
 from mmjax.backend import Backend, configure, versions
-from mmjax.cli import echo, json_option, run
+from mmjax.cli import echo, json_option
+from mmjax.cli import run as run_door
 from mmjax.config import Config
 from mmjax.config_load import config_to_dict, config_to_yaml, load_config
+from mmjax.data.audit import refuse
+from mmjax.data.findings import audit_lines, finding_line
 from mmjax.data.prepare import Prepared, prepare
+from mmjax.data.quarantine import write_quarantine
 from mmjax.data.split import split_to_json
-from mmjax.errors import BundleError, ConfigError, DataError, MmjaxError
+from mmjax.errors import BundleError, DataError
+from mmjax.interrupts import held
 from mmjax.parts import States, build_parts
 from mmjax.recipe import Decision, resolve
+from mmjax.resume import (
+    Chosen,
+    DataChanged,
+    chosen_run,
+    computes,
+    recorded,
+    refuse_other_data,
+    split_sizes,
+    tell_other_machine,
+)
 from mmjax.schema import schema_to_json
 from mmjax.training.callbacks import metrics_logger, progress
-from mmjax.training.checkpoint import checkpointer
+from mmjax.training.checkpoint import Loaded, checkpointer, load_newest
 from mmjax.training.event_types import Event
 from mmjax.training.events import TrainResult, train_events, watch
 from mmjax.training.setup import Setup, set_up
@@ -67,22 +82,51 @@ def fit(
     run_dir: str | Path | None = None,
     runs_dir: str | Path = "runs",
     registry: str | Path | None = "registry",
+    resume: str | Path = "auto",
     callbacks: Sequence[Callable[[Event], None]] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> FitResult:
     """Return the FitResult of training, testing and registering what `config` says.
 
-    `callbacks` see every event; `tell` gets each line that a user should read. `registry=None` registers nothing.
+    `resume="auto"` goes on with the newest unfinished run of this config and data (or with that in `run_dir`), from its
+    last checkpoint, to the same bits as if it had never stopped; `"never"` starts anew; a folder names the run to go on
+    with. `callbacks` see every event; `tell` gets each line that a user should read. `registry=None` registers nothing.
     Raises ConfigError, DataError, TrainingError or BundleError; the run's folder keeps what there was until then.
     """
-    run_dir = _make_run_dir(config, run_dir, Path(runs_dir))
-    with _recorded(run_dir, config, tell) as record:
+    options = _Options(None if registry is None else Path(registry), tuple(callbacks), tell)
+    with chosen_run(config, run_dir=run_dir, runs_dir=Path(runs_dir), resume=resume, tell=tell) as run:
+        try:
+            return _fit(config, run, options)
+        except DataChanged as changed:
+            if run.named:
+                raise
+            tell(f"resume: not going on with {run.folder}: {'; '.join(changed.problems[1:])}")
+    with chosen_run(config, run_dir=None, runs_dir=Path(runs_dir), resume="never", tell=tell) as run:
+        return _fit(config, run, options)
+
+
+class _Options(NamedTuple):
+    """What `fit` was asked for beside the config."""
+
+    registry: Path | None
+    callbacks: tuple[Callable[[Event], None], ...]
+    tell: Callable[[str], None]
+
+
+def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
+    """Return the FitResult of one run in its folder, new or gone on with."""
+    registry, run_dir, tell = options.registry, run.folder, options.tell
+    with recorded(run, config, tell) as record:
         with record.stage("setup"):
             if registry is not None:
-                check_writable(Path(registry))  # now, not when the training is done
+                check_writable(registry)  # now, not when the training is done
             backend = configure(device=config.device, threads=config.threads)
         with record.stage("data"):
             prepared = prepare(config)
+            if run.resumed is not None:
+                refuse_other_data(run.resumed, prepared)
+                if run.resumed.record.status == "finished":
+                    return _finished(run.resumed, tell)
             config, decisions = resolve(
                 config,
                 prepared.schema,
@@ -90,12 +134,12 @@ def fit(
                 validation_rows=len(prepared.split.validation),
             )
             _save_inputs(run_dir, config, prepared, decisions)
-        _tell_all(tell, run_dir, backend, prepared, decisions)
+            _tell_all(tell, run_dir, backend, prepared, decisions)
+            refuse(prepared.findings)
+            record.save(data_sha256=prepared.fingerprint, split_sizes=split_sizes(prepared), computes=computes(backend))
         with record.stage("train"):
             setup = set_up(config, prepared, build_parts(config, prepared.schema))
-            keep = checkpointer(_checkpoint_dir(config, run_dir), config.training.checkpoint)
-            watchers = (metrics_logger(run_dir / "metrics.jsonl"), *callbacks)
-            result = watch(train_events(setup.state, setup.task, setup.plan), watchers, keep)
+            result = _train(config, run, setup, backend, options)
         with record.stage("evaluate"):
             states = States(result.variables, *setup.fitted)
             evaluations = _evaluate(setup, states)
@@ -103,14 +147,57 @@ def fit(
         with record.stage("bundle"):
             report = _report(config, prepared, decisions, setup, result, evaluations, record.seconds)
             predictor = make_predictor(config, prepared.schema, states)
-            provenance = {"run": run_dir.name, **_fingerprints(prepared, backend)}
+            provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **_provenance(prepared, backend)}
             bundle = _save_bundle(run_dir, config, prepared, predictor, metrics, report, provenance)
             version = None
             if registry is not None:
-                version = _register(Path(registry), config.name, bundle, str(provenance["run_id"]))
-                bundle = Path(registry) / config.name / str(version)
+                version = _register(registry, config.name, bundle, str(provenance["run_id"]))
+                bundle = registry / config.name / str(version)
         record.finish(model=config.name, version=version, bundle=str(bundle), metrics=metrics)
     return FitResult(run_dir, config.name, version, bundle, metrics, report, predictor, record.seconds)
+
+
+def _train(config: Config, run: Chosen, setup: Setup, backend: Backend, options: _Options) -> TrainResult:
+    """Return the TrainResult, gone on with from the newest whole checkpoint if the run has one."""
+    folder, settings = _checkpoint_dir(config, run), config.training.checkpoint
+    loaded = Loaded(None, ())
+    if run.resumed is not None:
+        tell_other_machine(run.resumed, backend, options.tell)
+        loaded = load_newest(folder, setup.state)
+        _tell_resumed(run.resumed, loaded, options.tell)
+    step = int(loaded.snapshot.state.step) if loaded.snapshot else None
+    watchers = (metrics_logger(run.folder / "metrics.jsonl"), *options.callbacks)
+    with held() as ending, checkpointer(folder, settings, ending=ending, resumed=step) as keep:
+        return watch(train_events(setup.state, setup.task, setup.plan, loaded.snapshot), watchers, keep, ending)
+    raise AssertionError("a block that ends early raises what ended it")
+
+
+def _tell_resumed(run: Run, loaded: Loaded, tell: Callable[[str], None]) -> None:
+    """Tell where the run goes on."""
+    for line in loaded.notes:
+        tell(line)
+    if loaded.snapshot is None:
+        where = "from the start, as there is no whole checkpoint"
+    else:
+        position, step = loaded.snapshot.position, int(loaded.snapshot.state.step)
+        under_way = f"epoch {position.epoch}, {position.batch} batches of it done"
+        where = f"from step {step} ({'training is over' if position.over else under_way})"
+    tell(f"resume: going on with {run.path} {where}")
+    get_logger().info("resumed", where=where, notes=loaded.notes)
+
+
+def _finished(run: Run, tell: Callable[[str], None]) -> FitResult:
+    """Return the FitResult of a run that is over; BundleError when its model is gone."""
+    record = run.record
+    tell(f"run {run.path} is finished: nothing is left to do; --resume never trains anew")
+    bundle = Path(record.bundle) if record.bundle and Path(record.bundle).is_dir() else run.path / "bundle"
+    report = parse_object((run.path / "report.json").read_bytes(), str(run.path / "report.json"))
+    seconds = record.seconds if isinstance(record.seconds, dict) else {}
+    metrics = {
+        split: {name: math.nan if value is None else value for name, value in found.items()}
+        for split, found in record.metrics.items()
+    }
+    return FitResult(run.path, record.name, record.version, bundle, metrics, report, load_predictor(bundle), seconds)
 
 
 def _register(registry: Path, name: str, bundle: Path, run_id: str) -> int:
@@ -123,79 +210,15 @@ def _register(registry: Path, name: str, bundle: Path, run_id: str) -> int:
         ) from error
 
 
-def _make_run_dir(config: Config, run_dir: str | Path | None, runs_dir: Path) -> Path:
-    """Return the folder of this run, made now; `runs/NAME/YYYYmmdd-HHMMSS` unless one is given."""
-    if run_dir is None:
-        return create_run(runs_dir, config.name, dt.datetime.now())
-    folder = Path(run_dir)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise DataError(f"--run-dir {folder}: expected a new or empty folder, got one with files in it; name another")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--run-dir {folder}: cannot be made: {error.strerror}; name another") from error
-    return folder
-
-
-class _Record(NamedTuple):
-    """What `run.json` says of this run, kept true at every stage."""
-
-    path: Path
-    content: dict[str, Any]
-    seconds: dict[str, float]
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage, and log its end."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(time.perf_counter() - started, 3)
-        get_logger().info("stage done", stage=name, seconds=self.seconds[name])
-
-    def save(self, **changes: Any) -> None:
-        """Write `run.json` with the changes."""
-        self.content.update(changes, seconds=self.seconds)
-        write_json_atomic(self.path, self.content)
-
-    def finish(self, **changes: Any) -> None:
-        """Write that the run finished, and with what."""
-        self.save(status="finished", **changes)
-        get_logger().info("finished", model=self.content["model"], version=self.content["version"])
-
-
-@contextlib.contextmanager
-def _recorded(run_dir: Path, config: Config, tell: Callable[[str], None]) -> Iterator[_Record]:
-    """Give a _Record, and write to it how the run ended whatever happens."""
-    configure_logging(run_dir)
-    (run_dir / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
-    started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    record = _Record(run_dir / "run.json", {"name": config.name, "started": started}, {})
-    record.save(status="running", config=config_to_dict(config), process=os.getpid())
-    try:
-        yield record
-    except KeyboardInterrupt:
-        record.save(status="interrupted")
-        tell(f"interrupted: what there is stays in {run_dir}, with the checkpoints that were saved so far")
-        raise
-    except MmjaxError as error:
-        record.save(status="failed", problems=list(error.problems))
-        get_logger().error("failed", problems=list(error.problems))
-        raise
-    except BaseException as error:
-        record.save(status="failed", problems=[f"{type(error).__name__}: {error}"])
-        raise
-    finally:
-        configure_logging(None)
-
-
 def _save_inputs(run_dir: Path, config: Config, prepared: Prepared, decisions: tuple[Decision, ...]) -> None:
     """Keep what decides the run: the resolved config, the schema, the realised split, the recipe's decisions."""
     (run_dir / "resolved.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     (run_dir / "schema.json").write_bytes(schema_to_json(prepared.schema))
     (run_dir / "split.json").write_text(split_to_json(prepared.split, prepared.names), encoding="utf-8")
     write_json_atomic(run_dir / "decisions.json", [decision._asdict() for decision in decisions])
+    write_json_atomic(run_dir / "audit.json", [finding._asdict() for finding in prepared.findings])
+    if prepared.quarantined:
+        write_quarantine(run_dir / "quarantine.csv", prepared.quarantined)
 
 
 def _tell_all(
@@ -214,6 +237,7 @@ def _tell_all(
         f"data: {len(prepared.names)} rows: {sizes}; target {prepared.schema.target.column}: "
         f"{prepared.schema.target.reason}",
         *prepared.notes,
+        *audit_lines(prepared.findings, run_dir / "audit.json"),
     ]
     for line in lines:
         tell(line)
@@ -228,13 +252,13 @@ def _short(value: Any) -> str:
     return str(list(value)).replace(" ", "") if isinstance(value, tuple) else str(value)
 
 
-def _checkpoint_dir(config: Config, run_dir: Path) -> Path:
+def _checkpoint_dir(config: Config, run: Chosen) -> Path:
     """Return where this run's checkpoints go; DataError when those of another run are there."""
     given = config.training.checkpoint.path
     if given is None:
-        return run_dir / "checkpoints"
-    folder = Path(given) / f"{config.name}-{run_dir.name}"
-    if folder.exists():
+        return run.folder / "checkpoints"
+    folder = Path(given) / f"{config.name}-{run.folder.name}"
+    if folder.exists() and run.resumed is None:
         raise DataError(
             f"training.checkpoint.path: expected no checkpoints of another run, got {folder}; name another path or run"
         )
@@ -269,7 +293,7 @@ def _report(
             schema=prepared.schema,
             split_sizes={name: len(getattr(prepared.split, name)) for name in SPLITS},
             class_counts=_class_counts(prepared),
-            notes=prepared.notes,
+            notes=(*prepared.notes, *(finding_line(finding) for finding in prepared.findings)),
             decisions=tuple(decision._asdict() for decision in decisions),
             metrics={name: evaluation.metrics for name, evaluation in evaluations.items()},
             per_class={name: evaluation.per_class for name, evaluation in evaluations.items() if evaluation.per_class},
@@ -293,12 +317,10 @@ def _class_counts(prepared: Prepared) -> dict[str, dict[str, int]] | None:
     return {name: dict(zip(classes, found.tolist(), strict=True)) for name, found in counts.items()}
 
 
-def _fingerprints(prepared: Prepared, backend: Backend) -> dict[str, Any]:
-    """Return what tells this run and its data from others."""
-    finished = dt.datetime.now(dt.UTC)
+def _provenance(prepared: Prepared, backend: Backend) -> dict[str, Any]:
+    """Return where the model comes from: what tells this run and its data from others."""
     return {
-        "run_id": f"{finished:%Y%m%dT%H%M%S%f}-{os.getpid()}",
-        "finished": finished.isoformat(timespec="seconds"),
+        "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "data_sha256": prepared.fingerprint,
         "platform": backend.platform,
         "device": backend.device,
@@ -332,6 +354,8 @@ def _save_bundle(
         card=card,
         provenance=provenance,
     )
+    for old in (run_dir / "bundle", *run_dir.glob(".bundle.*.tmp")):  # of this run, killed before it was registered
+        shutil.rmtree(old, ignore_errors=True)
     save_bundle(run_dir / "bundle", contents)
     return run_dir / "bundle"
 
@@ -345,13 +369,23 @@ def _save_bundle(
 @click.option(
     "--registry", default="registry", show_default=True, type=click.Path(), help="Where the model is registered."
 )
+@click.option(
+    "--resume",
+    default="auto",
+    show_default=True,
+    metavar="auto|never|DIR",
+    help="Go on with the newest unfinished run of this config and data (or that in --run-dir), start anew, or go on "
+    "with the run in a folder.",
+)
 @json_option
-def command(config_path: str, overrides: tuple[str, ...], run_dir: str | None, registry: str) -> dict[str, Any]:
+def command(
+    config_path: str, overrides: tuple[str, ...], run_dir: str | None, registry: str, resume: str
+) -> dict[str, Any]:
     """Train, test and register a model."""
     started = time.perf_counter()
     config = load_config(config_path, overrides)
     with progress(sys.stdout) as show:
-        result = fit(config, run_dir=run_dir, registry=registry, callbacks=(show,), tell=echo)
+        result = fit(config, run_dir=run_dir, registry=registry, resume=resume, callbacks=(show,), tell=echo)
     print_results(result.report, sys.stdout)
     echo(f"registered as {result.name}:{result.version} in {result.bundle}, with its card.md and report.json")
     for line in closing_lines(f"{result.name}:{result.version}", result.predictor.config, registry=registry):
@@ -368,4 +402,4 @@ def command(config_path: str, overrides: tuple[str, ...], run_dir: str | None, r
 
 
 if __name__ == "__main__":
-    run(command)
+    run_door(command)

@@ -17,10 +17,11 @@ LAYERS: dict[int, dict[str, str]] = {
             config config_load config_rules config_structure config_tree config_words config_yaml config_docs""",
     },
     1: {
-        "data": """data/cache data/loading data/stream
+        "data": """data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images data/audit_leaks
+            data/audit_rows data/cache data/loading data/stream
             data/cells data/decode data/encode data/folders data/idx data/image_bytes data/images data/infer
-            data/fingerprint data/kinds data/pipeline data/prepare data/prepare_images data/prepare_table data/prepared
-            data/quarantine data/schema_file data/split data/split_groups data/split_time data/table data/validate""",
+            data/facts data/findings data/fingerprint data/kinds data/pipeline data/prepare data/prepare_images data/prepare_table data/prepared
+            data/quarantine data/schema_file data/survey data/split data/split_groups data/split_time data/table data/validate""",
         "transforms": """transforms/augment transforms/base transforms/build transforms/image
             transforms/piecewise transforms/tabular""",
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp

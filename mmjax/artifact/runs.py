@@ -4,7 +4,10 @@ A run writes `run.json` (status, times, config, in the end model, version and me
 per epoch; both are read here as they stand, also while it runs or after it was killed.
 """
 
+import contextlib
+import fcntl
 import json
+import os
 import re
 import shutil
 import time
@@ -17,12 +20,13 @@ import msgspec
 
 from mmjax.artifact.files import NAME, parse_object, valid_name
 from mmjax.artifact.files import write_json_atomic as write_json_atomic
-from mmjax.errors import BundleError, did_you_mean
+from mmjax.errors import BundleError, ConfigError, did_you_mean
 
 STAMP = re.compile(r"[0-9]{8}-[0-9]{6}(-[0-9]+)?")
 RECORD = "run.json"
-STALE_S = 24 * 3600
-"""A run that says it is running but has written nothing for so long was killed."""
+LOCK = "lock"
+JUST_MADE_S = 2.0
+"""Between the making of a folder and its lock."""
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +34,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     status: str
-    """`running`, `finished`, `failed` or `interrupted`."""
+    """`running`, `finished`, `failed`, `interrupted`; `diverged` where a loss was not finite; as listed, also `killed`."""
     started: str = ""
     seconds: Any = None
     """Seconds in all, or by stage."""
@@ -39,6 +43,15 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, dict[str, float | None]] = {}
     config: dict[str, Any] = {}
     problems: tuple[str, ...] = ()
+    run_id: str = ""
+    """Under which its model is registered, once."""
+    process: int = 0
+    data_sha256: str = ""
+    """Fingerprint of the prepared data; empty until they are."""
+    split_sizes: dict[str, int] = {}
+    bundle: str | None = None
+    computes: dict[str, Any] = {}
+    """Versions, device and threads: where any differs, so may the bits."""
 
 
 class Run(NamedTuple):
@@ -65,6 +78,42 @@ def create_run(root: Path, name: str, now: datetime) -> Path:
             return folder
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process while the block lasts; ConfigError when another process holds it.
+
+    The system frees it when the process ends, however it ends.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(descriptor)
+        raise ConfigError(f"run {folder}: process {holder} is at work in it; wait for it, or name another") from error
+    try:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process is at work in the run folder."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def list_runs(root: Path, name: str = "") -> list[Run]:
     """Return the runs, of one name if given, newest first.
 
@@ -83,6 +132,8 @@ def load_run(path: Path) -> Run:
         record = msgspec.convert(parse_object(file.read_bytes(), str(file)), RunRecord)
     except msgspec.ValidationError as error:
         raise BundleError(f"{file}: not the record of a run: {error}; prune the run") from error
+    if record.status == "running" and not is_locked(path):
+        record = msgspec.structs.replace(record, status="killed")
     return Run(f"{path.parent.name}/{path.name}", path, record)
 
 
@@ -113,7 +164,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 def prune(root: Path, keep: int, *, name: str = "", dry_run: bool = False) -> list[Run]:
     """Return the runs removed (with `dry_run`: that would be): all but the newest `keep` of each name.
 
-    Runs that go on are neither counted nor removed. What the registry holds is a copy and stays.
+    Runs that a process is at work in are neither counted nor removed. What the registry holds is a copy and stays.
     """
     kept: dict[str, int] = {}
     removed = []
@@ -129,11 +180,8 @@ def prune(root: Path, keep: int, *, name: str = "", dry_run: bool = False) -> li
 
 
 def _goes_on(run: Run) -> bool:
-    """Return whether the run says that it is running and has written something lately, or has just been made."""
-    if run.record.status not in ("running", "unknown"):
-        return False
-    written = max(path.stat().st_mtime for path in (run.path, *run.path.glob("*.json*")))
-    return time.time() - written < STALE_S
+    """Return whether a process is at work in the run, or it has just been made."""
+    return is_locked(run.path) or time.time() - run.path.stat().st_mtime < JUST_MADE_S
 
 
 def _load_or_say(folder: Path) -> Run:

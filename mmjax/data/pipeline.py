@@ -1,6 +1,7 @@
 """The order of rows: one host function for resident and streamed data alike."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,9 +23,30 @@ def epoch_batches(seed: int, epoch: int, n: int, batch_size: int) -> np.ndarray:
     return permutation(seed, epoch, n)[: steps * batch_size].reshape(steps, batch_size)
 
 
-def take(batch: Batch, rows: np.ndarray) -> Batch:
+def take(batch: Batch, rows: np.ndarray | slice) -> Batch:
     """Return the given rows of every array of a host Batch."""
     return {name: values[rows] for name, values in batch.items()}
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Rows of an array on disk, read when a slice of them is asked for."""
+
+    values: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the picked rows."""
+        return (len(self.rows), *self.values.shape[1:])
+
+    def __len__(self) -> int:
+        """Return the number of rows, not of fields."""
+        return len(self.rows)
+
+    def __getitem__(self, at: slice) -> np.ndarray:
+        """Return the rows of a slice, copied into memory."""
+        return self.values[self.rows[at]]
 
 
 def batch_rows(batch: Batch) -> int:

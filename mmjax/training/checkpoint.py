@@ -1,118 +1,240 @@
-"""Checkpoints: the last training state and the best variables, on disk with orbax.
+"""Checkpoints: all that a run needs to go on, on disk with orbax, written beside the training.
 
-Each save is a new folder that orbax moves into place when it is whole; only then is the one before it deleted, so a
-crash at any moment leaves a good one. orbax restores most flipped bits in silence, so our own digests lie in it.
+    checkpoints/STEP/arrays/...     orbax: training state, sums of the epoch, best weights so far
+    checkpoints/STEP/position.json  epoch, batch, history, early stopping
+    checkpoints/STEP/sha256.json    our own digests: orbax restores most flipped bits in silence
+
+A checkpoint is made under another name and renamed when all of it is on the disk; older ones go only then. So a crash
+at any moment leaves a whole one, and what is not whole has no name that anything reads.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from mmjax.artifact.files import write_json_atomic
+from mmjax.artifact.files import sync_folder, temporary_sibling, write_synced
 from mmjax.config import Checkpoint
 from mmjax.errors import DataError
 from mmjax.training.event_types import Checkpointed
-from mmjax.training.events import Snapshot
+from mmjax.training.events import Snapshot, on_host
+from mmjax.training.state import Position, TrainState, eval_variables
+from mmjax.training.steps import empty_totals
+from mmjax.training.stopping import StopState
 
-DIGESTS = "sha256.json"
+DIGESTS, POSITION, ARRAYS = "sha256.json", "position.json", "arrays"
+FORMAT = 1
 SAVE_EVERY_S = 30.0
-"""Without `every_epochs`: seconds between two saves of the last state."""
+"""Without `every_epochs`: seconds between two saves."""
 
-
-def checkpointer(folder: Path, settings: Checkpoint) -> Callable[[Snapshot], Iterator[Checkpointed]]:
-    """Return a keeper that saves `last/STEP` and `best/STEP` under `folder` when a Snapshot is due."""
-    saved_at = time.monotonic() - SAVE_EVERY_S  # the first epoch is saved: something to come back to
-
-    def due(snapshot: Snapshot) -> bool:
-        if isinstance(settings.every_epochs, int):
-            return snapshot.epoch % settings.every_epochs == 0
-        return time.monotonic() - saved_at >= SAVE_EVERY_S
-
-    def keep(snapshot: Snapshot) -> Iterator[Checkpointed]:
-        nonlocal saved_at
-        if not settings.enabled or not (snapshot.last or due(snapshot)):
-            return
-        saved_at = time.monotonic()
-        path = save_tree(folder / "last" / str(snapshot.step), snapshot.state._asdict())
-        yield Checkpointed(snapshot.step, str(path), best=False)
-        if settings.save_best and snapshot.best:
-            path = save_tree(folder / "best" / str(snapshot.step), snapshot.best)
-            yield Checkpointed(snapshot.step, str(path), best=True)
-
-    return keep
-
-
-def save_tree(path: Path, tree: Any) -> Path:
-    """Save a pytree of arrays as the folder `path`, then delete its older siblings; return `path`.
-
-    Raises DataError when the disk refuses.
-    """
-    path = path.absolute()
-    try:
-        with interrupts_held():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with ocp.StandardCheckpointer() as saver:
-                saver.save(path, tree, force=True)
-            write_json_atomic(path / DIGESTS, _digests(path))
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot write the checkpoint: {error}; free space or set training.checkpoint.path"
-        ) from error
-    for sibling in path.parent.iterdir():
-        if sibling.name.isdigit() and sibling != path:
-            shutil.rmtree(sibling)
-    return path
-
-
-def load_tree(path: Path, like: Any) -> Any:
-    """Return the pytree saved in the folder `path`, with the structure, shapes and dtypes of `like` (None: as saved).
-
-    Raises DataError when a file is not the one that was saved.
-    """
-    path = path.absolute()
-    try:
-        expected = json.loads((path / DIGESTS).read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected a whole checkpoint with {DIGESTS} in it; use another one") from error
-    found = _digests(path)
-    damaged = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if damaged:
-        raise DataError([f"{path / name}: damaged: not the file that was saved; use another one" for name in damaged])
-    with ocp.StandardCheckpointer() as saver:
-        return saver.restore(path, like)
+Keep = Callable[[Snapshot], Iterator[Checkpointed]]
 
 
 @contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Hold back the first SIGINT or SIGTERM until the block ends: orbax's threads must not outlive the interpreter."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+def checkpointer(
+    folder: Path, settings: Checkpoint, *, ending: Callable[[], bool] = lambda: False, resumed: int | None = None
+) -> Iterator[Keep]:
+    """Yield what saves each Snapshot that is due, while training goes on; the block ends when the last is on disk.
+
+    Due is the last Snapshot of a run; the one at hand when `ending()` says that the process is to end; and in between
+    every half minute, or every so many epochs where the settings say. `resumed` is a step whose checkpoint is there.
+    DataError, at the next Snapshot or the end of the block, when the disk refuses.
+    """
+    if not settings.enabled:
+        yield lambda snapshot: iter(())
         return
-    held: list[int] = []
+    _remove_leftovers(folder)
+    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as pool:
+        saver = _Saver(folder, settings, ending, pool, known={resumed} if resumed is not None else set())
+        yield saver.keep
+        saver.wait()
 
-    def hold(number: int, _frame: FrameType | None) -> None:
-        if held:
-            raise KeyboardInterrupt
-        held.append(number)
 
-    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+class _Saver:
+    """One save at a time in a thread; a class, for it holds what is going on."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Checkpoint,
+        ending: Callable[[], bool],
+        pool: ThreadPoolExecutor,
+        known: set[int],
+    ) -> None:
+        self.folder, self.settings, self.ending, self.pool, self.known = folder, settings, ending, pool, known
+        self.saved_at = time.monotonic()
+        self.under_way: Future[Checkpointed] | None = None
+
+    def keep(self, snapshot: Snapshot) -> Iterator[Checkpointed]:
+        """Save the Snapshot if it is due; yield what has reached the disk since the last call."""
+        if self.under_way is not None and self.under_way.done():
+            yield self.wait()
+        if not self._due(snapshot):
+            return
+        if self.under_way is not None:
+            yield self.wait()
+        step = int(snapshot.state.step)
+        self.saved_at = time.monotonic()
+        if step not in self.known:
+            self.known.add(step)
+            arrays = on_host(_arrays(snapshot))
+            position = _position_to_json(snapshot, arrays)
+            self.under_way = self.pool.submit(save, self.folder, step, arrays, position, keep=self.settings.keep)
+        if self.under_way is not None and (snapshot.position.over or self.ending()):
+            yield self.wait()
+
+    def wait(self) -> Any:
+        """Return what the save under way ends in, or None; DataError when the disk refused."""
+        under_way, self.under_way = self.under_way, None
+        return under_way.result() if under_way is not None else None
+
+    def _due(self, snapshot: Snapshot) -> bool:
+        position = snapshot.position
+        if position.over or self.ending():
+            return True
+        if isinstance(self.settings.every_epochs, int):
+            return position.batch == 0 and (position.epoch - 1) % self.settings.every_epochs == 0
+        first = position.batch == 0 and position.epoch == 2  # something to come back to
+        return first or time.monotonic() - self.saved_at >= SAVE_EVERY_S
+
+
+def save(folder: Path, step: int, arrays: list[np.ndarray], position: bytes, *, keep: int) -> Checkpointed:
+    """Write the checkpoint `folder/STEP`, then delete all but the newest `keep` up to it, and any beyond it.
+
+    Raises DataError when the disk refuses; what was there before is there still.
+    """
+    path = folder.absolute() / str(step)
+    temporary = temporary_sibling(path)
     try:
-        yield
+        temporary.mkdir(parents=True)
+        with ocp.StandardCheckpointer() as saver:
+            saver.save(temporary / ARRAYS, {f"{index:05d}": array for index, array in enumerate(arrays)})
+        write_synced(temporary / POSITION, position)
+        write_synced(temporary / DIGESTS, json.dumps(_digests(temporary), indent=1).encode())
+        _sync(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except (OSError, ValueError) as error:  # orbax and tensorstore say ValueError where a disk is full
+        raise DataError(
+            f"{path}: cannot write the checkpoint: {error}; free space or set training.checkpoint.path; {_left(folder)}"
+        ) from error
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    for number in held:
-        signal.raise_signal(number)
+        shutil.rmtree(temporary, ignore_errors=True)
+    steps = steps_in(folder)
+    for old in [*steps[steps.index(step) + keep :], *(newer for newer in steps if newer > step)]:
+        shutil.rmtree(folder / str(old))
+    return Checkpointed(step, str(path))
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in the folder, the newest first."""
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+class Loaded(NamedTuple):
+    """The newest whole checkpoint, if there is one, and what was wrong with newer ones, a line each."""
+
+    snapshot: Snapshot | None
+    notes: tuple[str, ...]
+
+
+def load_newest(folder: Path, like: TrainState) -> Loaded:
+    """Return the newest checkpoint that is whole, with the structure, shapes and dtypes of `like`.
+
+    A damaged one is passed over with a note. DataError when one is whole but of another network.
+    """
+    notes: list[str] = []
+    for step in steps_in(folder):
+        damaged = damages(folder / str(step))
+        if not damaged:
+            return Loaded(load(folder / str(step), like), tuple(notes))
+        notes.append(f"checkpoint {folder / str(step)} is passed over: {'; '.join(damaged)}")
+    return Loaded(None, tuple(notes))
+
+
+def damages(path: Path) -> list[str]:
+    """Return what is wrong with the files of a checkpoint; empty when they are those that were saved."""
+    try:
+        expected = json.loads((path / DIGESTS).read_bytes())
+        found = _digests(path)
+    except (OSError, ValueError) as error:
+        return [f"{path / DIGESTS}: not readable: {error}"]
+    if not isinstance(expected, dict):
+        return [f"{path / DIGESTS}: no table of digests"]
+    names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    return [f"{name}: damaged: not the file that was saved" for name in names]
+
+
+def load(path: Path, like: TrainState) -> Snapshot:
+    """Return the Snapshot in an undamaged checkpoint, its arrays on the host; DataError when it does not fit `like`."""
+    found = json.loads((path / POSITION).read_bytes())
+    best = eval_variables(like) if found["best"] else None
+    template = Snapshot(like, empty_totals(), best, _position_from_json(found["position"]))
+    leaves, structure = jax.tree.flatten((template.state, template.totals, template.best))
+    expected = [[list(leaf.shape), str(leaf.dtype)] for leaf in leaves]
+    if found["format"] != FORMAT or found["leaves"] != expected:
+        raise DataError(f"{path}: expected a checkpoint of this network, got another; name another run or start anew")
+    with ocp.StandardCheckpointer() as saver:
+        shapes = {f"{i:05d}": np.empty(leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)}
+        arrays = saver.restore(path.absolute() / ARRAYS, shapes)
+    state, totals, best = jax.tree.unflatten(structure, [arrays[name] for name in sorted(arrays)])
+    return template._replace(state=state, totals=totals, best=best)
+
+
+def _arrays(snapshot: Snapshot) -> list[Any]:
+    return jax.tree.leaves((snapshot.state, snapshot.totals, snapshot.best))
+
+
+def _position_to_json(snapshot: Snapshot, arrays: list[np.ndarray]) -> bytes:
+    """Return the host's part; floats come back as they were, NaN and infinities among them."""
+    stop = snapshot.position.stop
+    plain_stop = [float(stop.best), int(stop.best_epoch), int(stop.since), bool(stop.active)]
+    document = {
+        "format": FORMAT,
+        "best": snapshot.best is not None,
+        "leaves": [[list(array.shape), str(array.dtype)] for array in arrays],
+        "position": snapshot.position._replace(stop=plain_stop)._asdict(),  # pyright: ignore[reportArgumentType]
+    }
+    return json.dumps(document).encode()
+
+
+def _position_from_json(found: dict[str, Any]) -> Position:
+    best, best_epoch, since, active = found["stop"]
+    stop = StopState(np.float32(best), np.int32(best_epoch), np.int32(since), np.bool_(active))
+    return Position(**{**found, "stop": stop, "history": tuple(found["history"])})
+
+
+def _left(folder: Path) -> str:
+    steps = steps_in(folder)
+    return f"the checkpoint of step {steps[0]} is whole: the same command goes on from it" if steps else "none is left"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a killed save left behind."""
+    for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until every file and folder under `folder` is on the disk."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(root, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(root))
 
 
 def _digests(folder: Path) -> dict[str, str]:

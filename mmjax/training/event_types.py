@@ -62,7 +62,6 @@ class Checkpointed(NamedTuple):
 
     step: int
     path: str
-    best: bool
 
 
 class Stopped(NamedTuple):

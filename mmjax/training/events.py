@@ -4,8 +4,9 @@
 resumes, because the next step takes over its memory.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,29 +16,31 @@ import numpy as np
 
 from mmjax.backend import compiled
 from mmjax.config import Training
-from mmjax.data.pipeline import batch_rows, epoch_batches
+from mmjax.data.pipeline import epoch_batches, take
+from mmjax.data.stream import window_steps
+from mmjax.data.stream import windows as read_windows
 from mmjax.errors import TrainingError
+from mmjax.interrupts import Ending
 from mmjax.schema import Batch
 from mmjax.training.event_types import EpochEnded, Event, Finished, Progressed, Started, Stopped
 from mmjax.training.metrics import metric_direction
-from mmjax.training.state import TrainState, eval_variables
+from mmjax.training.state import Position, TrainState, eval_variables
 from mmjax.training.steps import Learner, Totals, empty_totals, make_train_chunk
-from mmjax.training.stopping import StopState, init_stop, update_stop
+from mmjax.training.stopping import init_stop, update_stop
 
 CHUNK_S = 1.0
 """Seconds of work between two looks at the clock: signals and progress stay prompt."""
 
 
 class Snapshot(NamedTuple):
-    """The state after an epoch, for those who keep it; arrays are valid until the next event."""
+    """All that a run needs to go on from here; as the trainer yields it, valid until the next event."""
 
-    epoch: int
-    step: int
     state: TrainState
+    totals: Totals
+    """Sums over the batches of the epoch under way."""
     best: Any
-    """Variables of the best epoch so far."""
-    last: bool
-    """True when nothing comes after it."""
+    """Variables of the best epoch so far; None before the first one."""
+    position: Position
 
 
 class Plan(NamedTuple):
@@ -70,11 +73,15 @@ Measure = Callable[[Any], dict[str, float]]
 
 
 class Task(NamedTuple):
-    """What is trained: the pure parts, resident rows, and who measures."""
+    """What is trained: the pure parts, the rows, and who measures."""
 
     learner: Learner
     data: Batch
-    """Training rows with `label`, on the host; they move to the device once."""
+    """All rows with `label`, on the host or mapped from disk."""
+    rows: np.ndarray
+    """Indices into `data` of the training rows, i64[N]."""
+    streamed: bool
+    """False: the training rows move to the device once. True: they are read from disk, window by window."""
     fitted: tuple[Any, Any]
     """Transform and output states."""
     measure: Measure
@@ -84,65 +91,56 @@ class Task(NamedTuple):
     validation_rows: int
 
 
-class _Progress(NamedTuple):
-    """What is known after an epoch."""
+def train_events(
+    state: TrainState, task: Task, plan: Plan, resumed: Snapshot | None = None
+) -> Generator[Event | Snapshot, None, TrainResult]:
+    """Yield the events of one run from `state`, or from `resumed`, and return its TrainResult.
 
-    stop: StopState
-    best: Any
-    best_epoch: int
-    history: tuple[dict[str, float], ...]
-
-
-def train_events(state: TrainState, task: Task, plan: Plan) -> Generator[Event | Snapshot, None, TrainResult]:
-    """Yield the events of one run from `state` and return its TrainResult.
-
-    Raises TrainingError, after a last Snapshot of the newest finite state, when a loss or a weight is not finite.
+    A Snapshot comes after each chunk of about a second and after each epoch. Raises TrainingError, after a last
+    Snapshot of the newest state known to be finite, when a loss or a weight is not finite.
     """
-    epochs, batch_size = _decided(plan.training.epochs), _decided(plan.training.batch_size)
-    n = batch_rows(task.data)
-    chunk = compiled(make_train_chunk(task.learner, seed=plan.seed, loop=plan.loop), donate=(0, 1))
-    program = _Program(chunk, jax.device_put(task.data), task.fitted, plan.loop)
-    clock, copy, finite = _Clock(batch_size), compiled(_copy), compiled(_all_finite)
+    epochs, batch_size, rows = _decided(plan.training.epochs), _decided(plan.training.batch_size), len(task.rows)
     direction = metric_direction(plan.monitor) if plan.monitor else "min"
     yield Started(
         plan.name,
         epochs,
-        n // batch_size,
+        rows // batch_size,
         batch_size,
-        n,
+        rows,
         task.validation_rows,
         task.parameters,
         plan.monitor,
         direction,
     )
     started = time.perf_counter()
-    progress = _Progress(init_stop(direction), None, 0, ())
-    good, epoch = copy(state), 0
-    for epoch in range(1, epochs + 1):
-        epoch_started = time.perf_counter()
-        state, totals, clock = yield from _run_epoch(program, state, clock, plan, epoch)
+    program, clock, finite = _make_program(task, plan), _Clock(batch_size), compiled(_all_finite)
+    first = Position(epoch=1, batch=0, history=(), best_epoch=0, stop=init_stop(direction), over=False)
+    now = _on_device(resumed or Snapshot(state, empty_totals(), None, first))
+    good = _kept(now)
+    while not now.position.over:
+        epoch_started, epoch = time.perf_counter(), now.position.epoch
+        now, clock = yield from _run_epoch(program, now, clock, plan)
+        state, totals = now.state, now.totals
         if int(totals.first_bad) >= 0 or not bool(finite((state.params, state.batch_stats, state.ema))):
-            reached = int(state.step)
-            yield Snapshot(epoch - 1, int(good.step), good, progress.best, last=True)
-            raise TrainingError(_not_finite(int(totals.first_bad), reached, epoch, plan.training))
+            yield good
+            raise TrainingError(_not_finite(int(totals.first_bad), int(state.step), epoch, plan.training))
         metrics = _epoch_metrics(totals, task) | task.measure(eval_variables(state))
-        progress, improved = _track(progress, metrics, epoch, state, plan, direction)
-        good, step = copy(state), int(state.step)
+        now, improved = _after_epoch(now, metrics, plan, direction)
+        good = _kept(now)
         rate = float(task.learning_rates[epoch - 1])
         seconds = time.perf_counter() - epoch_started
-        yield EpochEnded(epoch, epochs, step, metrics, rate, seconds, clock.rate(), improved)
-        ends = plan.training.early_stopping.enabled is True and not bool(progress.stop.active)
-        yield Snapshot(epoch, step, state, progress.best, last=ends or epoch == epochs)
-        if ends:
+        yield EpochEnded(epoch, epochs, int(state.step), metrics, rate, seconds, clock.rate(), improved)
+        yield now
+        if now.position.over and epoch < epochs:
             yield Stopped(epoch, f"{plan.monitor} has not improved for {plan.training.early_stopping.patience} epochs")
-            break
     seconds = time.perf_counter() - started
-    value = progress.history[progress.best_epoch - 1].get(plan.monitor, float("nan"))
-    reason = "stopped early" if epoch < epochs else "all epochs done"
-    yield Finished(epoch, progress.best_epoch, plan.monitor, value, seconds, reason)
+    history, best_epoch = now.position.history, now.position.best_epoch
+    value = history[best_epoch - 1].get(plan.monitor, float("nan"))
+    reason = "stopped early" if len(history) < epochs else "all epochs done"
+    yield Finished(len(history), best_epoch, plan.monitor, value, seconds, reason)
     best = plan.training.checkpoint.save_best and bool(plan.monitor)
-    variables, kept = (progress.best, progress.best_epoch) if best else (_copy(eval_variables(state)), epoch)
-    return TrainResult(variables, progress.history, kept, epoch, seconds, clock.rate())
+    variables, kept = (now.best, best_epoch) if best else (_copy(eval_variables(now.state)), len(history))
+    return TrainResult(variables, history, kept, len(history), seconds, clock.rate())
 
 
 class _Clock(NamedTuple):
@@ -170,90 +168,153 @@ class _Clock(NamedTuple):
         return self.steps * self.batch_size / self.seconds if self.seconds else float("nan")
 
 
+class _Window(NamedTuple):
+    """Some of the batches of an epoch, on the device."""
+
+    data: Batch
+    rows: jax.Array
+    """i32[S, B]: indices into `data`."""
+    start: int
+    stop: int
+    """Batches `start .. stop` of `rows` are to be done."""
+
+
 class _Program(NamedTuple):
     """A compiled chunk with what it always reads."""
 
     chunk: Callable[..., tuple[TrainState, Totals]]
-    data: Batch
+    windows: Callable[[int, int], Iterator[_Window]]
+    """`(epoch, first batch) -> the rest of the epoch`."""
     fitted: tuple[Any, Any]
     loop: bool
+    batches: int
+    """Of an epoch."""
 
-    def run(self, carry: tuple[TrainState, Totals], rows: jax.Array, start: int, count: int):
+    def run(self, carry: tuple[TrainState, Totals], window: _Window, start: int, count: int):
         """Return the state and sums after `count` steps: one program, or one call a step."""
         if self.loop:
-            return self.chunk(*carry, self.data, *self.fitted, rows, start, count)
+            return self.chunk(*carry, window.data, *self.fitted, window.rows, start, count)
         for index in range(start, start + count):
-            carry = self.chunk(*carry, self.data, *self.fitted, rows, index, 1)
+            carry = self.chunk(*carry, window.data, *self.fitted, window.rows, index, 1)
         return carry
 
 
+def _make_program(task: Task, plan: Plan) -> _Program:
+    chunk = compiled(make_train_chunk(task.learner, seed=plan.seed, loop=plan.loop), donate=(0, 1))
+    batch_size = _decided(plan.training.batch_size)
+    windows = (_streamed if task.streamed else _resident)(task, plan.seed, batch_size)
+    return _Program(chunk, windows, task.fitted, plan.loop, len(task.rows) // batch_size)
+
+
+def _resident(task: Task, seed: int, batch_size: int) -> Callable[[int, int], Iterator[_Window]]:
+    """Return windows that are whole epochs: all training rows stay on the device."""
+    data = jax.device_put(take(task.data, task.rows))
+
+    def windows(epoch: int, first: int) -> Iterator[_Window]:
+        order = epoch_batches(seed, epoch, len(task.rows), batch_size)
+        yield _Window(data, jax.device_put(order), first, len(order))
+
+    return windows
+
+
+def _streamed(task: Task, seed: int, batch_size: int) -> Callable[[int, int], Iterator[_Window]]:
+    """Return windows that are read ahead from disk, in the very order of resident rows."""
+    steps = window_steps(task.data, batch_size)
+    rows = jax.device_put(np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size))
+
+    def windows(epoch: int, first: int) -> Iterator[_Window]:
+        order = epoch_batches(seed, epoch, len(task.rows), batch_size)
+        with contextlib.closing(read_windows(task.data, task.rows, order, steps=steps, start=first)) as ahead:
+            for data in ahead:
+                yield _Window(jax.device_put(data), rows, 0, min(steps, len(order) - first))
+                first += steps
+
+    return windows
+
+
 def _run_epoch(
-    program: _Program, state: TrainState, clock: _Clock, plan: Plan, epoch: int
-) -> Generator[Event, None, tuple[TrainState, Totals, _Clock]]:
-    """Yield Progressed about once a second; return the state, the sums of the epoch and the clock."""
-    epochs, n = _decided(plan.training.epochs), batch_rows(program.data)
-    rows = jax.device_put(epoch_batches(plan.seed, epoch, n, clock.batch_size))
-    totals, start, total = empty_totals(), 0, len(rows)
-    while start < total and int(totals.first_bad) < 0:
-        count = min(clock.chunk_steps(), total - start)
-        began = time.perf_counter()
-        state, totals = jax.block_until_ready(program.run((state, totals), rows, start, count))
-        clock = clock.add(count, time.perf_counter() - began)
-        start += count
-        if time.perf_counter() - clock.reported >= CHUNK_S:
-            clock = clock._replace(reported=time.perf_counter())
-            loss = float(totals.loss) / max(float(totals.rows), 1e-9)
-            yield Progressed(epoch, epochs, (epoch - 1) * total + start, epochs * total, clock.rate(), loss)
-    return state, totals, clock
+    program: _Program, now: Snapshot, clock: _Clock, plan: Plan
+) -> Generator[Event | Snapshot, None, tuple[Snapshot, _Clock]]:
+    """Yield a Snapshot after each chunk, and Progressed about once a second; return the state after the epoch."""
+    epochs, epoch, done = _decided(plan.training.epochs), now.position.epoch, now.position.batch
+    for window in program.windows(epoch, done):
+        at = window.start
+        while at < window.stop and int(now.totals.first_bad) < 0:
+            count = min(clock.chunk_steps(), window.stop - at)
+            began = time.perf_counter()
+            state, totals = jax.block_until_ready(program.run((now.state, now.totals), window, at, count))
+            clock = clock.add(count, time.perf_counter() - began)
+            at, done = at + count, done + count
+            now = now._replace(state=state, totals=totals, position=now.position._replace(batch=done))
+            if time.perf_counter() - clock.reported >= CHUNK_S:
+                clock = clock._replace(reported=time.perf_counter())
+                loss = float(totals.loss) / max(float(totals.rows), 1e-9)
+                step = (epoch - 1) * program.batches + done
+                yield Progressed(epoch, epochs, step, epochs * program.batches, clock.rate(), loss)
+            if done < program.batches and int(totals.first_bad) < 0:
+                yield now
+    return now, clock
 
 
 def watch(
     events: Generator[Event | Snapshot, None, TrainResult],
     callbacks: Iterable[Callable[[Event], None]],
     keep: Callable[[Snapshot], Iterable[Event]],
+    ending: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
-    """Return the TrainResult of `events`, after showing each event to each callback and each Snapshot to `keep`."""
+    """Return the TrainResult of `events`, after showing each event to each callback and each Snapshot to `keep`.
+
+    Raises Ending after the first Snapshot at which `ending()` holds.
+    """
     callbacks = tuple(callbacks)
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as stop:
-            return stop.value
-        for told in keep(event) if isinstance(event, Snapshot) else (event,):
-            for callback in callbacks:
-                callback(told)
+    with contextlib.closing(events):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as stop:
+                return stop.value
+            for told in keep(event) if isinstance(event, Snapshot) else (event,):
+                for callback in callbacks:
+                    callback(told)
+            if isinstance(event, Snapshot) and ending():
+                raise Ending
 
 
-def _track(
-    progress: _Progress,
-    metrics: dict[str, float],
-    epoch: int,
-    state: TrainState,
-    plan: Plan,
-    direction: Literal["min", "max"],
-) -> tuple[_Progress, bool]:
-    """Return the progress with this epoch in it, and whether it is the best so far."""
-    history = (*progress.history, metrics)
+def _after_epoch(
+    now: Snapshot, metrics: dict[str, float], plan: Plan, direction: Literal["min", "max"]
+) -> tuple[Snapshot, bool]:
+    """Return the Snapshot at the start of the next epoch, and whether the one that ended is the best so far."""
+    position, epochs = now.position, _decided(plan.training.epochs)
+    epoch, history = position.epoch, (*position.history, metrics)
+    after = position._replace(epoch=epoch + 1, batch=0, history=history, over=epoch >= epochs)
     if not plan.monitor:
-        return _Progress(progress.stop, (), epoch, history), False
+        return now._replace(totals=empty_totals(), best=None, position=after._replace(best_epoch=epoch)), False
     if plan.monitor not in metrics:
         raise TrainingError(
             f"monitor: expected one of {', '.join(metrics)}, got '{plan.monitor}'; set training.early_stopping.monitor"
         )
     stopping = plan.training.early_stopping
-    patience = stopping.patience if isinstance(stopping.patience, int) else _decided(plan.training.epochs)
+    patience = stopping.patience if isinstance(stopping.patience, int) else epochs
     stop, better = update_stop(
-        progress.stop,
+        position.stop,
         np.float32(metrics[plan.monitor]),
         np.int32(epoch),
         direction=direction,
         patience=patience,
         min_delta=stopping.min_delta,
     )
-    improved = bool(better)
-    if improved or progress.best is None:  # a first metric of NaN still leaves something to keep
-        return _Progress(stop, _copy(eval_variables(state)), epoch, history), improved
-    return _Progress(stop, progress.best, progress.best_epoch, history), improved
+    improved, best, best_epoch = bool(better), now.best, position.best_epoch
+    if improved or best is None:  # a first metric of NaN still leaves something to keep
+        best, best_epoch = _copy(eval_variables(now.state)), epoch
+    over = after.over or (stopping.enabled is True and not bool(stop.active))
+    after = after._replace(stop=stop, best_epoch=best_epoch, over=over)
+    return Snapshot(now.state, empty_totals(), best, after), improved
+
+
+def _on_device(snapshot: Snapshot) -> Snapshot:
+    """Return the Snapshot with its arrays on the device, in buffers of their own, whatever they were before."""
+    state, totals, best = jax.device_put(on_host((snapshot.state, snapshot.totals, snapshot.best)))
+    return Snapshot(state, totals, best, snapshot.position)
 
 
 def _epoch_metrics(totals: Totals, task: Task) -> dict[str, float]:
@@ -287,6 +348,16 @@ def _all_finite(tree: Any) -> jax.Array:
 def _copy(tree: Any) -> Any:
     """Return copies that survive when the next step takes over the originals' memory."""
     return jax.tree.map(jnp.copy, tree)
+
+
+def _kept(now: Snapshot) -> Snapshot:
+    """Return the Snapshot with copies of what the next step takes over."""
+    return now._replace(state=_copy(now.state), totals=_copy(now.totals))
+
+
+def on_host(tree: Any) -> Any:
+    """Return the arrays of a tree as NumPy copies: a mere view would keep the buffer from being donated."""
+    return jax.tree.map(lambda leaf: np.array(leaf), tree)
 
 
 def _decided(value: int | msgspec.UnsetType) -> int:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mmjax.data.pipeline import batch_rows, pad_rows, padded_slices
+from mmjax.data.pipeline import batch_rows, pad_rows, padded_slices, take
 from mmjax.models.base import Model
 from mmjax.schema import Batch, Schema
 from mmjax.training.metrics import classification_metrics, regression_metrics
@@ -58,16 +58,24 @@ def bucket_of(rows: int, largest: int) -> int:
     return min(1 << max(rows - 1, 0).bit_length(), largest)
 
 
-def score(forward: Forward, states: tuple[Any, Any, Any], batch: Batch, *, largest: int, smallest: int = 1) -> Scores:
-    """Return the Scores of all rows of a host Batch; `states` are the variables, transform and output states.
+def score(
+    forward: Forward,
+    states: tuple[Any, Any, Any],
+    batch: Batch,
+    rows: np.ndarray | None = None,
+    *,
+    largest: int,
+    smallest: int = 1,
+) -> Scores:
+    """Return the Scores of all rows of a host Batch, or of `rows` i64[N]; the states are those of a Forward.
 
     Rows go through in slices of `largest`; the last is padded up to its bucket (of at least `smallest`), and padding
     never changes a result.
     """
     inputs = inputs_of(batch)
     parts = []
-    for start, stop in padded_slices(batch_rows(inputs), largest):
-        piece = {name: values[start:stop] for name, values in inputs.items()}
+    for start, stop in padded_slices(batch_rows(inputs) if rows is None else len(rows), largest):
+        piece = take(inputs, slice(start, stop) if rows is None else rows[start:stop])
         outputs, prediction = forward(*states, pad_rows(piece, max(smallest, bucket_of(stop - start, largest))))
         parts.append(jax.tree.map(lambda leaf, rows=stop - start: np.asarray(leaf)[:rows], (outputs, prediction)))
     outputs, prediction = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

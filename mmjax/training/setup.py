@@ -9,7 +9,7 @@ import numpy as np
 
 from mmjax.backend import compiled, platform
 from mmjax.config import Config, Training
-from mmjax.data.pipeline import batch_rows, take
+from mmjax.data.pipeline import Picked, batch_rows, take
 from mmjax.data.prepare import Prepared
 from mmjax.errors import ConfigError, DataError
 from mmjax.models.build import count_parameters
@@ -19,7 +19,7 @@ from mmjax.training.events import Measure, Plan, Task
 from mmjax.training.losses import Loss, class_weight_array, make_loss
 from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
-from mmjax.training.scoring import Forward, Scores, bucket_of, inputs_of, metrics_of, score
+from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, bucket_of, inputs_of, metrics_of, score
 from mmjax.training.state import TrainState, init_state
 from mmjax.training.steps import Learner
 from mmjax.transforms.augment import build_augment
@@ -40,9 +40,10 @@ class Scorer(NamedTuple):
     """Rows of every forward pass."""
 
     def scores(self, states: tuple[Any, Any, Any], split: str) -> tuple[Scores, Batch]:
-        """Return the Scores of a split and its labels; `split` is `train`, `validation` or `test`."""
-        batch = take(self.prepared.batch, getattr(self.prepared.split, split))
-        return score(self.forward, states, batch, largest=self.rows, smallest=self.rows), batch
+        """Return the Scores of a split and its labels and weights; `split` is `train`, `validation` or `test`."""
+        batch, rows = self.prepared.batch, getattr(self.prepared.split, split)
+        answers = take({name: values for name, values in batch.items() if name in LABEL_FIELDS}, rows)
+        return score(self.forward, states, batch, rows, largest=self.rows, smallest=self.rows), answers
 
     def metrics(self, states: tuple[Any, Any, Any], split: str) -> dict[str, float]:
         """Return `loss` and every metric of a split; an empty dict when it has no rows."""
@@ -70,7 +71,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     run that ends before its first update. DataError for training rows that all weigh nothing.
     """
     _refuse_useless(config, prepared)
-    train = take(prepared.batch, prepared.split.train)
+    train = _training_rows(prepared)
     transform_state = jax.tree.map(jnp.asarray, parts.transform.fit(inputs_of(train)))
     output_state = jax.tree.map(jnp.asarray, parts.output.fit(train["label"]))
     fitted = (transform_state, output_state)
@@ -95,7 +96,9 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     schedule = make_schedule(config.training, total_steps=steps[-1])
     task = Task(
         learner=learner,
-        data=train,
+        data=prepared.batch,
+        rows=prepared.split.train,
+        streamed=prepared.streamed,
         fitted=fitted,
         measure=_measure(scorer, fitted, plan.monitor),
         learning_rates=np.asarray(compiled(jax.vmap(lambda count: jnp.float32(schedule(count))))(steps - 1)),
@@ -103,6 +106,13 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         validation_rows=len(prepared.split.validation),
     )
     return Setup(state, task, plan, fitted, scorer)
+
+
+def _training_rows(prepared: Prepared) -> Batch:
+    """Return the training rows; of a streamed data set the images stay on disk."""
+    batch, rows = prepared.batch, prepared.split.train
+    images = {"image": Picked(batch["image"], rows)} if prepared.streamed and "image" in batch else {}
+    return take({name: values for name, values in batch.items() if name not in images}, rows) | images
 
 
 def make_plan(config: Config) -> Plan:
@@ -157,7 +167,7 @@ def _batches(training: Training, rows: int) -> int:
 
 
 def _init_variables(parts: Parts, transform_state: Any, train: Batch, seed: int) -> dict[str, Any]:
-    sample = inputs_of(take(train, np.arange(min(2, batch_rows(train)))))
+    sample = inputs_of(take(train, slice(0, 2)))
 
     def init(key: jax.Array, batch: Batch) -> dict[str, Any]:
         return parts.model.init(key, parts.transform.apply(transform_state, batch))

@@ -1,9 +1,11 @@
-"""TrainState: everything that training changes, as arrays only."""
+"""What training changes: TrainState, as arrays only, and the host's part beside it, Position."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from mmjax.training.stopping import StopState
 
 
 class TrainState(NamedTuple):
@@ -40,3 +42,19 @@ def init_state(variables: dict[str, Any], opt_state: Any, *, ema: bool, member: 
 def eval_variables(state: TrainState) -> dict[str, Any]:
     """Return the variables to evaluate and keep: the moving average when there is one."""
     return state.ema or {"params": state.params, "batch_stats": state.batch_stats}
+
+
+class Position(NamedTuple):
+    """Where a run stands, in plain values: with the arrays, all that a resumed run needs."""
+
+    epoch: int
+    """1-based: the epoch under way."""
+    batch: int
+    """Batches of it that are done; the order of rows follows from seed and epoch."""
+    history: tuple[dict[str, float], ...]
+    """Metrics of each epoch that is done."""
+    best_epoch: int
+    """0 before the first epoch is done."""
+    stop: StopState
+    over: bool
+    """True when nothing is left to train."""

@@ -33,9 +33,9 @@ def chain(*transforms: Transform) -> Transform:
     def fit(batch: Batch) -> State:
         states = []
         for transform in transforms:
-            state = transform.fit(batch)
-            batch = transform.apply(state, batch)
-            states.append(state)
+            if states:
+                batch = transforms[len(states) - 1].apply(states[-1], batch)
+            states.append(transform.fit(batch))
         return tuple(states)
 
     def apply(state: State, batch: Batch) -> Batch:

@@ -27,7 +27,7 @@ def scale_image(*, normalize: bool) -> Transform:
         if not normalize or "image" not in batch:
             return {}
         present = np.asarray(batch["image_present"]) if "image_present" in batch else None
-        return fit_channels(np.asarray(batch["image"]), present)
+        return fit_channels(batch["image"], present)
 
     def apply(state: State, batch: Batch) -> Batch:
         if "image" not in batch:
@@ -45,7 +45,8 @@ def scale_image(*, normalize: bool) -> Transform:
 def fit_channels(images: np.ndarray, present: np.ndarray | None) -> dict[str, np.ndarray]:
     """Return mean and std of each channel of `images [N, I, H, W, 3]` (0..255) on the scale 0..1, as f32[3].
 
-    `present [N, I]` tells which images count; no image at all gives mean 0 and std 1.
+    They are read slice by slice, so they may lie on disk. `present [N, I]` tells which images count; no image at all
+    gives mean 0 and std 1.
     """
     pixels = int(np.prod(images.shape[1:4]))
     rows = max(1, CHUNK_BYTES // max(1, 8 * pixels))

@@ -1,0 +1,29 @@
+"""What the audit found, in lines for people."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmjax.data.prepared import Finding
+
+SHOWN = 12
+"""Findings told before the rest are only counted; all of them are in the run's `audit.json`."""
+EXAMPLES = 4
+
+
+def finding_line(finding: Finding) -> str:
+    """Return one line: what, examples, what to do."""
+    more = ", ..." if finding.found > EXAMPLES or len(finding.examples) > EXAMPLES else ""
+    examples = f" ({', '.join(finding.examples[:EXAMPLES])}{more})" if finding.examples else ""
+    return f"audit.{finding.check}: {finding.what}{examples}; {finding.advice}"
+
+
+def audit_lines(findings: Sequence[Finding], kept: Path | None = None) -> list[str]:
+    """Return a line for each of the first findings, those that fail first, and where all of them are."""
+    ordered = sorted(findings, key=lambda finding: finding.severity != "fail")
+    lines = [finding_line(finding) for finding in ordered[:SHOWN]]
+    more = f"; {len(ordered) - SHOWN} more findings" if len(ordered) > SHOWN else ""
+    if lines and kept is not None:
+        lines.append(f"audit: {len(ordered)} findings are kept in {kept}{more}")
+    elif more:
+        lines.append(f"audit{more}")
+    return lines

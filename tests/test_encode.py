@@ -171,6 +171,7 @@ def codes(vocabulary, *given, kind: Kind = "categorical") -> list[int]:
 def test_category_cells_of_every_type():
     assert codes(("a", " a", "A"), "a", " a", "A", "a ", "", "NA", None) == [1, 2, 3, 0, 0, 0, 0]
     assert codes(("1", "1.5", "2.0"), 1, 1.0, "1", "1.0", 1.5, 2.0, 2, np.int64(1)) == [1, 1, 1, 0, 2, 3, 3, 1]
+    assert codes((".0", "1.0"), None, float("nan"), 1, 0, "") == [0, 0, 2, 0, 0]
     assert codes(("FALSE", "TRUE", "MAYBE"), True, False, np.True_, "true", float("nan")) == [2, 1, 2, 0, 0]
     assert codes(("No", "YES"), "no", " Yes ", True, False, "NA", None, kind="boolean") == [1, 2, 2, 1, 0, 0]
     assert codes(("f", "t"), "F", "T", "true", kind="boolean") == [1, 2, 0]

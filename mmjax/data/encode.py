@@ -234,7 +234,7 @@ def _category_codes(column: Column, cells: np.ndarray, bad: list[_Bad]) -> np.nd
 
 
 def _code(cell: Any, column: Column, codes: dict[str, int]) -> int:
-    """Return the code of one cell; booleans match `true`, `yes`, `t`, `y` and their like in any case, 1.0 "1" and 1 "1.0"."""
+    """Return the code of one cell; booleans match `true`, `yes`, `t`, `y` and their like in any case, 1 and 1.0 are one."""
     if isinstance(cell, bool | np.bool_):
         words = _TRUE if cell else _FALSE
         return next((code for text, code in codes.items() if text.strip().casefold() in words), 0)
@@ -242,7 +242,7 @@ def _code(cell: Any, column: Column, codes: dict[str, int]) -> int:
     if column.kind == "boolean":
         folded = text.strip().casefold()
         return next((code for known, code in codes.items() if known.strip().casefold() == folded), 0)
-    if isinstance(cell, str) or text in codes:
+    if isinstance(cell, str) or not text or text in codes:
         return codes.get(text, 0)
     # JavaScript writes 1.0 as 1, and a data frame with a gap makes 1 a 1.0: one number, one category.
     return codes.get(text.removesuffix(".0") if text.endswith(".0") else f"{text}.0", 0)

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mmjax import numerics_programs
 from mmjax.errors import ConfigError
+from mmjax.numerics import Choice, Options, choose_options, remember, remembered
 
 
 class Backend(NamedTuple):
@@ -37,8 +39,8 @@ class Backend(NamedTuple):
 def configure(*, device: str = "auto", threads: int | None = None) -> Backend:
     """Return the Backend after choosing the device, the CPU threads and the compile cache.
 
-    Raises ConfigError when `device: gpu` is asked for and there is none. Threads and platform are those of the first
-    array made in this process: call this before.
+    Raises ConfigError when `device: gpu` is asked for and there is none, TrainingError when the device computes wrongly
+    (`mmjax.numerics`). Threads and platform are those of the first array made in this process: call this before.
     """
     notes: list[str] = []
     _set_threads(threads)
@@ -55,6 +57,9 @@ def configure(*, device: str = "auto", threads: int | None = None) -> Backend:
     in_use = int(_threads_in_use())
     if threads not in (None, in_use):
         notes.append(f"threads: {threads} was asked for, but this process already runs with {in_use}")
+    notes += _compiling(found.platform).notes
+    if cache and _numerics_folder() is None:
+        notes.append("numerics: checked at every start, as MMJAX_CACHE_DIR is no private, writable folder")
     return Backend(found.platform, found.device_kind, in_use, cache, tuple(notes))
 
 
@@ -131,11 +136,20 @@ def _private_folder(home: Path, *names: str) -> Path:
 
 def _cpu_description() -> str:
     """Return what decides the machine code: architecture and CPU flags."""
-    flags = ""
+    return f"{machine.machine()} {machine.processor()} {_cpu_line('flags', 'Features')}"
+
+
+def _cpu_model() -> str:
+    """Return what people call the CPU."""
+    return _cpu_line("model name").rpartition(": ")[2] or machine.processor() or machine.machine()
+
+
+def _cpu_line(*starts: str) -> str:
+    """Return the first line of the system's description of the CPU that starts so, or an empty string."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{machine.machine()} {machine.processor()} {flags}"
+        return next((line for line in lines if line.startswith(starts)), "")
+    return ""
 
 
 def compiled(
@@ -149,25 +163,56 @@ def compiled(
         function,
         donate_argnums=tuple(donate),
         static_argnames=tuple(static),
-        compiler_options=_compiler_options(jax.default_backend()),
+        compiler_options=dict(_compiling(jax.default_backend()).options),
     )
 
 
 @functools.cache
-def _compiler_options(platform: str) -> dict[str, Any]:
-    """Return what every program is compiled with.
+def _compiling(platform: str) -> Choice:
+    """Return what every program is compiled with: checked against NumPy, now or at an earlier start like this one.
 
-    YNNPACK in jaxlib 0.12 turns a bf16 ResNet's outputs into NaN on a CPU with AVX-512 BF16 (tests/test_precision.py)
+    Raises TrainingError where XLA computes wrongly whatever it is told.
+    """
+    candidates = _candidates(platform)
+    on = f"jaxlib {metadata.version('jaxlib')} and {_cpu_model() if platform == 'cpu' else _first_device().device_kind}"
+    key = {
+        "versions": f"jax {jax.__version__}, {on}",
+        "processor": hashlib.sha256(_cpu_description().encode()).hexdigest(),
+        "candidates": repr(candidates),
+        "flags": os.environ.get("XLA_FLAGS", ""),
+        "threads": os.environ.get("PJRT_NPROC") or os.environ.get("NPROC", ""),
+        "programs": hashlib.sha256(Path(numerics_programs.__file__).read_bytes()).hexdigest(),
+    }
+    folder = _numerics_folder()
+    found = remembered(folder, key) if folder else None
+    if found is None:
+        found = choose_options(numerics_programs.check_programs(on_cpu=platform == "cpu"), candidates, on=on)
+        with contextlib.suppress(OSError):  # a full disk: the next start checks again
+            if folder:
+                remember(folder, key, found)
+    return found
+
+
+def _candidates(platform: str) -> tuple[Options, ...]:
+    """Return what every program is compiled with, and what to try where that computes wrongly.
+
+    YNNPACK in jaxlib 0.12 turns a bf16 ResNet's outputs into NaN on a CPU with AVX-512 BF16 (tests/test_precision.py),
     and has had other wrong results (jax #39103). It is left out where XLA knows the option; an MLP trains as fast.
     """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     if platform != "cpu":
-        return {}
+        return ({},)
+    usual: Options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    plain: Options = {"xla_cpu_use_onednn": False, "xla_cpu_use_xnnpack": False, "xla_cpu_enable_fast_math": False}
+    narrow: Options = {"xla_cpu_max_isa": "AVX2"} if machine.machine() in ("x86_64", "AMD64") else {}
+    return usual, {**usual, **plain}, {**usual, **plain, **narrow}
+
+
+def _numerics_folder() -> Path | None:
+    """Return where checks that passed are remembered; None where no private folder can be."""
     try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(0)
-    except jax.errors.JaxRuntimeError:  # an older or newer jaxlib without it
-        return {}
-    return options
+        return _private_folder(cache_home(), "numerics")
+    except (OSError, RuntimeError):  # the latter where a user has no home
+        return None
 
 
 class Program(NamedTuple):

@@ -234,7 +234,7 @@ def _category_codes(column: Column, cells: np.ndarray, bad: list[_Bad]) -> np.nd
 
 
 def _code(cell: Any, column: Column, codes: dict[str, int]) -> int:
-    """Return the code of one cell; booleans match `true`, `yes`, `t`, `y` and their like in any case, 1 and 1.0 are one."""
+    """Return the code of one cell; booleans match `true`, `yes`, `t`, `y` and their like in any case, 1 is 1.0."""
     if isinstance(cell, bool | np.bool_):
         words = _TRUE if cell else _FALSE
         return next((code for text, code in codes.items() if text.strip().casefold() in words), 0)

@@ -213,6 +213,7 @@ def _compare_ways(
     """Return the Comparison of every way to ask a bundle, what was asked, and what was left out and why."""
     from mmjax.artifact import parity, sample
     from mmjax.artifact.predictor import proven_predictor
+    from mmjax.backend import platform
     from mmjax.training.setup import IMAGE_ROWS, TABLE_ROWS
 
     bundle = load_bundle(folder)
@@ -220,10 +221,13 @@ def _compare_ways(
     config, schema = contents.config, contents.schema
     asked = sample.read_sample(config, schema, data, rows=rows) if data else sample.golden_sample(contents)
     bucket = parity.training_bucket(contents.report, IMAGE_ROWS if schema.image else TABLE_ROWS)
+    allowed = parity.rounding(contents, platform())
     with tempfile.TemporaryDirectory(prefix="mmjax-verify-") as scratch:
         source = sample.write_source(asked, config, Path(scratch))
         door = parity.batch_door(folder, schema, source, Path(scratch))
-        compared = parity.compare_paths(contents, predictor, asked, bucket=bucket, door=door, scratch=Path(scratch))
+        compared = parity.compare_paths(
+            predictor, asked, door=door, bucket=bucket, allowed=allowed, scratch=Path(scratch)
+        )
     if importlib.util.find_spec("litestar") is None:
         return compared, asked.what, ["server: not compared, as the extra 'serve' is not installed"]
     from mmjax.serving.parity import compare_live, compare_server

@@ -18,7 +18,6 @@ import numpy as np
 from mmjax.artifact.bundle import BundleContents
 from mmjax.artifact.predictor import REFERENCE_TOLERANCE, Predictions, Predictor, golden_tolerance, to_predictions
 from mmjax.artifact.sample import Sample, as_bytes, as_path, as_pixels, row_mappings, typed_rows
-from mmjax.backend import platform
 from mmjax.data.encode import columns_from_rows, encode
 from mmjax.data.pipeline import batch_rows
 from mmjax.errors import BundleError
@@ -193,12 +192,15 @@ def joined(parts: Sequence[Answers]) -> Answers:
 
 
 def compare_paths(
-    contents: BundleContents, predictor: Predictor, sample: Sample, *, bucket: int, door: Answers, scratch: Path
+    predictor: Predictor, sample: Sample, *, door: Answers, bucket: int, allowed: float, scratch: Path
 ) -> list[Comparison]:
-    """Return every Comparison within this process, and that with what the batch door printed for the sample."""
+    """Return every Comparison within this process, and that with what the batch door printed for the sample.
+
+    `bucket` is that of `training_bucket`, `allowed` the tolerance of `rounding`; `scratch` is a folder for files.
+    """
     schema, columns = predictor.schema, sample.columns
     whole, single = one_call(predictor, columns), row_by_row(predictor, row_mappings(columns))
-    allowed, offset = rounding(contents, platform()), schema.target.offset
+    offset = schema.target.offset
     trained = training_path(predictor, columns, bucket=bucket)
     return [
         compare("training path", trained, ONE_CALL, whole, tolerance=allowed, why=ROUNDED, offset=offset),

@@ -135,7 +135,7 @@ def typed_cell(column: Column, cell: Any, gaps: frozenset[str]) -> Any:
     if text in gaps:
         return None
     match column.kind:
-        case "numeric":
+        case "numeric" if NUMBER.fullmatch(text):
             return _number(text)
         case "boolean" if text.casefold() in {known.strip().casefold() for known in column.vocabulary}:
             return _BOOLEANS.get(text.casefold(), cell)

@@ -1,0 +1,166 @@
+"""Images that look alike: a perceptual hash proposes pairs, the pixels confirm them.
+
+The hash has a bit for each of the 16 x 16 lowest frequencies of the grey image: is it above their median? (Zauner,
+Implementation and Benchmarking of Perceptual Image Hash Functions, 2010, with 256 bits in place of 64: at 64, pictures
+of like subjects collide by the thousand.) Saved again as a smaller or stronger compressed JPEG, or 20 % brighter, a
+photograph changes a few bits of 256; other photographs differ in 34 and more.
+"""
+
+import numpy as np
+
+from mmjax.data.audit_copies import answer
+from mmjax.data.audit_rows import SHOWN, Rows, copies, counted, finding, mix, noun, parts_of, places
+from mmjax.data.prepared import Finding
+from mmjax.data.split import PARTS
+
+FREQUENCIES = 16
+BANDS = 16
+STRIDE = 37
+"""Bit `37 i mod 256` is the i-th of the banded order, so that each band has low and high frequencies."""
+NEAR_BITS = 16
+"""Most different bits of images that look alike."""
+NEAR_PIXELS = 0.98
+"""Least correlation of their pixels, colours included: it tells drawings apart that differ in colour only."""
+FLAT = 2.0
+"""Standard deviation of pixels, in grey levels, up to which an image is one even colour."""
+WINDOW = 256
+"""In a band, each image is compared with so many at most that agree with it there."""
+BLOCK_IMAGES = 1024
+
+
+def perceptual_hashes(images: np.ndarray) -> np.ndarray:
+    """Return u64[N, 4], the perceptual hashes of `images u8[N, H, W, 3]`, which may be mapped from disk."""
+    _, height, width, _ = images.shape
+    rows, columns = _cosines(height), _cosines(width).T
+    grey = np.array([0.299, 0.587, 0.114], np.float32)
+    hashes = np.empty((len(images), FREQUENCIES**2 // 64), np.uint64)
+    for start in range(0, len(images), BLOCK_IMAGES):
+        block = np.asarray(images[start : start + BLOCK_IMAGES]).astype(np.float32) @ grey
+        power = (rows @ (block @ columns)).reshape(len(block), -1)
+        power[:, 0] = 0.0  # the mean brightness says nothing about shapes
+        power = np.round(power, 2)  # what symmetry makes zero stays zero
+        above = power > np.median(power, axis=1, keepdims=True)
+        hashes[start : start + BLOCK_IMAGES] = np.packbits(above, axis=1).view(">u8")
+    return hashes
+
+
+def look_alike_findings(rows: Rows) -> list[Finding]:
+    """Return images that look alike without being the same file, within and across splits, and with other labels."""
+    if rows.image_hashes is None:
+        return []
+    pairs = _alike(rows, rows.image_hashes)
+    parts = parts_of(rows)
+    dealt = parts[pairs]
+    same = dealt[:, 0] == dealt[:, 1]
+    found, what = [], f"pairs of {noun(rows)}s that look alike"
+    if same.any():
+        listed = ", ".join(f"{n:,} {PARTS[i]}" for i in range(3) if (n := int((same & (dealt[:, 0] == i)).sum())))
+        said = f"{what}, within a split: {same.sum():,} ({listed})"
+        advice = "remove one of each pair unless both are wanted"
+        found.append(finding("near_duplicates", said, int(same.sum()), _shown(rows, parts, pairs[same]), advice))
+    if (~same).any():
+        ends = np.sort(dealt[~same], axis=1)
+        counts = [(a, b, int((ends == (a, b)).all(axis=1).sum())) for a, b in ((0, 1), (0, 2), (1, 2))]
+        listed = ", ".join(f"{n:,} {PARTS[a]}-{PARTS[b]}" for a, b, n in counts if n)
+        said = f"{what}, across splits: {(~same).sum():,} ({listed})"
+        advice = "scores on them are too good: remove them, or keep them together (split.strategy: group)"
+        found.append(finding("near_duplicates", said, int((~same).sum()), _shown(rows, parts, pairs[~same]), advice))
+    return found + _labelled_apart(rows, parts, pairs)
+
+
+def _cosines(size: int) -> np.ndarray:
+    """Return f32[16, size], the rows of the lowest frequencies of the orthonormal DCT-II."""
+    waves = np.cos(np.pi * (np.arange(size) + 0.5) * np.arange(FREQUENCIES)[:, None] / size)
+    norms = np.linalg.norm(waves, axis=1, keepdims=True)
+    return np.where(norms > 1e-6, waves / np.maximum(norms, 1e-6), 0.0).astype(np.float32)
+
+
+def _shown(rows: Rows, parts: np.ndarray, pairs: np.ndarray) -> list[str]:
+    return [places(rows, pair, parts) for pair in pairs[:SHOWN].tolist()]
+
+
+def _labelled_apart(rows: Rows, parts: np.ndarray, pairs: np.ndarray) -> list[Finding]:
+    if not rows.schema.target.classes or not len(pairs):
+        return []
+    label = rows.batch["label"]
+    apart = pairs[np.asarray(label[pairs[:, 0]]) != np.asarray(label[pairs[:, 1]])]
+    if not len(apart):
+        return []
+    examples = [
+        f"{said} [{answer(rows, pair[0])} and {answer(rows, pair[1])}]"
+        for pair, said in zip(apart.tolist(), _shown(rows, parts, apart), strict=False)
+    ]
+    what = f"look alike but with different labels: {counted(len(apart), 'pair')} of {noun(rows)}s"
+    return [finding("conflicts", what, len(apart), examples, "look at them: one of the labels may be wrong")]
+
+
+def _alike(rows: Rows, hashes: np.ndarray) -> np.ndarray:
+    """Return i64[P, 2], ascending pairs of rows with an image that looks alike; those with equal keys left out."""
+    images, count = rows.batch["image"], hashes.shape[1]
+    pairs = near_pairs(hashes.reshape(-1, hashes.shape[2]))
+    ends = pairs // count
+    wanted = (ends[:, 0] != ends[:, 1]) & (rows.feature_keys[ends[:, 0]] != rows.feature_keys[ends[:, 1]])
+    if "image_present" in rows.batch:
+        present = rows.batch["image_present"]
+        wanted &= (np.asarray(present[ends, pairs % count]) > 0).all(axis=1)
+    pairs, kept = pairs[wanted], []
+    for start in range(0, len(pairs), BLOCK_IMAGES):
+        block = pairs[start : start + BLOCK_IMAGES]
+        left, right = (np.asarray(images[block[:, i] // count, block[:, i] % count]) for i in (0, 1))
+        kept.append(block[same_pixels(left, right)])
+    return np.unique(np.sort(np.concatenate(kept) // count, axis=1), axis=0) if kept else pairs
+
+
+def same_pixels(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return bool[P]: which pairs of images u8[P, H, W, 3] show the same but for brightness and contrast."""
+    a, b = (images.reshape(len(images), -1).astype(np.float32) for images in (left, right))
+    near = np.abs(a - b).mean(axis=1) <= FLAT
+    a -= a.mean(axis=1, keepdims=True)
+    b -= b.mean(axis=1, keepdims=True)
+    size = a.shape[1]
+    spread_a, spread_b = np.sqrt((a * a).sum(axis=1) / size), np.sqrt((b * b).sum(axis=1) / size)
+    product = (a * b).sum(axis=1) / size
+    flat = np.minimum(spread_a, spread_b) <= FLAT
+    return np.where(flat, near, product >= NEAR_PIXELS * spread_a * spread_b)
+
+
+def near_pairs(hashes: np.ndarray) -> np.ndarray:
+    """Return i64[P, 2], pairs of rows of `hashes u64[N, 4]` that differ in at most NEAR_BITS bits.
+
+    Rows with one hash are chained to their neighbours, not all paired. Others are found where one of 16 bands of 16
+    bits is equal: all that differ in 15 bits, and all but 1 in 1,000 of those that differ in 16.
+    """
+    keys = np.zeros(len(hashes), np.uint64)
+    for word in hashes.T:
+        keys = mix(keys, word)
+    equal = copies(keys)
+    joined = equal.group[1:] == equal.group[:-1]
+    found = [np.stack([equal.rows[:-1][joined], equal.rows[1:][joined]], axis=1)]
+    first = np.ones(len(hashes), bool)
+    first[equal.rows[1:][joined]] = False
+    rows = np.flatnonzero(first)
+    unlike = hashes[rows]
+    for band in _bands(unlike):
+        found += [rows[pair] for pair in _close_in_band(unlike, band)]
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _bands(hashes: np.ndarray) -> np.ndarray:
+    """Return u16[16, N]: the bits of each hash, dealt to bands."""
+    order = np.arange(FREQUENCIES**2) * STRIDE % FREQUENCIES**2
+    spread = np.unpackbits(np.ascontiguousarray(hashes).astype(">u8").view(np.uint8), axis=1)[:, order]
+    return np.ascontiguousarray(np.packbits(spread, axis=1)).view(">u2").astype(np.uint16).T
+
+
+def _close_in_band(hashes: np.ndarray, band: np.ndarray) -> list[np.ndarray]:
+    """Return i64[P, 2] arrays of pairs whose band is equal and whose hashes are near."""
+    order = np.argsort(band, kind="stable")
+    keys, found = band[order], []
+    for step in range(1, min(WINDOW, len(order) - 1) + 1):
+        at = np.flatnonzero(keys[step:] == keys[:-step])
+        if not len(at):
+            break
+        left, right = order[at], order[at + step]
+        near = np.bitwise_count(hashes[left] ^ hashes[right]).sum(axis=1) <= NEAR_BITS
+        found.append(np.stack([left[near], right[near]], axis=1))
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-LEADING_ZERO = re.compile(r"^[ \t]*[+-]?0[0-9]", re.MULTILINE)
+_LEADING_ZERO = re.compile(r"^[ \t]*[+-]?0[0-9]", re.MULTILINE)
 LARGEST = float(np.finfo(np.float32).max)
 BOOLEAN_PAIRS = (("false", "true"), ("no", "yes"), ("f", "t"), ("n", "y"))
 """The texts of a boolean column, false first, in lower case."""
@@ -65,12 +65,28 @@ def floats(cells: Sequence[str]) -> np.ndarray:
     numbers = None
     if joined.isascii() and not joined.encode().translate(None, b"0123456789+-.eE \n"):
         try:
-            numbers = np.array(cells, dtype=object).astype(np.float64)
+            numbers = np.fromiter(map(float, cells), np.float64, len(cells))
         except ValueError:
             numbers = None
     if numbers is None:
         numbers = np.array([float(c) if NUMBER.fullmatch(c.strip()) else np.nan for c in cells], dtype=np.float64)
     return np.where(np.abs(numbers) <= LARGEST, numbers, np.nan)
+
+
+def leading_zero(cells: Sequence[str]) -> bool:
+    """Return whether any text begins like a number with a leading zero, as codes do.
+
+    >>> leading_zero(["0.5", "0", "10"]), leading_zero(["1", "-007"])
+    (False, True)
+    """
+    joined = "\n".join(cells)
+    if " " in joined or "\t" in joined:
+        return _LEADING_ZERO.search(joined) is not None
+    text = np.frombuffer(f"\n{joined}\n\n".encode("utf-8", "surrogatepass"), np.uint8)
+    at = np.flatnonzero(text[:-2] == ord("\n")) + 1
+    at += (text[at] == ord("+")) | (text[at] == ord("-"))
+    after = text[at + 1]
+    return bool(((text[at] == ord("0")) & (after >= ord("0")) & (after <= ord("9"))).any())
 
 
 def parse_numbers(column: np.ndarray, markers: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,16 +1,18 @@
-"""What is known of a column's texts: traits that merge from chunk to chunk, so that no more than a chunk is in memory."""
+"""What is known of a column's texts: traits that merge from chunk to chunk, so no more than a chunk is in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.data.cells import ALL_FORMATS, LEADING_ZERO, choose_format, fitting_formats, time_zones
+from mmjax.data.cells import ALL_FORMATS, choose_format, fitting_formats, leading_zero, time_zones
 
 FIRST = 5
 """How many of the distinct texts are kept to be shown."""
 WRONG = 6
 """How many of the distinct texts that are no numbers are kept to be shown."""
+FOLDED = 3
+"""How many forms of texts, written in lower case, are told apart: no more than two may be a boolean's."""
 
 
 class Traits(NamedTuple):
@@ -19,7 +21,7 @@ class Traits(NamedTuple):
     first: tuple[str, ...] = ()
     """The first of them."""
     folded: frozenset[str] = frozenset()
-    """In lower case without blanks around; no more are gathered once there are three."""
+    """In lower case without blanks around; some FOLDED of them where there are more."""
     wrong: tuple[str, ...] = ()
     """The first that are no numbers."""
     coded: bool = False
@@ -60,17 +62,17 @@ class Facts(NamedTuple):
 
 
 def traits_of(texts: Sequence[str], numbers: np.ndarray, formats: tuple[str, ...] = ALL_FORMATS) -> Traits:
-    """Return the Traits of distinct texts and of `numbers` f64[N], NaN where one is no number.
+    """Return the Traits of texts and of their `numbers` f64[N], NaN where one is no number.
 
-    Of the date formats only `formats` are tried.
+    Texts given twice count for `rising` alone. Of the date formats only `formats` are tried.
     """
     wrong = np.isnan(numbers)
     fitting = fitting_formats(texts, formats)
     traits = Traits(
-        first=tuple(texts[:FIRST]),
-        folded=_folded(texts),
-        wrong=tuple(texts[i] for i in np.flatnonzero(wrong)[:WRONG]),
-        coded=LEADING_ZERO.search("\n".join(texts)) is not None,
+        first=_distinct(texts, FIRST),
+        folded=frozenset(_distinct((text.strip().casefold() for text in texts), FOLDED)),
+        wrong=_distinct((texts[i] for i in np.flatnonzero(wrong)), WRONG),
+        coded=leading_zero(texts),
         formats=fitting,
         zones=time_zones(texts) if "iso" in fitting else frozenset(),
     )
@@ -90,9 +92,9 @@ def traits_of(texts: Sequence[str], numbers: np.ndarray, formats: tuple[str, ...
 def merge(a: Traits, b: Traits) -> Traits:
     """Return the Traits of the texts of `a` followed by those of `b`."""
     return Traits(
-        first=_joined(a.first, b.first, FIRST),
-        folded=a.folded if len(a.folded) > 2 else a.folded | b.folded,
-        wrong=_joined(a.wrong, b.wrong, WRONG),
+        first=_distinct(a.first + b.first, FIRST),
+        folded=frozenset(_distinct((*a.folded, *b.folded), FOLDED)),
+        wrong=_distinct(a.wrong + b.wrong, WRONG),
         coded=a.coded or b.coded,
         whole=a.whole and b.whole,
         rising=a.rising and b.rising and a.end < b.start,
@@ -118,14 +120,11 @@ def word_counts(texts: Sequence[str], numbers: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _folded(texts: Sequence[str]) -> frozenset[str]:
-    found: set[str] = set()
+def _distinct(texts: Iterable[str], most: int) -> tuple[str, ...]:
+    """Return the first different texts, at most so many."""
+    found: dict[str, None] = {}
     for text in texts:
-        found.add(text.strip().casefold())
-        if len(found) > 2:
+        found[text] = None
+        if len(found) == most:
             break
-    return frozenset(found)
-
-
-def _joined(a: tuple[str, ...], b: tuple[str, ...], most: int) -> tuple[str, ...]:
-    return a if len(a) == most else tuple(dict.fromkeys(a + b))[:most]
+    return tuple(found)

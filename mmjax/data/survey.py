@@ -1,13 +1,14 @@
 """One reading of a table: every cell is parsed once, and little is kept of it.
 
 Of a column with few distinct texts these are kept, and a code for each row (4 bytes). Of one with many no text is
-kept: its numbers or dates (8 bytes a row for each date format that still fits), and of each chunk's distinct texts a
-hash and a count of words (12 bytes), which tell how many there are in all; two texts of equal hash count as one (odds of
-3e-6 in a column of 10 million). What is kept lies in memory, or in files of a folder; beyond it a survey holds one chunk
-of rows and at most `many` texts a column.
+kept: its numbers or dates (8 bytes a row for each date format that still fits), and of each text a hash and a count of
+words (12 bytes), which tell how many distinct ones there are; two texts of equal hash count as one (odds of 3e-6 in a
+column of 10 million). What is kept lies in memory, or in files of a folder; beyond it a survey holds one chunk of rows
+and at most `many` texts a column.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import compress, count, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ class Seen(NamedTuple):
     def numbers(self) -> "Values":
         """Return the numbers, f64[N], NaN where missing or no number."""
         if self.texts is not None:
-            return self.looked_up(_floats(self.texts.tolist(), self.markers))
+            return self.looked_up(_parse(self.texts.tolist(), self.markers)[0])
         assert self.floats is not None, "a column of numbers keeps them"
         return Values(self.floats)
 
@@ -155,17 +156,18 @@ class ColumnSurvey:
     def add(self, cells: list[str]) -> None:
         """Take in the cells of the next rows."""
         self._rows += len(cells)
-        distinct, codes = intern(cells)
         if self._known is None:
-            self._add_many(distinct, codes)
+            self._add_many(cells)
             return
-        known = self._known
-        for text in distinct:
-            known.setdefault(text, len(known))
-        self._codes.append(_lookup(known, distinct)[codes])
-        if len(known) > self._many and not self._keep.texts:
-            self._known = None
-            self._add_many(list(known), self._codes.read())
+        codes = _lookup(self._known, cells)
+        if len(new := np.flatnonzero(codes < 0)):
+            for text in dict.fromkeys(cells[i] for i in new.tolist()):
+                self._known[text] = len(self._known)
+            codes[new] = _lookup(self._known, [cells[i] for i in new.tolist()])
+        self._codes.append(codes)
+        if len(self._known) > self._many and not self._keep.texts:
+            distinct, self._known = list(self._known), None
+            self._digest(distinct, self._codes.read())
             self._codes.clear()
 
     def seen(self) -> Seen:
@@ -173,52 +175,62 @@ class ColumnSurvey:
         if self._known is None:
             return Seen(self._facts_of_many(), self._markers, floats=self._floats, dates=self._dates or {})
         known = list(self._known)
-        gaps = _gaps(known, self._markers)
-        counts = np.bincount(self._codes.read(), minlength=len(known))
-        distinct = [text for text, gap in zip(known, gaps.tolist(), strict=True) if not gap]
-        numbers = floats(distinct)
-        words = int(word_counts(distinct, numbers).sum())
-        found = int((~np.isnan(numbers)).sum())
-        missing = int(counts[gaps].sum())
-        facts = Facts(self._name, self._rows, missing, len(distinct), found, words, traits_of(distinct, numbers))
+        numbers, gaps = _parse(known, self._markers)
+        distinct, numbers = list(compress(known, ~gaps)), numbers[~gaps]
+        facts = Facts(
+            self._name,
+            self._rows,
+            missing=int(np.bincount(self._codes.read(), minlength=len(known))[gaps].sum()),
+            distinct=len(distinct),
+            numbers=int((~np.isnan(numbers)).sum()),
+            words=int(word_counts(distinct, numbers).sum()),
+            traits=traits_of(distinct, numbers),
+        )
         return Seen(facts, self._markers, text_array(known), self._codes)
 
-    def _add_many(self, distinct: list[str], codes: np.ndarray) -> None:
-        gaps = _gaps(distinct, self._markers)
-        self._missing += int(gaps[codes].sum())
-        present = [text for text, gap in zip(distinct, gaps.tolist(), strict=True) if not gap] if gaps.any() else distinct
-        numbers = floats(present)
-        self._traits = merge(self._traits, traits_of(present, numbers, self._traits.formats))
-        self._hashes.append(np.fromiter(map(hash, present), np.int64, len(present)))
-        self._words.append(word_counts(present, numbers) * np.where(np.isnan(numbers), -1, 1))
-        self._keep_numbers(_spread(numbers, gaps)[codes])
-        self._keep_days(distinct, codes)
+    def _add_many(self, cells: list[str]) -> None:
+        if self._traits.formats and self._traits.wrong:  # dates are slow to parse, and often repeated
+            self._digest(*intern(cells))
+        else:
+            self._digest(cells, slice(None))
 
-    def _keep_numbers(self, numbers: np.ndarray) -> None:
+    def _digest(self, cells: list[str], codes: np.ndarray | slice) -> None:
+        """Take in `cells[codes]`: the cells of rows, or distinct cells and where among them those of the rows are."""
+        numbers, gaps = _parse(cells, self._markers)
+        self._missing += int(gaps[codes].sum())
+        present, found = (list(compress(cells, ~gaps)), numbers[~gaps]) if gaps.any() else (cells, numbers)
+        self._traits = merge(self._traits, traits_of(present, found, self._traits.formats))
+        self._hashes.append(np.fromiter(map(hash, present), np.int64, len(present)))
+        self._words.append(word_counts(present, found) * np.where(np.isnan(found), -1, 1))
         if self._traits.wrong and not self._keep.numbers and self._floats is not None:
             self._floats.clear()
             self._floats = None
         if self._floats is not None:
-            self._floats.append(numbers)
+            self._floats.append(numbers[codes])
+        self._keep_days(cells, codes)
 
-    def _keep_days(self, distinct: list[str], codes: np.ndarray) -> None:
+    def _keep_days(self, cells: list[str], codes: np.ndarray | slice) -> None:
         wanted = (*self._traits.formats, *(("iso",) if self._keep.days else ()))
         if self._dates is None:
             self._dates = {form: self._place(f"{self._name}.{form}", np.float64) for form in wanted}
         for form in set(self._dates) - set(wanted):
             self._dates.pop(form).clear()
         for form, strip in self._dates.items():
-            strip.append(_days(distinct, self._markers, form)[codes])
+            strip.append(_days(cells, self._markers, form)[codes])
 
     def _facts_of_many(self) -> Facts:
         """Return the Facts of a column whose texts are gone: their number is that of their hashes."""
-        hashes, first = np.unique(self._hashes.read(), return_index=True)
-        words = self._words.read()[first]
-        numbers = int((words > 0).sum())
-        self._hashes.clear()
-        self._words.clear()
-        total = int(np.abs(words).sum())
-        return Facts(self._name, self._rows, self._missing, len(hashes), numbers, total, self._traits)
+        hashes, words = self._hashes.read(), self._words.read()
+        if self._traits.wrong:
+            _, first = np.unique(hashes, return_index=True)
+            words = words[first]
+        else:
+            hashes.sort()  # np.unique takes ten times as long
+            words = words[: np.count_nonzero(np.diff(hashes)) + 1]  # a number is one word
+        for strip in (self._hashes, self._words):
+            strip.clear()
+        numbers, total = int((words > 0).sum()), int(np.abs(words).sum())
+        return Facts(self._name, self._rows, self._missing, len(words), numbers, total, self._traits)
 
 
 def intern(cells: list[str]) -> tuple[list[str], np.ndarray]:
@@ -228,7 +240,7 @@ def intern(cells: list[str]) -> tuple[list[str], np.ndarray]:
     >>> distinct, codes.tolist()
     (['b', 'a'], [0, 1, 0])
     """
-    known = {text: i for i, text in enumerate(dict.fromkeys(cells))}
+    known = dict(zip(dict.fromkeys(cells), count(), strict=False))
     return list(known), _lookup(known, cells)
 
 
@@ -240,28 +252,25 @@ def text_array(cells: Iterable[str]) -> np.ndarray:
     return array
 
 
-def _lookup(known: dict[str, int], cells: list[str]) -> np.ndarray:
-    return np.fromiter(map(known.__getitem__, cells), np.int32, len(cells))
+def _lookup(known: dict[str, int], cells: Sequence[str]) -> np.ndarray:
+    """Return i32[N]: the number of each text, -1 where it has none."""
+    return np.fromiter(map(known.get, cells, repeat(-1)), np.int32, len(cells))
 
 
-def _gaps(cells: list[str], markers: frozenset[str]) -> np.ndarray:
+def _gaps(cells: Sequence[str], markers: frozenset[str]) -> np.ndarray:
     return np.fromiter(map(markers.__contains__, map(str.strip, cells)), bool, len(cells))
 
 
-def _spread(values: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-    """Return f64[N]: `values` in the places that are no gaps, NaN in the others."""
-    if not gaps.any():
-        return values
-    found = np.full(len(gaps), np.nan)
-    found[~gaps] = values
-    return found
+def _parse(cells: Sequence[str], markers: frozenset[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (f64[N] numbers, NaN where missing or none, bool[N] of the missing cells)."""
+    gaps = np.fromiter(map(markers.__contains__, cells), bool, len(cells))
+    numbers = np.full(len(cells), np.nan)
+    numbers[~gaps] = floats(list(compress(cells, ~gaps)) if gaps.any() else cells)
+    odd = np.flatnonzero(np.isnan(numbers) & ~gaps)
+    gaps[odd] = _gaps([cells[i] for i in odd.tolist()], markers)  # those with blanks around
+    return numbers, gaps
 
 
-def _floats(cells: list[str], markers: frozenset[str]) -> np.ndarray:
-    gaps = _gaps(cells, markers)
-    return _spread(floats([cell for cell, gap in zip(cells, gaps.tolist(), strict=True) if not gap]), gaps)
-
-
-def _days(cells: list[str], markers: frozenset[str], form: str) -> np.ndarray:
+def _days(cells: Sequence[str], markers: frozenset[str], form: str) -> np.ndarray:
     found = (None if cell.strip() in markers else text_days(cell, form) for cell in cells)
     return np.array([np.nan if days is None else days for days in found], np.float64)

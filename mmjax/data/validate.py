@@ -4,7 +4,7 @@ What each policy does with such rows is told in `mmjax.data.quarantine`.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, assert_never
 
 import msgspec
@@ -53,12 +53,17 @@ BrokenRules = dict[tuple[str, str], Broken]
 """What breaks a rule, by column and the rule in words."""
 
 
-class _Fault(NamedTuple):
+class Fault(NamedTuple):
+    """The cells of a column that break one rule."""
+
     rows: np.ndarray
+    """i64[M], ascending."""
     column: str
-    cells: list[str]
+    values: list[str]
+    """The cells of these rows."""
     rule: str
     readable: bool
+    """True where these cells can be encoded all the same."""
 
 
 class _Rule(NamedTuple):
@@ -74,7 +79,16 @@ def validate_rows(columns: Columns, schema: Schema, lines: np.ndarray, path: str
     DataError with file, line, column, rule and value of the first 20 violations. `drop` keeps none of these rows,
     `report` keeps those whose cells can all be encoded; DataError when no row, or a single class, is left.
     """
-    faults = _faults(columns, schema)
+    return judge(_faults(columns, schema), columns.get(schema.target.column), schema, lines, path, policy)
+
+
+def judge(
+    faults: list[Fault], targets: np.ndarray | None, schema: Schema, lines: np.ndarray, path: str, policy: Policy
+) -> Validation:
+    """Return what `validate_rows` does of rows with these faults.
+
+    `targets` [N] are the cells of the target column, to tell of classes that lose all rows; None passes it over.
+    """
     if not faults:
         return Validation(np.ones(len(lines), dtype=bool), (), ())
     match policy:
@@ -87,7 +101,7 @@ def validate_rows(columns: Columns, schema: Schema, lines: np.ndarray, path: str
         case _:
             assert_never(policy)
     fate = f"{path}: {_fate(faults, keep)}"
-    lost, left = _classes_left(columns, schema, keep)
+    lost, left = _classes_left(targets, schema, keep)
     if not keep.any():
         fate = f"{path}: every row violates the schema; none is left"
     if not keep.any() or (lost and len(left) == 1):
@@ -97,21 +111,40 @@ def validate_rows(columns: Columns, schema: Schema, lines: np.ndarray, path: str
     return Validation(keep, _violations(faults, lines), (fate, *_in_counts(_counted(faults, lines)), *gone))
 
 
-def _violations(faults: list[_Fault], lines: np.ndarray) -> tuple[Violation, ...]:
+def _violations(faults: list[Fault], lines: np.ndarray) -> tuple[Violation, ...]:
     found = (
-        Violation(int(row), int(lines[row]), fault.column, fault.cells[row], fault.rule, fault.readable)
+        Violation(row, int(lines[row]), fault.column, value, fault.rule, fault.readable)
         for fault in faults
-        for row in fault.rows
+        for row, value in zip(fault.rows.tolist(), fault.values, strict=True)
     )
     return tuple(sorted(found))
 
 
-def _rows_of(faults: list[_Fault], rows: int) -> np.ndarray:
+def _rows_of(faults: list[Fault], rows: int) -> np.ndarray:
     """Return bool[N]: which rows have one of these faults."""
     found = np.zeros(rows, dtype=bool)
     for fault in faults:
         found[fault.rows] = True
     return found
+
+
+def join_faults(faults: Iterable[Fault]) -> list[Fault]:
+    """Return one Fault for each column and rule of these, which come in the order of their rows."""
+    found: dict[tuple[str, str, bool], list[Fault]] = {}
+    for fault in faults:
+        found.setdefault((fault.column, fault.rule, fault.readable), []).append(fault)
+    return [
+        one[0]._replace(rows=np.concatenate([f.rows for f in one]), values=[v for f in one for v in f.values])
+        for one in found.values()
+    ]
+
+
+def of_rows(fault: Fault, codes: np.ndarray) -> Fault:
+    """Return the Fault of rows whose cells are those that `fault` is about at `codes`, i32[N]."""
+    place = np.full(max(codes.max(initial=0), fault.rows.max(initial=0)) + 1, -1)
+    place[fault.rows] = np.arange(len(fault.rows))
+    rows = np.flatnonzero(place[codes] >= 0)
+    return fault._replace(rows=rows, values=[fault.values[i] for i in place[codes[rows]].tolist()])
 
 
 def broken_rules(columns: Columns, schema: Schema, lines: np.ndarray, *, label: bool = False) -> BrokenRules:
@@ -144,25 +177,25 @@ def _has_rules(column: Column) -> bool:
     return bounded or column.pattern is not None or column.fixed_vocabulary or column.required
 
 
-def _faults(columns: Columns, schema: Schema) -> list[_Fault]:
+def _faults(columns: Columns, schema: Schema) -> list[Fault]:
     present = (column for column in schema.columns if column.name in columns)
-    return [fault for column in present for fault in _column_faults(column, columns[column.name], schema)]
+    return [fault for column in present for fault in column_faults(column, columns[column.name], schema)]
 
 
-def _listed(faults: list[_Fault], lines: np.ndarray, path: str) -> list[str]:
-    first = sorted((int(row), fault.column, i) for i, fault in enumerate(faults) for row in fault.rows[:SHOWN])[:SHOWN]
-    shown = [_in_words(faults[i], row, f"{path}:{lines[row]}") for row, _, i in first]
+def _listed(faults: list[Fault], lines: np.ndarray, path: str) -> list[str]:
+    first = sorted((row, f.column, i, k) for i, f in enumerate(faults) for k, row in enumerate(f.rows[:SHOWN].tolist()))
+    shown = [_in_words(faults[i], k, f"{path}:{lines[row]}") for row, _, i, k in first[:SHOWN]]
     more = sum(len(fault.rows) for fault in faults) - len(shown)
     return [*shown, f"{path}: and {more:,} more violations of the schema"] if more > 0 else shown
 
 
-def _in_words(fault: _Fault, row: int, where: str) -> str:
-    value = fault.cells[row]
+def _in_words(fault: Fault, at: int, where: str) -> str:
+    value = fault.values[at]
     got = repr(value if len(value) <= LONGEST else value[:LONGEST] + " ...") if value.strip() else "a missing cell"
     return f"{where}: column '{fault.column}': expected {fault.rule}, got {got}"
 
 
-def _fate(faults: list[_Fault], keep: np.ndarray) -> str:
+def _fate(faults: list[Fault], keep: np.ndarray) -> str:
     dropped, kept = int((~keep).sum()), int((_rows_of(faults, len(keep)) & keep).sum())
     what = f"of {len(keep):,} rows that violate the schema"
     if kept and dropped:
@@ -170,17 +203,16 @@ def _fate(faults: list[_Fault], keep: np.ndarray) -> str:
     return f"kept {kept:,} {what}" if kept else f"dropped {dropped:,} {what}"
 
 
-def _classes_left(columns: Columns, schema: Schema, keep: np.ndarray) -> tuple[list[str], list[str]]:
+def _classes_left(targets: np.ndarray | None, schema: Schema, keep: np.ndarray) -> tuple[list[str], list[str]]:
     """Return the classes that had rows and lost them all, and those that have some; nothing for regression."""
-    name = schema.target.column
-    if name not in columns or not schema.target.classes:
+    if targets is None or not schema.target.classes:
         return [], []
-    before, after = set(texts(columns[name])), set(texts(columns[name][keep]))
+    before, after = set(texts(targets)), set(texts(targets[keep]))
     present = [label for label in schema.target.classes if label in before]
     return [label for label in present if label not in after], [label for label in present if label in after]
 
 
-def _counted(faults: list[_Fault], lines: np.ndarray) -> BrokenRules:
+def _counted(faults: list[Fault], lines: np.ndarray) -> BrokenRules:
     found: BrokenRules = {}
     for fault in sorted(faults, key=lambda fault: (fault.rows[0], fault.column)):
         found = add_broken(found, {(fault.column, fault.rule): Broken(len(fault.rows), int(lines[fault.rows[0]]))})
@@ -194,7 +226,7 @@ def _in_counts(found: BrokenRules) -> tuple[str, ...]:
     )
 
 
-def _column_faults(column: Column, cells: np.ndarray, schema: Schema) -> list[_Fault]:
+def column_faults(column: Column, cells: np.ndarray, schema: Schema) -> list[Fault]:
     """Return the faults of one column, each cell in at most one of them."""
     values = texts(cells)
     rules = _rules(column, cells, values, schema)
@@ -208,11 +240,12 @@ def _column_faults(column: Column, cells: np.ndarray, schema: Schema) -> list[_F
     for rule in rules:
         found.append(rule._replace(broken=rule.broken & open_rows))
         open_rows &= ~rule.broken
-    return [
-        _Fault(np.flatnonzero(rule.broken), column.name, values, rule.words, rule.readable)
-        for rule in found
-        if rule.broken.any()
-    ]
+    return [_fault(column.name, rule, values) for rule in found if rule.broken.any()]
+
+
+def _fault(column: str, rule: _Rule, cells: list[str]) -> Fault:
+    rows = np.flatnonzero(rule.broken)
+    return Fault(rows, column, [cells[row] for row in rows.tolist()], rule.words, rule.readable)
 
 
 def _rules(column: Column, cells: np.ndarray, values: list[str], schema: Schema) -> list[_Rule]:

@@ -13,10 +13,13 @@ from mmjax.backend import Backend, compiled, configure, precompiled
 from mmjax.cli import echo, echo_table, json_option, run
 from mmjax.config import Config
 from mmjax.config_load import format_origins, load_config_with_origins
+from mmjax.data.audit import refuse
 from mmjax.data.decode import contact_sheet
+from mmjax.data.findings import audit_lines
 from mmjax.data.pipeline import epoch_batches, take
 from mmjax.data.prepare import Prepared, prepare
-from mmjax.errors import ConfigError
+from mmjax.drill import Drill, resume_drill
+from mmjax.errors import ConfigError, TrainingError
 from mmjax.parts import build_parts
 from mmjax.recipe import Decision, resolve
 from mmjax.training.setup import Setup, set_up
@@ -25,6 +28,12 @@ from mmjax.transforms.augment import build_augment
 
 SPLITS = ("train", "validation", "test")
 TIMED_STEPS = 50
+PROMISES = {
+    "cpu": "promised on CPU: the same bits for the same config, data, versions, kind of CPU and number of threads",
+    "gpu": "on this device the bits are the same as far as XLA's programs are deterministic (XLA_FLAGS="
+    "--xla_gpu_deterministic_ops=true makes them so); config, data, versions and device must be the same",
+}
+"""What resuming promises, by platform."""
 
 
 class Checked(NamedTuple):
@@ -50,7 +59,7 @@ class Checked(NamedTuple):
 
 def check(config: Config) -> Checked:
     """Return the Checked config: everything of a run but the training. Raises what training would raise."""
-    backend = configure(device=config.device, threads=config.threads)
+    backend = configure(device=config.device, threads=config.threads, precision=config.precision)
     prepared = prepare(config)
     config, decisions = resolve(
         config,
@@ -148,8 +157,9 @@ def tell(checked: Checked) -> None:
     prepared, split = checked.prepared, checked.prepared.split
     echo(describe_schema(prepared.schema))
     echo(f"rows: {', '.join(f'{len(getattr(split, name))} {name}' for name in SPLITS)}")
-    for line in (*checked.backend.notes, *prepared.notes):
+    for line in (*checked.backend.notes, *prepared.notes, *audit_lines(prepared.findings)):
         echo(line)
+    refuse(prepared.findings)
     counts = class_counts(prepared)
     if counts:
         echo_table(("class", *SPLITS), [(name, *(str(row[s]) for s in SPLITS)) for name, row in counts.items()])
@@ -162,13 +172,39 @@ def tell(checked: Checked) -> None:
     echo(f"at most {checked.steps:,} steps: about {checked.estimated_seconds:,.0f} s")
 
 
+def drilled(config: Config, *, kills: int) -> Drill:
+    """Return the Drill of a config after telling what it saw; TrainingError when the bits differ."""
+    drill = resume_drill(config, kills=kills, tell=echo)
+    for line in drill.resumed:
+        echo(line)
+    if drill.differences:
+        raise TrainingError(["drill: a run that was killed and gone on with ended elsewhere", *drill.differences])
+    echo(
+        f"drill: {drill.kills} kills, {len(drill.resumed)} resumes, {drill.runs} runs compared: the same bits each "
+        f"time ({drill.digest[:12]}), {drill.seconds:.0f} s"
+    )
+    echo(PROMISES.get(drill.platform, PROMISES["gpu"]))
+    return drill
+
+
 @click.command(name="check", help="Check a config and its data without training.")
 @click.option("--config", "config_path", required=True, type=click.Path(), metavar="FILE", help="The YAML config.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key.")
 @click.option("--show-origin", is_flag=True, help="Say which file, flag or default set each value.")
 @click.option("--show-batch", type=click.Path(path_type=Path), metavar="PNG", help="Write what the network will see.")
+@click.option(
+    "--resume-drill", "run_drill", is_flag=True, help="Train a few epochs, kill -9 at random, go on, compare all bits."
+)
+@click.option("--kills", default=3, show_default=True, type=click.IntRange(min=1), help="How often the drill kills.")
 @json_option
-def command(config_path: str, overrides: tuple[str, ...], show_origin: bool, show_batch: Path | None) -> dict[str, Any]:
+def command(
+    config_path: str,
+    overrides: tuple[str, ...],
+    show_origin: bool,
+    show_batch: Path | None,
+    run_drill: bool,
+    kills: int,
+) -> dict[str, Any]:
     """Check a config."""
     loaded = load_config_with_origins(config_path, overrides)
     if show_origin:
@@ -180,12 +216,15 @@ def command(config_path: str, overrides: tuple[str, ...], show_origin: bool, sho
     if show_batch is not None:
         count = write_batch(checked, show_batch)
         echo(f"{count} images in {show_batch}")
+    drill = drilled(loaded.config, kills=kills) if run_drill else None
     return {
+        "drill": None if drill is None else drill._asdict(),
         "parameters": checked.parameters,
         "rows": {name: len(getattr(checked.prepared.split, name)) for name in SPLITS},
         "class_counts": class_counts(checked.prepared),
         "columns": {c.name: {"kind": c.kind, "reason": c.reason} for c in checked.prepared.schema.columns},
         "notes": checked.prepared.notes,
+        "findings": [finding._asdict() for finding in checked.prepared.findings],
         "decisions": [decision._asdict() for decision in checked.decisions],
         "flops_per_step": checked.flops_per_step,
         "memory_bytes": checked.memory_bytes,

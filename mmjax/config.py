@@ -358,9 +358,12 @@ class Checkpoint(Section, frozen=True, kw_only=True):
         Text | None,
         Meta(description="Folder for checkpoints, in it one for each run; by default `checkpoints` inside the run."),
     ] = None
-    every_epochs: Annotated[
-        Count | UnsetType, Meta(description="Save each so many epochs; by default about every half minute.")
-    ] = UNSET
+    every_seconds: Annotated[
+        Positive, Meta(description="Save when so many seconds have gone by, also within an epoch.")
+    ] = 30.0
+    every_epochs: Annotated[Count | UnsetType, Meta(description="Save each so many epochs instead, at their end.")] = (
+        UNSET
+    )
     keep: Annotated[
         Count, Meta(description="How many of the newest checkpoints stay; each holds the best weights so far too.")
     ] = 2

@@ -55,6 +55,8 @@ _NEEDS = (
     _Needs(f"{_STOPPING}.min_delta", f"{_STOPPING}.enabled", (True, UNSET)),
     _Needs("training.checkpoint.path", "training.checkpoint.enabled", (True,)),
     _Needs("training.checkpoint.every_epochs", "training.checkpoint.enabled", (True,)),
+    _Needs("training.checkpoint.every_seconds", "training.checkpoint.enabled", (True,)),
+    _Needs("training.checkpoint.every_seconds", "training.checkpoint.every_epochs", (UNSET,)),
     _Needs("training.checkpoint.keep", "training.checkpoint.enabled", (True,)),
     _Needs("split.column", "split.strategy", BY_COLUMN),
     _Needs("data.cache.path", "data.loading", ("streamed", "auto")),
@@ -107,10 +109,11 @@ def _without_effect(config: Config, given: Given) -> Iterator[Conflict]:
         found = _value(config, switch)
         if key in given and found is not None and found not in values:
             choices = " or ".join(_show(value) for value in values if value is not UNSET)
+            wanted = f"`{switch}: {choices}`" if choices else f"no `{switch}`"
             yield Conflict(
                 (key, switch),
-                f"has no effect: expected `{switch}: {choices}` with it, got {_show_key(switch, found)}; "
-                "set that, or remove this",
+                f"has no effect: expected {wanted} with it, got {_show_key(switch, found)}; "
+                f"{'set' if choices else 'remove'} that, or remove this",
                 idle=True,
             )
 

@@ -34,8 +34,6 @@ from mmjax.training.stopping import StopState
 
 DIGESTS, POSITION, ARRAYS = "sha256.json", "position.json", "arrays"
 FORMAT = 1
-SAVE_EVERY_S = 30.0
-"""Without `every_epochs`: seconds between two saves."""
 
 Keep = Callable[[Snapshot], Iterator[Checkpointed]]
 
@@ -46,8 +44,8 @@ def checkpointer(
 ) -> Iterator[Keep]:
     """Yield what saves each Snapshot that is due, while training goes on; the block ends when the last is on disk.
 
-    Due is the last Snapshot of a run; the one at hand when `ending()` says that the process is to end; and in between
-    every half minute, or every so many epochs where the settings say. `resumed` is a step whose checkpoint is there.
+    Due is the last Snapshot of a run, and the last good one of a run that cannot go on; the one at hand when `ending()` says that the process is to end; and in between
+    every so many seconds or epochs, as the settings say. `resumed` is a step whose checkpoint is there.
     DataError, at the next Snapshot or the end of the block, when the disk refuses.
     """
     if not settings.enabled:
@@ -90,7 +88,7 @@ class _Saver:
             arrays = on_host(_arrays(snapshot))
             position = _position_to_json(snapshot, arrays)
             self.under_way = self.pool.submit(save, self.folder, step, arrays, position, keep=self.settings.keep)
-        if self.under_way is not None and (snapshot.position.over or self.ending()):
+        if self.under_way is not None and (self._final(snapshot)):
             yield self.wait()
 
     def wait(self) -> Any:
@@ -98,14 +96,17 @@ class _Saver:
         under_way, self.under_way = self.under_way, None
         return under_way.result() if under_way is not None else None
 
+    def _final(self, snapshot: Snapshot) -> bool:
+        return snapshot.position.over or snapshot.last or self.ending()
+
     def _due(self, snapshot: Snapshot) -> bool:
         position = snapshot.position
-        if position.over or self.ending():
+        if self._final(snapshot):
             return True
         if isinstance(self.settings.every_epochs, int):
             return position.batch == 0 and (position.epoch - 1) % self.settings.every_epochs == 0
         first = position.batch == 0 and position.epoch == 2  # something to come back to
-        return first or time.monotonic() - self.saved_at >= SAVE_EVERY_S
+        return first or time.monotonic() - self.saved_at >= self.settings.every_seconds
 
 
 def save(folder: Path, step: int, arrays: list[np.ndarray], position: bytes, *, keep: int) -> Checkpointed:

@@ -41,6 +41,8 @@ class Snapshot(NamedTuple):
     best: Any
     """Variables of the best epoch so far; None before the first one."""
     position: Position
+    last: bool = False
+    """True for the last good one of a run that cannot go on: it is to be kept."""
 
 
 class Plan(NamedTuple):
@@ -122,7 +124,7 @@ def train_events(
         now, clock = yield from _run_epoch(program, now, clock, plan)
         state, totals = now.state, now.totals
         if int(totals.first_bad) >= 0 or not bool(finite((state.params, state.batch_stats, state.ema))):
-            yield good
+            yield good._replace(last=True)
             raise TrainingError(_not_finite(int(totals.first_bad), int(state.step), epoch, plan.training))
         metrics = _epoch_metrics(totals, task) | task.measure(eval_variables(state))
         now, improved = _after_epoch(now, metrics, plan, direction)
@@ -273,10 +275,11 @@ def watch(
                 event = next(events)
             except StopIteration as stop:
                 return stop.value
+            leaving = isinstance(event, Snapshot) and ending()  # asked before `keep`, which then keeps this one
             for told in keep(event) if isinstance(event, Snapshot) else (event,):
                 for callback in callbacks:
                     callback(told)
-            if isinstance(event, Snapshot) and ending():
+            if leaving:
                 raise Ending
 
 

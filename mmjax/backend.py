@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax._src.xla_bridge import backends_are_initialized  # nothing public tells
 
 from mmjax import numerics_programs
 from mmjax.errors import ConfigError
@@ -36,14 +37,16 @@ class Backend(NamedTuple):
     """Lines for the user: each fallback, and why."""
 
 
-def configure(*, device: str = "auto", threads: int | None = None) -> Backend:
+def configure(*, device: str = "auto", threads: int | None = None, precision: str = "float32") -> Backend:
     """Return the Backend after choosing the device, the CPU threads and the compile cache.
 
-    Raises ConfigError when `device: gpu` is asked for and there is none, TrainingError when the device computes wrongly
-    (`mmjax.numerics`). Threads and platform are those of the first array made in this process: call this before.
+    `precision` is what will be computed in: a note says where the device has no arithmetic of its own for it. Threads
+    and platform are those of the first array made in this process: call this before. Raises ConfigError when `device:
+    gpu` is asked for and there is none, TrainingError when the device computes wrongly (`mmjax.numerics`).
     """
     notes: list[str] = []
-    _set_threads(threads)
+    if not backends_are_initialized():
+        _set_threads(threads)
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     cache = _set_compile_cache(notes)
@@ -54,9 +57,11 @@ def configure(*, device: str = "auto", threads: int | None = None) -> Backend:
         )
     if device == "cpu" and found.platform != "cpu":
         notes.append(f"device: cpu was asked for, but this process already runs on {found.platform}")
-    in_use = int(_threads_in_use())
+    in_use = _threads_in_use()
     if threads not in (None, in_use):
         notes.append(f"threads: {threads} was asked for, but this process already runs with {in_use}")
+    if precision == "bfloat16" and found.platform == "cpu":
+        notes.append("precision: bfloat16 is rounded to but not computed in on cpu, so expect no speed from it")
     notes += _compiling(found.platform).notes
     if cache and _numerics_folder() is None:
         notes.append("numerics: checked at every start, as MMJAX_CACHE_DIR is no private, writable folder")
@@ -88,10 +93,9 @@ def _set_threads(threads: int | None) -> None:
         os.environ.setdefault("NPROC", str(_available_threads()))
 
 
-@functools.cache
-def _threads_in_use() -> str:
-    """Return the size of XLA's pool: what was set when this was first asked; the first array of a process fixes it."""
-    return os.environ.get("PJRT_NPROC") or os.environ["NPROC"]
+def _threads_in_use() -> int:
+    """Return the size of XLA's pool; the first array of a process fixes it."""
+    return int(os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or _available_threads())
 
 
 def cache_home() -> Path:
@@ -103,8 +107,11 @@ def cache_home() -> Path:
 
 
 def _set_compile_cache(notes: list[str]) -> str:
-    if jax.config.jax_compilation_cache_dir:  # the user's own choice
-        return str(jax.config.jax_compilation_cache_dir)
+    chosen = jax.config.jax_compilation_cache_dir  # by the user, or here before
+    if chosen:
+        if "://" not in chosen and not _can_hold_files(Path(chosen)):
+            notes.append(f"compile cache: {chosen} cannot be written to, so programs are compiled anew at every start")
+        return str(chosen)
     # A folder shared across jaxlib versions or CPUs has crashed programs: key it by both.
     cpu = hashlib.sha256(_cpu_description().encode()).hexdigest()[:12]
     key = f"jax{jax.__version__}-jaxlib{metadata.version('jaxlib')}-{cpu}"
@@ -117,6 +124,15 @@ def _set_compile_cache(notes: list[str]) -> str:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return str(folder)
+
+
+def _can_hold_files(folder: Path) -> bool:
+    """Return whether files can be written into the folder, which JAX makes when it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _private_folder(home: Path, *names: str) -> Path:
@@ -180,7 +196,7 @@ def _compiling(platform: str) -> Choice:
         "processor": hashlib.sha256(_cpu_description().encode()).hexdigest(),
         "candidates": repr(candidates),
         "flags": os.environ.get("XLA_FLAGS", ""),
-        "threads": os.environ.get("PJRT_NPROC") or os.environ.get("NPROC", ""),
+        "threads": str(_threads_in_use()),
         "programs": hashlib.sha256(Path(numerics_programs.__file__).read_bytes()).hexdigest(),
     }
     folder = _numerics_folder()

@@ -104,6 +104,7 @@ ASK = """
 import json
 from mmjax.backend import configure
 from mmjax.errors import ConfigError
+{before}
 try:
     print(json.dumps(configure(device={device!r}, threads={threads})))
 except ConfigError as error:
@@ -111,9 +112,9 @@ except ConfigError as error:
 """
 
 
-def asked(device: str, threads: int | None, **env: str) -> list:
-    """What `configure` returns, or says, in a process of its own."""
-    code = ASK.format(device=device, threads=threads)
+def asked(device: str, threads: int | None, before: str = "", **env: str) -> list:
+    """What `configure` returns, or says, in a process of its own that first does what `before` says."""
+    code = ASK.format(device=device, threads=threads, before=before)
     settings = os.environ | {"PYTHONPATH": str(REPOSITORY)} | env
     done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -136,6 +137,37 @@ def test_the_cpu_and_its_threads(tmp_path: Path) -> None:
         "cpu", 1, JAX_PLATFORMS="", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "chosen")
     )
     assert (name, device, threads, cache, notes) == ("cpu", "cpu", 1, str(tmp_path / "chosen"), [])
+
+
+def test_threads_asked_for_after_the_first_array() -> None:
+    before = "import os; os.environ.pop('NPROC', None); import jax.numpy as jnp; jnp.ones(2)"
+    cores = len(os.sched_getaffinity(0))
+    _, _, threads, _, notes = asked("cpu", cores + 1, before)
+    assert threads == cores
+    assert notes == [f"threads: {cores + 1} was asked for, but this process already runs with {cores}"]
+
+
+def test_an_environment_that_stands_in_the_way() -> None:
+    _, _, threads, _, notes = asked(
+        "cpu",
+        2,
+        PJRT_NPROC="1",
+        JAX_COMPILATION_CACHE_DIR=str(REPOSITORY / "pyproject.toml" / "cache"),
+        MMJAX_CACHE_DIR=str(REPOSITORY / "pyproject.toml"),
+    )
+    assert threads == 1
+    assert notes == [
+        f"compile cache: {REPOSITORY / 'pyproject.toml' / 'cache'} cannot be written to, so programs are compiled anew "
+        "at every start",
+        "threads: 2 was asked for, but this process already runs with 1",
+        "numerics: checked at every start, as MMJAX_CACHE_DIR is no private, writable folder",
+    ]
+
+
+def test_bfloat16_without_arithmetic_of_its_own() -> None:
+    (note,) = configure(precision="bfloat16").notes
+    assert note == "precision: bfloat16 is rounded to but not computed in on cpu, so expect no speed from it"
+    assert configure(precision="float32").notes == ()
 
 
 def test_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,17 @@ import click
 
 from mmjax.analysis.compare import compare, comparison_tables, headline, metrics_table
 from mmjax.artifact import registry as store
-from mmjax.artifact.bundle import load_bundle, structural_problems
+from mmjax.artifact.bundle import BundleContents, load_bundle, structural_problems
 from mmjax.artifact.manifest import metrics_of, read_manifest
 from mmjax.artifact.registry import ModelRef
 from mmjax.cli import COMMANDS, echo, echo_table, json_option, print_table, run
 from mmjax.config_load import config_to_dict, config_to_yaml
-from mmjax.errors import BundleError
+from mmjax.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from mmjax.artifact.parity import Comparison
+    from mmjax.artifact.predictor import Predictor
+    from mmjax.artifact.sample import Sample
 
 root_option = click.option(
     "--registry",
@@ -220,21 +222,28 @@ def _compare_ways(
     contents, predictor = bundle.contents, proven_predictor(bundle, where=str(folder))
     config, schema = contents.config, contents.schema
     asked = sample.read_sample(config, schema, data, rows=rows) if data else sample.golden_sample(contents)
+    served, notes = _compare_served(contents, predictor, asked, url)
     bucket = parity.training_bucket(contents.report, IMAGE_ROWS if schema.image else TABLE_ROWS)
     allowed = parity.rounding(contents, platform())
-    with tempfile.TemporaryDirectory(prefix="mmjax-verify-") as scratch:
-        source = sample.write_source(asked, config, Path(scratch))
-        door = parity.batch_door(folder, schema, source, Path(scratch))
-        compared = parity.compare_paths(
-            predictor, asked, door=door, bucket=bucket, allowed=allowed, scratch=Path(scratch)
-        )
+    with tempfile.TemporaryDirectory(prefix="mmjax-verify-") as made:
+        scratch = Path(made)
+        door = parity.batch_door(folder, schema, sample.write_source(asked, config, scratch), scratch)
+        found = parity.compare_paths(predictor, asked, door=door, bucket=bucket, allowed=allowed, scratch=scratch)
+    return found + served, asked.what, notes
+
+
+def _compare_served(
+    contents: BundleContents, predictor: "Predictor", asked: "Sample", url: str | None
+) -> tuple[list["Comparison"], list[str]]:
+    """Return the Comparison of the server in this process and of a live one, and why there is none."""
     if importlib.util.find_spec("litestar") is None:
-        return compared, asked.what, ["server: not compared, as the extra 'serve' is not installed"]
+        if url:
+            raise ConfigError("--url: expected the packages of the extra 'serve', got none; pip install mmjax[serve]")
+        return [], ["server: not compared, as the extra 'serve' is not installed"]
     from mmjax.serving.parity import compare_live, compare_server
 
-    compared.append(compare_server(predictor, asked))
-    compared += [compare_live(contents, predictor, asked, url)] if url else []
-    return compared, asked.what, []
+    live = [compare_live(contents, predictor, asked, url)] if url else []
+    return [compare_server(predictor, asked), *live], []
 
 
 def _compared_row(found: "Comparison") -> tuple[str, ...]:

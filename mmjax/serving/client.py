@@ -1,8 +1,10 @@
 """A live server as a client meets it, by the standard library alone: one connection, one request at a time."""
 
+import contextlib
 import http.client
 import json
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
@@ -28,20 +30,21 @@ class Live(NamedTuple):
     """What it computes on: `cpu`, `gpu` or `tpu`."""
 
 
-def connect(url: str, digest: str) -> Live:
-    """Return the Live server at `url`; ConfigError when none answers, BundleError when it serves no such model."""
+@contextlib.contextmanager
+def connected(url: str, digest: str) -> Iterator[Live]:
+    """Give the Live server at `url`; ConfigError when none answers there, BundleError when it serves no such model."""
     parts = _parsed(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
-    live = Live(url, connection, parts.path.rstrip("/"), "", None, "")
-    _wait_until_ready(live)
-    served = _get(live, "/models")["models"]
-    same = [model for model in served if model["digest"] == digest]
-    if not same:
-        there = ", ".join(f"{model['name']}:{model['version']} ({model['digest'][:12]})" for model in served)
-        raise BundleError(f"--url {url}: expected a server of the model with digest {digest[:12]}, got {there}")
-    platform = _get(live, "/health")["system"]["device"]["platform"]
-    return live._replace(name=same[0]["name"], version=same[0]["version"], platform=platform)
+    with contextlib.closing(kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)) as connection:
+        live = Live(url, connection, parts.path.rstrip("/"), "", None, "")
+        _wait_until_ready(live)
+        served = _get(live, "/models")["models"]
+        same = [model for model in served if model["digest"] == digest]
+        if not same:
+            there = ", ".join(f"{model['name']}:{model['version']} ({model['digest'][:12]})" for model in served)
+            raise BundleError(f"--url {url}: expected a server of the model with digest {digest[:12]}, got {there}")
+        platform = _get(live, "/health")["system"]["device"]["platform"]
+        yield live._replace(name=same[0]["name"], version=same[0]["version"], platform=platform)
 
 
 def _parsed(url: str) -> SplitResult:
@@ -91,7 +94,6 @@ def _request(
         reply = live.connection.getresponse()
         document = json.loads(reply.read())
     except (OSError, http.client.HTTPException) as error:
-        live.connection.close()
         raise ConfigError(f"--url {live.url}: expected a server that answers, got: {error}") from error
     except ValueError as error:
         raise ConfigError(f"--url {live.url}: expected JSON of {path}, got something else; is it mmjax?") from error

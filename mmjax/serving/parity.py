@@ -1,7 +1,6 @@
 """The server's ways for a parity check: each row as the bytes of a request, through wire and engine, or over HTTP."""
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from mmjax.artifact.sample import Sample, as_bytes, row_mappings, typed_rows
 from mmjax.data.encode import encode
 from mmjax.errors import BundleError, DataError
 from mmjax.schema import Schema
-from mmjax.serving.client import ask, connect
+from mmjax.serving.client import ask, connected
 from mmjax.serving.engine import Engine, Served, infer, make_engine, stop, warm
 from mmjax.serving.wire import ModelName, Refused, decode_table, encode_reply, image_columns, image_files, table_columns
 
@@ -90,9 +89,8 @@ async def _reply(engine: Engine, served: Served, body: bytes) -> bytes:
 def live_answers(predictor: Predictor, sample: Sample, url: str) -> tuple[Answers, str]:
     """Return the Answers of a live server to a request for each row, and the platform it computes on."""
     schema, found = predictor.schema, []
-    live = connect(url, predictor.digest)
     kind = "tabular" if schema.image is None else "image"
-    with contextlib.closing(live.connection):
+    with connected(url, predictor.digest) as live:
         for row, body in enumerate(bodies(schema, sample, {"model": live.name, "version": live.version}), 1):
             status, document = ask(live, body, kind=kind)
             if status == 200:
@@ -101,7 +99,7 @@ def live_answers(predictor: Predictor, sample: Sample, url: str) -> tuple[Answer
                 found.append(_no_answer(schema))
             else:
                 raise _refused(f"live server {url}", row, [f"{status}: {document.get('detail', document)}"])
-    return joined(found), live.platform
+        return joined(found), live.platform
 
 
 def reply_answers(schema: Schema, reply: Mapping[str, Any]) -> Answers:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,20 +65,27 @@ def resume_drill(
         done, resumed, differences, runs = 0, [], [], 0
         while done < kills:
             runs += 1
-            where = f"disturbed-{runs}"
-            while True:
-                told = _train(
-                    home, where, short.name, kill_after_s=moments.uniform(0, lasted) if done < kills else None
-                )
-                resumed += [line for line in told.lines if line.startswith("resume: going on")]
-                if not told.killed:
-                    break
-                done += 1
-            differences += _differences(home / "undisturbed", home / where, where)
+            folder_name = f"disturbed-{runs}"
+            delays = (moments.uniform(0, lasted) for _ in range(kills - done))
+            killed, lines = _disturb(home, folder_name, delays)
+            done, resumed = done + killed, [*resumed, *lines]
+            differences += _differences(home / "undisturbed", home / folder_name, folder_name)
         manifest = read_manifest(home / "undisturbed" / "registry" / short.name / "1")
         platform = str(manifest.provenance.get("platform"))
     told = tuple(line.replace(f"{home}{os.sep}", "") for line in resumed)
     return Drill(done, told, runs, manifest.digest, tuple(differences), platform, time.perf_counter() - began)
+
+
+def _disturb(home: Path, where: str, delays: Iterable[float]) -> tuple[int, list[str]]:
+    """Bring one run to its end, killing it after each of the delays; return the kills, and where it went on."""
+    kills, resumed = 0, []
+    for delay in (*delays, None):
+        told = _train(home, where, kill_after_s=delay)
+        resumed += [line for line in told.lines if line.startswith("resume: going on")]
+        if not told.killed:
+            break
+        kills += 1
+    return kills, resumed
 
 
 def _shortened(config: Config, epochs: int) -> Config:

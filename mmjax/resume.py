@@ -99,14 +99,18 @@ def _unfinished(config: Config, runs_dir: Path, held: contextlib.ExitStack, tell
     """Return the newest run to go on with, held; tells why the newest unfinished one is not."""
     first = True
     for run in list_runs(runs_dir, config.name):
-        if run.record.status not in ("killed", "interrupted", "failed") or not run.record.data_sha256:
+        if run.record.status not in ("running", "killed", "interrupted", "failed") or not run.record.data_sha256:
             continue
         differences = config_changes(run, config)
         if not differences:
-            with contextlib.suppress(ConfigError):  # another process is at work in it
+            try:
                 held.enter_context(locked(run.path))
-                return load_run(run.path)
-        elif first:
+            except ConfigError:
+                tell(f"resume: process {run.record.process} is at work in {run.path}; this is a run of its own")
+                continue
+            if (now := load_run(run.path)).record.status != "finished":
+                return now
+        elif first and run.record.status != "running":
             told = "; ".join(differences)
             tell(f"resume: not going on with the unfinished {run.path}, which is of another config: {told}")
         first = False

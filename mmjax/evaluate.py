@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mmjax.data.encode import check_columns
 from mmjax.data.images import read_images
 from mmjax.data.prepare_table import refuse_cells
 from mmjax.data.table import Table, read_table
+from mmjax.data.validate import broken_notes, broken_rules
 from mmjax.errors import ConfigError, DataError
 from mmjax.schema import Columns, Schema
 
@@ -30,12 +32,18 @@ GIVEN = "this data"
 
 
 def evaluate_model(
-    model: Predictor | str | Path, data: str | Path, *, registry: str = "registry", split: str = ""
+    model: Predictor | str | Path,
+    data: str | Path,
+    *,
+    registry: str = "registry",
+    split: str = "",
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Return the Evaluation of a model on a CSV or image folder in the form it was trained on.
 
-    `split` (`train`, `validation` or `test`) takes only that part of a folder that has such parts. Raises DataError
-    for rows that the model's schema refuses, and for labels that are none of its classes.
+    `split` (`train`, `validation` or `test`) takes only that part of a folder that has such parts; `tell` gets a line
+    that counts the cells against each rule (bounds, pattern, enum) of the model's schema file. Raises DataError for
+    rows that cannot be encoded, and for labels that are none of its classes.
     """
     predictor = model if isinstance(model, Predictor) else load_model(model, registry=registry)
     config = predictor.config.data
@@ -48,6 +56,9 @@ def evaluate_model(
         except DataError:
             refuse_cells(predictor.schema, table, label=True)
             raise
+        broken = broken_rules(table.columns, predictor.schema, table.lines, label=True)
+        for note in broken_notes(broken, str(data), "scored all the same"):
+            tell(note)
     else:
         assert config.image is not None, "the config names one modality"
         scores, batch = predictor.score_labelled(read_labelled_images(config.image, Path(data), split))
@@ -115,8 +126,11 @@ def command(model: str, data: str, split: str | None, registry: str) -> dict[str
     bundle = load_bundle(located.path)
     predictor = proven_predictor(bundle, where=str(located.path))
     loaded = time.perf_counter()
-    evaluation = evaluate_model(predictor, data, split=split or "")
+    notes: list[str] = []
+    evaluation = evaluate_model(predictor, data, split=split or "", tell=notes.append)
     ended = time.perf_counter()
+    for note in notes:
+        echo(note)
     print_results(evaluation_report(bundle.contents.report, evaluation), sys.stdout)
     if trained_on(predictor, data) and split != "test":
         echo(
@@ -130,6 +144,7 @@ def command(model: str, data: str, split: str | None, registry: str) -> dict[str
         "bundle": str(located.path),
         "data": data,
         "rows": evaluation.rows,
+        "notes": notes,
         "metrics": {part: evaluation.metrics},
         "per_class": {part: evaluation.per_class},
         "confusion": {part: evaluation.confusion},

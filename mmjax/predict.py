@@ -23,6 +23,7 @@ from mmjax.data.idx import find_idx
 from mmjax.data.images import list_images, read_images, read_unlabelled_table, scan_images
 from mmjax.data.prepare_table import refuse_cells
 from mmjax.data.table import Table, iter_table
+from mmjax.data.validate import BrokenRules, add_broken, broken_notes, broken_rules
 from mmjax.errors import ConfigError, DataError
 from mmjax.schema import Columns, Schema
 from mmjax.training.scoring import Scores
@@ -40,6 +41,8 @@ class Chunk(NamedTuple):
     identifiers: np.ndarray
     """object[N]: what the first output column says of each row."""
     columns: Columns
+    lines: np.ndarray
+    """i64[N]: where each row starts in the file; images are counted from 1."""
     refuse: Callable[[], None]
     """Raises the DataError that names lines or files at fault, if any; called when the rows cannot be encoded."""
 
@@ -65,6 +68,7 @@ class Written(NamedTuple):
     unknown: dict[str, int]
     """Cells with a category that training did not see, by column."""
     notes: tuple[str, ...]
+    """Files that were skipped, and cells against the rules (bounds, pattern, enum) of the model's schema file."""
 
 
 def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
@@ -77,6 +81,7 @@ def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
         raise ConfigError(f"--output {output}: expected another file than the input; name one")
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     rows, unknown = 0, Counter[str]()
+    broken: BrokenRules = {}
     classes = predictor.schema.target.classes
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
@@ -87,13 +92,15 @@ def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
                 rows += len(chunk.identifiers)
                 for column, texts in unknown_categories(predictor.schema, chunk.columns).items():
                     unknown[column] += sum(texts.values())
+                broken = add_broken(broken, broken_rules(chunk.columns, predictor.schema, chunk.lines))
         os.replace(partial, output)
     except OSError as error:
         raise DataError(f"{output}: cannot write predictions: {error.strerror or error}; name another file") from error
     finally:
         if partial.exists():
             partial.unlink()
-    return Written(rows, given.ignored, dict(unknown), given.notes)
+    notes = (*given.notes, *broken_notes(broken, str(source), "predicted all the same"))
+    return Written(rows, given.ignored, dict(unknown), notes)
 
 
 def output_rows(chunk: Chunk, predictor: Predictor) -> Iterator[tuple[Any, ...]]:
@@ -153,7 +160,7 @@ def _table_chunks(schema: Schema, tables: Iterable[Table], named: str | None) ->
     for table in tables:
         rows = len(table.lines)
         identifiers = table.columns[named] if named else np.arange(number, number + rows).astype(object)
-        yield Chunk(identifiers, table.columns, partial(refuse_cells, schema, table))
+        yield Chunk(identifiers, table.columns, table.lines, partial(refuse_cells, schema, table))
         number += rows
 
 
@@ -161,7 +168,8 @@ def _image_chunks(source: Path, names: np.ndarray, images: np.ndarray, column: s
     refuse = partial(_refuse_images, source, names, images)
     for start in range(0, len(names), CHUNK_IMAGES):
         rows = slice(start, start + CHUNK_IMAGES)
-        yield Chunk(names[rows], {column: images[rows]}, refuse)
+        numbers = np.arange(start, start + len(names[rows])) + 1
+        yield Chunk(names[rows], {column: images[rows]}, numbers, refuse)
 
 
 def _refuse_images(source: Path, names: np.ndarray, images: np.ndarray) -> None:
@@ -201,6 +209,8 @@ def command(model: str, source: str, output: str, registry: str) -> dict[str, An
     if written.ignored:
         echo(f"{source}: not used by the model: {', '.join(written.ignored)}")
     for column, count in written.unknown.items():
+        if predictor.schema.column(column).fixed_vocabulary:
+            continue  # a note tells what the enum expects
         echo(f"{source}: column '{column}': {count:,} cells hold a category unknown to the model")
     echo(f"{written.rows:,} predictions in {output}")
     return {

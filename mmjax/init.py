@@ -22,16 +22,15 @@ from mmjax.config_yaml import resolve_scalar
 from mmjax.data.folders import IMAGE_SUFFIXES
 from mmjax.data.images import ImageSource, apply_policy, read_images, scan_images
 from mmjax.data.infer import infer_schema
-from mmjax.data.prepare_images import image_spec, image_target
+from mmjax.data.prepare_images import answered_images, image_spec, image_target
 from mmjax.data.quarantine import answered_rows
 from mmjax.data.schema_file import schema_file_text
-from mmjax.data.table import Table, read_table
+from mmjax.data.table import DELIMITERS, Table, read_table
 from mmjax.errors import ConfigError, DataError
 from mmjax.schema import Schema, Target
 
 LIKELY_TARGETS = ("target", "label", "class", "y", "outcome")
 """Column names, the likeliest first, that are taken for the target when none is named; else the last column is."""
-DELIMITERS = (",", ";", "\t", "|")
 LOOKED_AT = 100
 """So many cells of a column tell whether it names images."""
 
@@ -136,12 +135,13 @@ def draft_folder(path: Path, wish: Wish) -> Draft:
 
 
 def _draft_images(data: ImageData, why: str, wish: Wish) -> Draft:
-    source = read_images(data)
+    source, unanswered, aside = answered_images(read_images(data), msgspec.structs.replace(data, on_invalid="drop"))
     bad = scan_images(source.columns[source.image_column].tolist())
     source, _, dropped = apply_policy(source, bad, "report")
     target = image_target(source, data, wish.inference)
     schema = Schema(target=target, image=image_spec(source, data))
     assert schema.image is not None, "an image schema"
+    left_out = len(bad) + len(aside)
     classes = ", ".join(target.classes[:10]) + (" ..." if len(target.classes) > 10 else "")
     config = IMAGE_CONFIG.format(
         name=_name_line(wish),
@@ -151,9 +151,9 @@ def _draft_images(data: ImageData, why: str, wish: Wish) -> Draft:
         height=schema.image.height_px,
         width=schema.image.width_px,
         shares=_image_shares(source),
-        drop=f"on_invalid: drop  # {len(bad)} are left out;" if bad else "# on_invalid: drop",
+        drop=f"on_invalid: drop  # {left_out} are left out;" if left_out else "# on_invalid: drop",
     )
-    return Draft(config, schema, None, why, (*source.notes, *dropped))
+    return Draft(config, schema, None, why, (*source.notes, *unanswered, *dropped))
 
 
 def _image_columns(data: ImageData, target: Target, why: str) -> str:

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -22,6 +23,8 @@ from mmjax.schema import Columns
 
 SHOWN = 20
 """How many of many like problems are listed; the others are counted."""
+DELIMITERS = (",", ";", "\t", "|")
+"""What may part the cells of a file that was read with another delimiter."""
 BLOCK_BYTES = 8 << 20
 PANDAS_CELLS = 1_000_000
 """With fewer cells the `csv` module is quick enough, and importing pandas (0.3 s) would be the larger cost."""
@@ -153,11 +156,13 @@ def _check_bytes(path: str) -> bool:
 
 
 def _read_names(path: str, delimiter: str) -> tuple[str, ...]:
-    """Return the header; DataError when it is absent, or a name is empty or given twice."""
+    """Return the header; DataError when it is absent, or a name is empty or given twice, or parted by another mark."""
     with closing(_csv_rows(path, delimiter)) as rows:
-        names, _ = next(rows, (None, 0))
+        names, row = ([*islice((row for row, _ in rows), 2), None, None])[:2]
     if names is None:
         raise DataError(f"{path}: expected a header row, got an empty file")
+    if advice := _other_delimiter(delimiter.join(names), delimiter.join(row or ()), delimiter):
+        raise DataError(f"{path}:1: {advice}")
     positions: dict[str, list[int]] = {}
     for i, name in enumerate(names or [""], 1):
         positions.setdefault(name if name.strip() else "", []).append(i)
@@ -171,6 +176,20 @@ def _read_names(path: str, delimiter: str) -> tuple[str, ...]:
     if problems:
         raise DataError(problems)
     return tuple(names)
+
+
+def _other_delimiter(header: str, row: str, delimiter: str) -> str:
+    """Return what is wrong when the first lines of a file tell of another delimiter, or an empty string."""
+    if found := re.fullmatch(r"sep=(.)", header, re.IGNORECASE):
+        other = "" if found[1] == delimiter else f", and set `delimiter` to {found[1]!r}"
+        return f"expected a header row, got Excel's line {header!r}; delete this line{other}"
+    marks = [mark for mark in DELIMITERS if 0 < header.count(mark) == row.count(mark)]
+    if delimiter in header or not marks:
+        return ""
+    return (
+        f"expected names separated by {delimiter!r}, got {header[:200]!r}, as if by {marks[0]!r}; set `delimiter` to "
+        f"that, or save the file with {delimiter!r}"
+    )
 
 
 def _check_shape(path: str, names: tuple[str, ...], records: _Records) -> _Layout:

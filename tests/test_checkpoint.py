@@ -1,11 +1,11 @@
-"""Checkpoints: what is saved comes back, damage is named, and a good one is always there."""
+"""Checkpoints: what is saved comes back to the bit, damage is named, and a good one is always there."""
 
-import os
-import signal
+import math
 import threading
-import time
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,31 +14,91 @@ from hypothesis import strategies as st
 
 from mmjax.config import Checkpoint
 from mmjax.errors import DataError
-from mmjax.training.checkpoint import DIGESTS, checkpointer, interrupts_held, load_tree, save_tree
+from mmjax.training.checkpoint import DIGESTS, checkpointer, damages, load, load_newest, save, steps_in
 from mmjax.training.events import Snapshot
-from mmjax.training.state import TrainState, init_state
+from mmjax.training.state import Position, TrainState, init_state
+from mmjax.training.steps import Totals, empty_totals
+from mmjax.training.stopping import StopState
 
-TREE = {
-    "params": {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([0.5, -0.25], np.float32)},
-    "step": np.array(7, np.int32),
-}
+
+def variables(value: float) -> dict[str, Any]:
+    return {"params": {"w": jnp.full((2, 3), value), "b": jnp.zeros(2, jnp.bfloat16)}, "batch_stats": {}}
+
+
+def state_at(step: int, value: float = 1.0) -> TrainState:
+    state = init_state(variables(value), {"count": jnp.int32(3)}, ema=False)
+    return state._replace(step=jnp.int32(step))
+
+
+def position_at(epoch: int, *, batch: int = 0, over: bool = False) -> Position:
+    history = tuple({"val_loss": 1.0 / each, "val_roc_auc": math.nan} for each in range(1, epoch))
+    stop = StopState(np.float32(0.1), np.int32(1), np.int32(2), np.bool_(True))
+    return Position(epoch=epoch, batch=batch, history=history, best_epoch=1, stop=stop, over=over)
+
+
+def snapshot_at(epoch: int, *, steps: int = 10, batch: int = 0, over: bool = False) -> Snapshot:
+    """After the epoch before `epoch` of so many steps each, and `batch` batches of it."""
+    best = variables(float(epoch)) if epoch > 1 else None
+    step = (epoch - 1) * steps + batch
+    return Snapshot(state_at(step, float(step)), empty_totals(), best, position_at(epoch, batch=batch, over=over))
+
+
+def keep_all(folder: Path, settings: Checkpoint, snapshots: list[Snapshot], **options: Any) -> list[int]:
+    """Show the Snapshots to a checkpointer; return the steps that reached the disk before the block ended."""
+    with checkpointer(folder, settings, **options) as keep:
+        told = [event for snapshot in snapshots for event in keep(snapshot)]
+    assert all(Path(event.path) == folder / str(event.step) for event in told)
+    return [event.step for event in told]
+
+
+def bits(tree: Any) -> list[tuple[str, tuple[int, ...], bytes]]:
+    return [(str(a.dtype), a.shape, a.tobytes()) for a in map(np.asarray, jax.tree.leaves(tree))]
+
+
+def same(a: Snapshot, b: Snapshot) -> bool:
+    """Whether two Snapshots are one to the bit."""
+    structures = [jax.tree.structure(each[:3]) for each in (a, b)]
+    return structures[0] == structures[1] and bits(a[:3]) == bits(b[:3]) and repr(a.position) == repr(b.position)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tree(tmp_path_factory.mktemp("saved") / "last" / "7", TREE)
-
-
-def equal(a, b) -> bool:
-    return bool(np.array_equal(a["params"]["w"], b["params"]["w"]) and a["step"] == b["step"])
+    folder = tmp_path_factory.mktemp("saved")
+    keep_all(folder, Checkpoint(), [snapshot_at(2, batch=7, over=True)])
+    return folder / "17"
 
 
 def test_what_is_saved_comes_back(saved: Path) -> None:
-    assert saved.is_absolute()
-    found = load_tree(saved, None)
-    assert equal(found, TREE)
-    assert equal(load_tree(saved, TREE), TREE)
-    assert found["params"]["b"].dtype == np.float32
+    assert damages(saved) == []
+    found = load(saved, state_at(0))
+    assert same(found, snapshot_at(2, batch=7, over=True))
+    assert (int(found.state.step), found.position.epoch, found.position.batch) == (17, 2, 7)
+
+
+floats = st.one_of(
+    st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 5e-324, 0.1, 1e308]), st.floats(allow_subnormal=True)
+)
+singles = st.one_of(st.sampled_from([math.nan, math.inf, -math.inf, -0.0]), st.floats(width=32))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    history=st.lists(st.dictionaries(st.sampled_from(["train_loss", "val_loss", "val_é"]), floats), max_size=3),
+    best=singles,
+    totals=st.tuples(singles, singles, singles),
+    counts=st.tuples(st.integers(-1, 2**31 - 1), st.integers(0, 2**31 - 1)),
+    active=st.booleans(),
+)
+def test_a_position_survives_exactly(tmp_path_factory, history, best, totals, counts, active) -> None:
+    folder = tmp_path_factory.mktemp("position")
+    stop = StopState(np.float32(best), np.int32(counts[0]), np.int32(counts[1]), np.bool_(active))
+    position = Position(counts[1], counts[1], tuple(history), counts[1], stop, over=active)
+    sums = Totals(*map(jnp.float32, totals), steps=jnp.int32(counts[1]), first_bad=jnp.int32(counts[0]))
+    snapshot = Snapshot(state_at(3), sums, None, position)
+    keep_all(folder, Checkpoint(), [snapshot._replace(last=True)])
+    found = load(folder / "3", state_at(0))
+    assert same(found, snapshot)
+    assert [type(field) for field in found.position.stop] == [type(field) for field in stop]
 
 
 @settings(max_examples=25, deadline=None)
@@ -49,104 +109,116 @@ def test_no_damage_goes_unseen(saved: Path, data: st.DataObject) -> None:
     whole = path.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
     flip = data.draw(st.integers(1, 255))
-    damaged = bytes([*whole[:at], whole[at] ^ flip, *whole[at + 1 :]])
     try:
-        for content in (damaged, whole[:at]):
+        for content in (bytes([*whole[:at], whole[at] ^ flip, *whole[at + 1 :]]), whole[:at]):
             path.write_bytes(content)
-            with pytest.raises(DataError, match="damaged: not the file that was saved"):
-                load_tree(saved, None)
+            assert damages(saved) == [f"{path.relative_to(saved)}: damaged: not the file that was saved"]
+            loaded = load_newest(saved.parent, state_at(0))
+            assert loaded.snapshot is None
+            assert loaded.notes == (f"checkpoint {saved} is passed over: {damages(saved)[0]}",)
     finally:
         path.write_bytes(whole)
 
 
 def test_lost_and_added_files_are_named(saved: Path) -> None:
-    name = next(path for path in saved.rglob("*") if path.is_file() and path.name != DIGESTS)
-    content = name.read_bytes()
-    name.unlink()
+    path = next(path for path in saved.rglob("*") if path.is_file() and path.name != DIGESTS)
+    content = path.read_bytes()
+    path.unlink()
     (saved / "more").write_text("x")
-    with pytest.raises(DataError) as caught:
-        load_tree(saved, None)
-    assert sorted(caught.value.problems) == sorted(
-        f"{path}: damaged: not the file that was saved; use another one" for path in (name, saved / "more")
+    assert damages(saved) == sorted(
+        f"{name}: damaged: not the file that was saved" for name in (str(path.relative_to(saved)), "more")
     )
-    name.write_bytes(content)
+    path.write_bytes(content)
     (saved / "more").unlink()
     digests = (saved / DIGESTS).read_bytes()
-    (saved / DIGESTS).write_bytes(digests[:40])
-    with pytest.raises(DataError, match=f"expected a whole checkpoint with {DIGESTS} in it"):
-        load_tree(saved, None)
+    for broken, said in ((digests[:40], "not readable"), (b"[]", "no table of digests"), (b"\xff", "not readable")):
+        (saved / DIGESTS).write_bytes(broken)
+        assert said in damages(saved)[0]
+    (saved / DIGESTS).unlink()
+    assert f"{saved / DIGESTS}: not readable: " in damages(saved)[0]
     (saved / DIGESTS).write_bytes(digests)
-    with pytest.raises(DataError, match=f"expected a whole checkpoint with {DIGESTS} in it"):
-        load_tree(saved.parent / "8", None)
+    assert damages(saved) == []
 
 
-def test_a_save_replaces_the_one_before(tmp_path: Path) -> None:
-    (tmp_path / "last").mkdir()
-    (tmp_path / "last" / "notes.txt").write_text("mine")
-    for step in (3, 12):
-        save_tree(tmp_path / "last" / str(step), TREE)
-    assert {path.name for path in (tmp_path / "last").iterdir()} == {"12", "notes.txt"}
-    save_tree(tmp_path / "last" / "12", TREE | {"step": np.array(9, np.int32)})
-    assert load_tree(tmp_path / "last" / "12", None)["step"] == 9
+def test_the_newest_whole_one_is_found(tmp_path: Path) -> None:
+    keep_all(tmp_path, Checkpoint(every_epochs=1, keep=3), [snapshot_at(epoch) for epoch in (2, 3, 4)])
+    assert steps_in(tmp_path) == [30, 20, 10]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "30" / DIGESTS).unlink()
+    next((tmp_path / "20" / "arrays").rglob("_METADATA")).write_text("")
+    found = load_newest(tmp_path, state_at(0))
+    assert found.snapshot is not None
+    assert same(found.snapshot, snapshot_at(2))
+    assert [note.split(" is passed over: ")[0] for note in found.notes] == [
+        f"checkpoint {tmp_path / step}" for step in ("30", "20")
+    ]
+    assert load_newest(tmp_path / "none", state_at(0)) == (None, ())
+
+
+def test_another_network_is_refused(saved: Path) -> None:
+    other = init_state({"params": {"w": jnp.ones((3, 3)), "b": jnp.zeros(2)}}, {"count": jnp.int32(0)}, ema=False)
+    with pytest.raises(DataError, match="expected a checkpoint of this network, got another; name another run or"):
+        load_newest(saved.parent, other)
+
+
+def test_newer_ones_than_the_one_gone_on_with_are_removed(tmp_path: Path) -> None:
+    keep_all(tmp_path, Checkpoint(every_epochs=1, keep=5), [snapshot_at(epoch) for epoch in (2, 3, 4)])
+    (tmp_path / "30" / DIGESTS).unlink()
+    assert keep_all(tmp_path, Checkpoint(), [snapshot_at(3, batch=4, over=True)], resumed=20) == [24]
+    assert steps_in(tmp_path) == [24, 20]
+
+
+def test_what_is_kept_and_when(tmp_path: Path) -> None:
+    run = [snapshot_at(epoch, batch=batch) for epoch in range(1, 6) for batch in (0, 5)][1:]
+    run.append(snapshot_at(6, over=True))
+    assert keep_all(tmp_path / "every", Checkpoint(every_epochs=2), run) == [20, 40, 50]
+    assert steps_in(tmp_path / "every") == [50, 40]
+    assert keep_all(tmp_path / "timed", Checkpoint(keep=1), run) == [10, 50]  # something to come back to, and the last
+    assert steps_in(tmp_path / "timed") == [50]
+    keep_all(tmp_path / "hasty", Checkpoint(every_seconds=1e-6), run[:3])
+    assert steps_in(tmp_path / "hasty") == [15, 10]  # within an epoch too
+    assert keep_all(tmp_path / "off", Checkpoint(enabled=False), run) == []
+    assert not (tmp_path / "off").exists()
+    assert keep_all(tmp_path / "again", Checkpoint(), [snapshot_at(2)], resumed=10) == []  # it is there already
+
+
+def test_a_process_that_is_to_end_keeps_what_it_has(tmp_path: Path) -> None:
+    told, asked = [], []
+    with checkpointer(tmp_path, Checkpoint(), ending=lambda: bool(asked)) as keep:
+        told += keep(snapshot_at(3, batch=2))
+        asked.append("to end")
+        told += keep(snapshot_at(3, batch=3))
+        assert [event.step for event in told] == [23]  # it is on the disk before training is left
+
+
+def test_a_run_that_cannot_go_on_keeps_its_last_good_state(tmp_path: Path) -> None:
+    good = snapshot_at(1)._replace(last=True)
+    assert keep_all(tmp_path, Checkpoint(), [snapshot_at(1, batch=3), good]) == [0]
+    found = load_newest(tmp_path, state_at(0)).snapshot
+    assert found is not None
+    assert not found.position.over
+
+
+def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
+    keep_all(tmp_path, Checkpoint(), [snapshot_at(2)])
+    (tmp_path / ".20.123-abcd.tmp" / "arrays").mkdir(parents=True)
+    (tmp_path / ".20.123-abcd.tmp" / "position.json").write_text("{")
+    assert steps_in(tmp_path) == [10]
+    keep_all(tmp_path, Checkpoint(), [])
+    assert [path.name for path in tmp_path.iterdir()] == ["10"]
 
 
 def test_a_disk_that_refuses(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot write the checkpoint: .*; free space or set training.checkpoint.path"):
-        save_tree(tmp_path / "file" / "last" / "1", TREE)
-
-
-def state_at(step: int) -> TrainState:
-    state = init_state({"params": {"w": jnp.ones(2)}, "batch_stats": {}}, {}, ema=False)
-    return state._replace(step=jnp.int32(step))
-
-
-def run_of(epochs: int, folder: Path, settings: Checkpoint) -> list[tuple[int, bool]]:
-    """Keep a run of so many epochs of 10 steps, the best after each; return (step, best) of what was saved."""
-    keep = checkpointer(folder, settings)
-    told = []
-    for epoch in range(1, epochs + 1):
-        best = {"params": {"w": jnp.full(2, float(epoch))}, "batch_stats": {}}
-        told += keep(Snapshot(epoch, epoch * 10, state_at(epoch * 10), best, last=epoch == epochs))
-    for event in told:
-        assert Path(event.path).parent == folder / ("best" if event.best else "last")
-    return [(event.step, event.best) for event in told]
-
-
-def test_what_is_kept_and_when(tmp_path: Path) -> None:
-    every = run_of(5, tmp_path / "every", Checkpoint(every_epochs=2))
-    assert every == [(step, best) for step in (20, 40, 50) for best in (False, True)]
-    assert [path.name for path in (tmp_path / "every" / "last").iterdir()] == ["50"]
-    assert load_tree(tmp_path / "every" / "best" / "50", None)["params"]["w"].tolist() == [5.0, 5.0]
-    assert int(load_tree(tmp_path / "every" / "last" / "50", None)["step"]) == 50
-    timed = run_of(4, tmp_path / "timed", Checkpoint(save_best=False))
-    assert timed == [(10, False), (40, False)]  # the first to have something, then about every half minute, the last
-    assert not (tmp_path / "timed" / "best").exists()
-    assert run_of(3, tmp_path / "off", Checkpoint(enabled=False)) == []
-    assert not (tmp_path / "off").exists()
-
-
-def interrupted(times: int, reached: list[str]) -> None:
-    """Be interrupted so many times within the block."""
-    with interrupts_held():
-        for _ in range(times):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-        reached.append(f"the end after {times}")
-
-
-def test_a_signal_waits_and_a_second_one_does_not() -> None:
-    before, reached = signal.getsignal(signal.SIGINT), []
-    for times in (1, 2):
-        with pytest.raises(KeyboardInterrupt):
-            interrupted(times, reached)
-    interrupted(0, reached)
-    assert reached == ["the end after 1", "the end after 0"]
-    assert signal.getsignal(signal.SIGINT) is before
+    told = r"cannot write the checkpoint: .*; free space or set training.checkpoint.path; none is left"
+    with pytest.raises(DataError, match=told):
+        keep_all(tmp_path / "file" / "checkpoints", Checkpoint(), [snapshot_at(2, over=True)])
+    with pytest.raises(DataError, match=told):  # not waited for before the end of the block
+        keep_all(tmp_path / "file" / "checkpoints", Checkpoint(), [snapshot_at(2)])
 
 
 def test_threads_save_too(tmp_path: Path) -> None:
-    saving = threading.Thread(target=save_tree, args=(tmp_path / "last" / "1", TREE))
+    saving = threading.Thread(target=save, args=(tmp_path, 1, [np.arange(3)], b"{}"), kwargs={"keep": 1})
     saving.start()
     saving.join()
-    assert equal(load_tree(tmp_path / "last" / "1", None), TREE)
+    assert damages(tmp_path / "1") == []

@@ -17,7 +17,8 @@ from tests.learning import make_learner, make_state, rows
 
 def make_task(data, measure, *, learning_rate: float = 0.1) -> Task:
     learner = make_learner(optax.sgd(learning_rate))
-    return Task(learner, data, ((), {}), measure, np.full(100, learning_rate, np.float32), 10, 0)
+    every = np.arange(len(data["label"]))
+    return Task(learner, data, every, False, ((), {}), measure, np.full(100, learning_rate, np.float32), 10, 0)
 
 
 def make_plan(*, epochs: int = 4, patience: int = 100, monitor: str = "val_loss", save_best: bool = True) -> Plan:
@@ -31,10 +32,10 @@ def make_plan(*, epochs: int = 4, patience: int = 100, monitor: str = "val_loss"
 
 
 def told(state, task: Task, plan: Plan):
-    """Run to the end; return the events (a Snapshot by its copied parameters) and the result."""
+    """Run to the end; return the events (of the Snapshots those between epochs) and the result."""
     events = []
     result = watch(train_events(state, task, plan), [events.append], lambda snapshot: events.append(snapshot) or ())
-    return events, result
+    return [event for event in events if not (isinstance(event, Snapshot) and event.position.batch)], result
 
 
 def falling(values: list[float]):
@@ -49,7 +50,7 @@ def test_events_come_in_order(getkey) -> None:
     kinds = [type(event) for event in events if type(event).__name__ != "Progressed"]
     assert kinds == [Started, *[EpochEnded, Snapshot] * 4, Finished]
     assert [e.metrics["val_loss"] for e in events if isinstance(e, EpochEnded)] == [3.0, 2.0, 1.0, 0.5]
-    assert [e.last for e in events if isinstance(e, Snapshot)] == [False, False, False, True]
+    assert [e.position.over for e in events if isinstance(e, Snapshot)] == [False, False, False, True]
     assert (result.epochs, result.best_epoch, len(result.history)) == (4, 4, 4)
     assert all(0.0 <= epoch["train_accuracy"] <= 1.0 for epoch in result.history)
 
@@ -80,7 +81,7 @@ def test_patience_ends_the_run(getkey) -> None:
     events, result = told(make_state(task.learner, task.data, getkey()), task, make_plan(patience=2))
     assert result.epochs == 3
     assert [e.epoch for e in events if isinstance(e, Stopped)] == [3]
-    assert [e.last for e in events if isinstance(e, Snapshot)] == [False, False, True]
+    assert [e.position.over for e in events if isinstance(e, Snapshot)] == [False, False, True]
 
 
 def test_a_metric_that_is_never_a_number_still_leaves_a_model(getkey) -> None:
@@ -106,8 +107,8 @@ def test_a_bad_loss_stops_the_run_and_leaves_the_last_good_state(getkey) -> None
             [],
             lambda snapshot: snapshots.append(snapshot) or (),
         )
-    assert [s.last for s in snapshots] == [True]
-    assert np.isfinite(np.asarray(snapshots[0].state.params["head"]["kernel"])).all()
+    assert [(s.last, s.position.over, int(s.state.step)) for s in snapshots[-1:]] == [(True, False, 0)]
+    assert np.isfinite(np.asarray(snapshots[-1].state.params["head"]["kernel"])).all()
 
 
 def test_weights_that_the_last_step_of_an_epoch_ruins_stop_the_run_and_are_not_kept(getkey) -> None:
@@ -120,8 +121,8 @@ def test_weights_that_the_last_step_of_an_epoch_ruins_stop_the_run_and_are_not_k
             [],
             lambda snapshot: snapshots.append(snapshot) or (),
         )
-    assert [(s.last, s.step) for s in snapshots] == [(True, 0)]
-    assert np.isfinite(np.asarray(snapshots[0].state.params["head"]["kernel"])).all()
+    assert [(s.last, int(s.state.step)) for s in snapshots] == [(True, 0)]
+    assert np.isfinite(np.asarray(snapshots[-1].state.params["head"]["kernel"])).all()
 
 
 def test_what_is_not_kept_is_not_promised(getkey) -> None:

@@ -44,8 +44,9 @@ def checkpointer(
 ) -> Iterator[Keep]:
     """Yield what saves each Snapshot that is due, while training goes on; the block ends when the last is on disk.
 
-    Due is the last Snapshot of a run, and the last good one of a run that cannot go on; the one at hand when `ending()` says that the process is to end; and in between
-    every so many seconds or epochs, as the settings say. `resumed` is a step whose checkpoint is there.
+    Due is the last Snapshot of a run, also of one that cannot go on; the one at hand when `ending()` says that the
+    process is to end; and in between every so many seconds or epochs, as the settings say. `resumed` is a step whose
+    checkpoint is there.
     DataError, at the next Snapshot or the end of the block, when the disk refuses.
     """
     if not settings.enabled:
@@ -88,7 +89,7 @@ class _Saver:
             arrays = on_host(_arrays(snapshot))
             position = _position_to_json(snapshot, arrays)
             self.under_way = self.pool.submit(save, self.folder, step, arrays, position, keep=self.settings.keep)
-        if self.under_way is not None and (self._final(snapshot)):
+        if self.under_way is not None and self._final(snapshot):
             yield self.wait()
 
     def wait(self) -> Any:

@@ -15,7 +15,7 @@ import msgspec
 
 from mmjax.analysis.log import configure_logging, get_logger
 from mmjax.artifact.files import plain, write_json_atomic
-from mmjax.artifact.runs import RECORD, Run, create_run, list_runs, load_run, locked
+from mmjax.artifact.runs import LOCK, RECORD, Run, create_run, list_runs, load_run, locked
 from mmjax.backend import Backend, versions
 from mmjax.config import Config
 from mmjax.config_load import config_to_dict, config_to_yaml
@@ -84,8 +84,9 @@ def _enter(folder: Path, config: Config, held: contextlib.ExitStack, what: str =
 
 
 def _new(folder: Path, held: contextlib.ExitStack) -> Chosen:
-    """Return the new or empty folder that the user named."""
-    if folder.is_dir() and any(folder.iterdir()):
+    """Return the new or empty folder that the user named, or one in which a run was killed as it began."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names and not (LOCK in names and all(map(_just_begun, names))):
         raise ConfigError(f"--run-dir {folder}: expected a new or empty folder, got one with files in it; name another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +94,11 @@ def _new(folder: Path, held: contextlib.ExitStack) -> Chosen:
     except OSError as error:
         raise ConfigError(f"--run-dir {folder}: cannot be made: {error.strerror}; name another") from error
     return Chosen(folder, None, named=True)
+
+
+def _just_begun(name: str) -> bool:
+    """Return whether a run writes a file of this name before its `run.json`."""
+    return name in (LOCK, "config.yaml") or (name.startswith(f".{RECORD}.") and name.endswith(".tmp"))
 
 
 def _unfinished(config: Config, runs_dir: Path, held: contextlib.ExitStack, tell: Tell) -> Run | None:
@@ -191,14 +197,16 @@ class Record(NamedTuple):
 
 @contextlib.contextmanager
 def recorded(run: Chosen, config: Config, tell: Tell) -> Iterator[Record]:
-    """Yield the Record, and write to it how the run ended whatever happens."""
-    configure_logging(run.folder)
+    """Yield the Record, and write to it how the run ended whatever happens; a finished run stays as it is."""
     before = run.resumed.record if run.resumed else None
     content = msgspec.to_builtins(before) if before else _first_record(config)
     record = Record(run.folder / RECORD, content, {})
-    if before is None or before.status != "finished":
-        (run.folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
-        record.save(status="running", config=config_to_dict(config), process=os.getpid(), problems=[])
+    if before is not None and before.status == "finished":
+        yield record
+        return
+    configure_logging(run.folder)
+    (run.folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    record.save(status="running", config=config_to_dict(config), process=os.getpid(), problems=[])
     try:
         yield record
     except KeyboardInterrupt:

@@ -120,7 +120,7 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
         with record.stage("setup"):
             if registry is not None:
                 check_writable(registry)  # now, not when the training is done
-            backend = configure(device=config.device, threads=config.threads)
+            backend = configure(device=config.device, threads=config.threads, precision=config.precision)
         with record.stage("data"):
             prepared = prepare(config)
             if run.resumed is not None:

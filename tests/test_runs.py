@@ -1,14 +1,26 @@
 import json
 import os
-import time
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from mmjax.artifact.runs import create_run, find_run, list_runs, load_run, prune, read_history, write_json_atomic
-from mmjax.errors import BundleError
+from mmjax.artifact.runs import (
+    create_run,
+    find_run,
+    is_locked,
+    list_runs,
+    load_run,
+    locked,
+    prune,
+    read_history,
+    write_json_atomic,
+)
+from mmjax.errors import BundleError, ConfigError
+from tests.conftest import REPOSITORY
 
 NOW = datetime(2026, 3, 4, 5, 6, 7)
 
@@ -84,20 +96,60 @@ def test_history_survives_a_kill_and_a_resume(tmp_path):
     assert read_history(tmp_path / "none") == []
 
 
+def long_made(folder: Path) -> Path:
+    """The folder, as if made long ago."""
+    os.utime(folder, (0, 0))
+    return folder
+
+
 def test_prune_keeps_the_newest_of_each_name_and_what_goes_on(tmp_path):
-    old = [finished(tmp_path, second=second) for second in range(4)]
-    wine = finished(tmp_path, "wine")
+    old = [long_made(finished(tmp_path, second=second)) for second in range(4)]
+    wine = long_made(finished(tmp_path, "wine"))
+    begun = create_run(tmp_path, "iris", NOW.replace(second=10))  # its process has not locked it yet
+    killed = long_made(finished(tmp_path, second=8, status="running"))
     going = finished(tmp_path, second=9, status="running")
-    killed = finished(tmp_path, second=8, status="running")
-    long_ago = time.time() - 3 * 24 * 3600
-    for path in (killed / "run.json", killed):
-        os.utime(path, (long_ago, long_ago))
-    assert [run.path for run in prune(tmp_path, 2, dry_run=True)] == [old[2], old[1], old[0]]
-    assert all(path.is_dir() for path in old)
-    assert [run.path for run in prune(tmp_path, 2)] == [old[2], old[1], old[0]]
-    assert {run.path for run in list_runs(tmp_path)} == {old[3], killed, going, wine}
-    assert [run.path for run in prune(tmp_path, 0, name="iris")] == [killed, old[3]]
-    assert {run.path for run in list_runs(tmp_path)} == {going, wine}
+    with locked(long_made(going)):
+        assert [run.path for run in prune(tmp_path, 2, dry_run=True)] == [old[2], old[1], old[0]]
+        assert all(path.is_dir() for path in old)
+        assert [run.path for run in prune(tmp_path, 2)] == [old[2], old[1], old[0]]
+        assert {run.path for run in list_runs(tmp_path)} == {old[3], killed, going, wine, begun}
+        assert [run.path for run in prune(tmp_path, 0, name="iris")] == [killed, old[3]]
+        assert {run.path for run in list_runs(tmp_path)} == {going, wine, begun}
+    long_made(going)
+    assert [run.path for run in prune(tmp_path, 0)] == [going, wine]
+
+
+def test_one_process_at_a_time_is_at_work_in_a_run(tmp_path):
+    folder = finished(tmp_path, status="running")
+    assert load_run(folder).record.status == "killed"
+    assert not is_locked(folder)
+    with locked(folder):
+        assert is_locked(folder)
+        assert load_run(folder).record.status == "running"
+        with pytest.raises(ConfigError) as caught, locked(folder):
+            pass
+        assert (
+            str(caught.value) == f"run {folder}: process {os.getpid()} is at work in it; wait for it, or name another"
+        )
+    assert not is_locked(folder)
+    (folder / "lock").write_text("12345678901234567890\n")  # a longer name than ours, left by another
+    with locked(folder):
+        assert (folder / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_process_that_dies_frees_its_run(tmp_path):
+    folder = finished(tmp_path, status="running")
+    hold = "import sys, time; from pathlib import Path; from mmjax.artifact.runs import locked\n"
+    hold += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold, folder], stdout=subprocess.PIPE, cwd=REPOSITORY) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=f"process {holder.pid} is at work in it"), locked(folder):
+            pass
+        holder.kill()
+    assert load_run(folder).record.status == "killed"
+    with locked(folder):
+        assert is_locked(folder)
 
 
 def test_json_is_replaced_whole(tmp_path):

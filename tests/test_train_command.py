@@ -12,7 +12,7 @@ import pytest
 
 from mmjax.artifact.bundle import load_bundle
 from mmjax.train import command
-from mmjax.training.checkpoint import DIGESTS, load_tree
+from mmjax.training.checkpoint import DIGESTS, damages, steps_in
 from tests.doors import TABLE_YAML, door, process, start, write_table
 
 
@@ -48,7 +48,7 @@ def test_a_process_prints_one_object(home: Path) -> None:
     assert found["samples_per_second"] > 0
     record = json.loads((home / "my run" / "run.json").read_text())
     assert (record["status"], record["version"]) == ("finished", 1)
-    assert {path.parent.name for path in (home / "kept").rglob(DIGESTS)} == {"6"}  # 2 epochs of 3 steps
+    assert {path.parent.name for path in (home / "kept").rglob(DIGESTS)} == {"3", "6"}  # 2 epochs of 3 steps
     assert not (home / "my run" / "checkpoints").exists()
     assert ended.err.count("compile cache: off") == (0 if "JAX_COMPILATION_CACHE_DIR" in os.environ else 1)
     assert "2/2" in ended.err
@@ -81,10 +81,22 @@ def test_what_is_wrong_with_the_data_is_kept_in_the_run(home: Path, capsys) -> N
     record = json.loads((home / "run" / "run.json").read_text())
     assert (record["status"], record["problems"]) == ("failed", ["table.csv: no such file"])
     again = door(capsys, command, "--config", "tiny.yaml", "--json", "--run-dir", "run")
-    assert again.code == 3
-    assert problems(again.document) == [
-        "--run-dir run: expected a new or empty folder, got one with files in it; name another"
-    ]
+    assert (again.code, problems(again.document)) == (3, ["table.csv: no such file"])  # the same command tries again
+
+
+def test_a_folder_with_files_of_others_is_left_alone(home: Path, capsys) -> None:
+    refused = "expected a new or empty folder, got one with files in it; name another"
+    for name in ("config.yaml", "notes.txt"):
+        (home / name).mkdir()
+        (home / name / name).write_text("mine")
+        ended = door(capsys, command, "--config", "tiny.yaml", "--json", "--run-dir", name)
+        assert (ended.code, problems(ended.document)) == (2, [f"--run-dir {name}: {refused}"])
+        assert [(path.name, path.read_text()) for path in (home / name).iterdir()] == [(name, "mine")]
+    again = door(capsys, command, "--config", "tiny.yaml", "--json", "--run-dir", "tiny.yaml/run")
+    assert (again.code, problems(again.document)) == (
+        2,
+        ["--run-dir tiny.yaml/run: cannot be made: Not a directory; name another"],
+    )
 
 
 def test_a_registry_that_cannot_be_written(home: Path, capsys) -> None:
@@ -102,7 +114,7 @@ def test_a_registry_that_cannot_be_written(home: Path, capsys) -> None:
 def wait_for_a_checkpoint(running: subprocess.Popen[str], run: Path, *, seconds: float = 90.0) -> None:
     """Return when the run has logged an epoch and saved its state; fail when it ends before."""
     ends = time.monotonic() + seconds
-    while not list((run / "checkpoints" / "last").glob(f"*/{DIGESTS}")):
+    while not list((run / "checkpoints").glob(f"[0-9]*/{DIGESTS}")):
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < ends, "no checkpoint within the time"
         time.sleep(0.02)
@@ -123,5 +135,8 @@ def test_a_signal_ends_training_in_good_order(home: Path, number: signal.Signals
     record = json.loads((home / "run" / "run.json").read_text())
     assert record["status"] == "interrupted"
     assert not (home / "registry").exists()
-    (saved,) = (home / "run" / "checkpoints" / "last").glob("*")
-    assert int(load_tree(saved, None)["step"]) == int(saved.name)
+    newest = steps_in(home / "run" / "checkpoints")[0]
+    assert damages(home / "run" / "checkpoints" / str(newest)) == []
+    logged = (home / "run" / "metrics.jsonl").read_text().splitlines()
+    assert newest >= json.loads(logged[-1])["step"]  # nothing that was told is lost
+    assert "interrupted: the same command goes on from the last checkpoint in run" in err

@@ -2,9 +2,10 @@
 
 A coarse table, of a few columns with a few values each, has equal rows by chance. Its columns are dealt to two halves;
 if these were independent, two rows would agree in both with the product of the probabilities that they agree in each.
-Copies of rows are told only where there are many more than that.
+Copies of rows are told only where there are clearly more than that.
 """
 
+import math
 from itertools import combinations
 from typing import NamedTuple
 
@@ -32,9 +33,11 @@ from mmjax.data.split import PARTS
 
 CHANCE_ROWS = 20_000
 """Rows from which the number of equal pairs by chance is estimated."""
-EXACT_BEYOND_CHANCE, BEYOND_CHANCE = 3.0, 10.0
-"""Pairs of rows that are exact copies, or agree in the features, are told when so many times those by chance."""
+BEYOND_CHANCE = 3.0
+"""Columns that depend on each other make so many times more equal pairs than estimated, or fewer."""
 DEALINGS = 3
+FALSE_ALARMS = 0.005
+"""Probability that copies by chance are told."""
 
 
 class _Where(NamedTuple):
@@ -56,11 +59,11 @@ def copy_findings(rows: Rows) -> list[Finding]:
     others = _other_columns(rows)
     found = []
     exact = _where(copies(rows.row_keys), parts)
-    if exact.total and not (_coarse(rows) and _by_chance(rows, exact, EXACT_BEYOND_CHANCE, answers=True)):
+    if exact.total and not (_coarse(rows) and _by_chance(rows, exact.total, answers=True)):
         found += _findings(rows, parts, exact, "exact copies")
     if others:
         found += _same_but_for(rows, parts, exact, others)
-    return found + _conflicts(rows, parts)
+    return found + _conflicts(rows)
 
 
 def group_findings(rows: Rows) -> list[Finding]:
@@ -139,7 +142,7 @@ def _same_but_for(rows: Rows, parts: np.ndarray, exact: _Where, others: list[str
     """Return the rows that agree in features and answer, where the columns without use differ."""
     keys = mix(rows.feature_keys, bits(np.asarray(rows.batch["label"]).reshape(len(rows.names), -1)[:, 0]))
     equal = _where(copies(keys), parts)
-    if equal.total <= exact.total or _by_chance(rows, equal, BEYOND_CHANCE, answers=True):
+    if equal.total <= exact.total or _by_chance(rows, equal.total, answers=True):
         return []
     alike = copies(rows.row_keys)
     same = np.zeros(len(rows.names), bool)
@@ -153,10 +156,16 @@ def _same_but_for(rows: Rows, parts: np.ndarray, exact: _Where, others: list[str
     return _findings(rows, parts, where, f"equal in all features and the answer, though not in {named(others)},")
 
 
-def _by_chance(rows: Rows, where: _Where, beyond: float, *, answers: bool) -> bool:
-    """Return whether chance makes so many pairs (with `answers`, pairs that agree in the answer too)."""
-    sizes = where.counts.sum(axis=1).astype(np.float64)
-    return float((sizes * (sizes - 1)).sum()) / 2 <= beyond * _pairs_by_chance(rows, answers=answers)
+def _by_chance(rows: Rows, count: int, *, answers: bool) -> bool:
+    """Return whether chance explains so many copies (with `answers`, copies in the answer too).
+
+    Their number is about Poisson distributed, with at most BEYOND_CHANCE times the estimated mean.
+    """
+    mean = BEYOND_CHANCE * _pairs_by_chance(rows, answers=answers)
+    if count <= mean:
+        return True
+    log_probability = count * math.log(mean) - mean - math.lgamma(count + 1) - math.log1p(-mean / (count + 1))
+    return log_probability > math.log(FALSE_ALARMS)
 
 
 def _pairs_by_chance(rows: Rows, *, answers: bool) -> float:
@@ -205,7 +214,7 @@ def _agreement(keys: np.ndarray) -> float:
     return float((counts * (counts - 1)).sum()) / max(1, len(keys) * (len(keys) - 1))
 
 
-def _conflicts(rows: Rows, parts: np.ndarray) -> list[Finding]:
+def _conflicts(rows: Rows) -> list[Finding]:
     """Return the copies in all features (or of one file) that have different answers."""
     found = copies(rows.feature_keys)
     if not found.groups:
@@ -214,9 +223,9 @@ def _conflicts(rows: Rows, parts: np.ndarray) -> list[Finding]:
     starts = np.flatnonzero(np.diff(found.group, prepend=-1))
     torn = np.flatnonzero(np.maximum.reduceat(label, starts) != np.minimum.reduceat(label, starts))
     kept = np.isin(found.group, torn)
-    if not len(torn) or _agree_by_chance(rows, found, parts):
-        return []
     count, classes = int(kept.sum()), rows.schema.target.classes
+    if not count or (rows.schema.features and _by_chance(rows, count - len(torn), answers=False)):
+        return []
     examples = []
     for group in torn[:SHOWN]:
         members = found.rows[found.group == group][:4].tolist()
@@ -224,12 +233,8 @@ def _conflicts(rows: Rows, parts: np.ndarray) -> list[Finding]:
     kind = "labels" if classes else "targets"
     same = "the same file" if noun(rows) == "image" else "equal in all features"
     what = f"{same} but with different {kind}: {counted(count, noun(rows))} in {counted(len(torn), 'group')}"
-    return [finding("conflicts", what, count, examples, f"one of the {kind} is wrong, or a feature is missing")]
-
-
-def _agree_by_chance(rows: Rows, found: Copies, parts: np.ndarray) -> bool:
-    """Return whether so many rows agree in all features by chance; images never do."""
-    return bool(rows.schema.features) and _by_chance(rows, _where(found, parts), BEYOND_CHANCE, answers=False)
+    missing = "" if noun(rows) == "image" else ", or a feature that tells them apart is missing"
+    return [finding("conflicts", what, count, examples, f"one of the {kind} is wrong{missing}")]
 
 
 def answer(rows: Rows, row: int) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import click
 import msgspec
@@ -21,9 +21,8 @@ from mmjax.cli import echo, json_option, run
 from mmjax.data.encode import check_columns, unknown_categories
 from mmjax.data.idx import find_idx
 from mmjax.data.images import list_images, read_images, read_unlabelled_table, scan_images
-from mmjax.data.prepare_table import refuse_cells
 from mmjax.data.table import Table, iter_table
-from mmjax.data.validate import BrokenRules, add_broken, broken_notes, broken_rules
+from mmjax.data.validate import BrokenRules, add_broken, broken_notes, broken_rules, refuse_cells
 from mmjax.errors import ConfigError, DataError
 from mmjax.schema import Columns, Schema
 from mmjax.training.scoring import Scores
@@ -85,10 +84,10 @@ def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
     classes = predictor.schema.target.classes
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([given.heading, "prediction", *(f"probability_{name}" for name in classes)])
+            heading = [given.heading, "prediction", *(f"probability_{name}" for name in classes)]
+            _writer(file, heading).writerow(heading)
             for chunk in given.chunks:
-                writer.writerows(output_rows(chunk, predictor))
+                _writer(file, (*map(str, chunk.identifiers), *classes)).writerows(output_rows(chunk, predictor))
                 rows += len(chunk.identifiers)
                 for column, texts in unknown_categories(predictor.schema, chunk.columns).items():
                     unknown[column] += sum(texts.values())
@@ -101,6 +100,12 @@ def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
             partial.unlink()
     notes = (*given.notes, *broken_notes(broken, str(source), "predicted all the same"))
     return Written(rows, given.ignored, dict(unknown), notes)
+
+
+def _writer(file: IO[str], texts: Iterable[str]) -> Any:
+    """Return a CSV writer fit for these texts: before Python 3.13 a lone carriage return is left without quotes."""
+    quoting = csv.QUOTE_ALL if any("\r" in text for text in texts) else csv.QUOTE_MINIMAL
+    return csv.writer(file, lineterminator="\n", quoting=quoting)
 
 
 def output_rows(chunk: Chunk, predictor: Predictor) -> Iterator[tuple[Any, ...]]:

@@ -4,6 +4,7 @@ What the reader of files says of quotes, widths and bytes is tested in depth in 
 `test_quarantine.py`. Here the same faults come through a config, and tables to predict through the commands.
 """
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,14 @@ def test_columns_in_another_order_give_the_same_answers(ruled: FitResult, tmp_pa
         assert (ended.code, ended.document["notes"]) == (0, [])
         answers.append((tmp_path / "out.csv").read_bytes())
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_names_with_odd_characters_read_back(ruled: FitResult, tmp_path: Path) -> None:
+    names = ["a\rb", "c,d", 'e"f', "g\nh", " i ", ""]
+    rows = [(name, *row[1:]) for name, row in zip(names, table_rows(6), strict=True)]
+    predict.predict_file(ruled.predictor, write_csv(tmp_path / "in.csv", HEADER, rows), tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        assert [row[0] for row in csv.reader(file)] == ["id", *names]
 
 
 PREDICTED: dict[str, tuple[str | bytes, str]] = {

@@ -242,8 +242,8 @@ STRUCTURE = {
         TABLE + "model: {architecture: {hidden_layers: {a: 1}}}\nsplit: [1]\ntraining: {checkpoint: 5}",
         ["c.yaml:2: model.architecture.hidden_layers: expected a list, each a whole number >= 1, got a mapping",
          "c.yaml:3: split: expected a mapping with strategy, column, got a list of 1",
-         "c.yaml:4: training.checkpoint: expected a mapping with enabled, save_best, path, every_epochs, keep, "
-         "got the number 5"],
+         "c.yaml:4: training.checkpoint: expected a mapping with enabled, save_best, path, every_seconds, "
+         "every_epochs, keep, got the number 5"],
     ),
     "class weights": (
         TABLE + "training:\n  class_weights: {a: 1}",
@@ -454,6 +454,8 @@ IDLE = [
     (TABLE + "training: {checkpoint: {enabled: false, path: x}}", "training.checkpoint.path",
      "`training.checkpoint.enabled: true` with it, got `training.checkpoint.enabled: false`"),
     (TABLE + "training: {checkpoint: {enabled: false, every_epochs: 2}}", "training.checkpoint.every_epochs",
+     "`training.checkpoint.enabled: true` with it, got `training.checkpoint.enabled: false`"),
+    (TABLE + "training: {checkpoint: {enabled: false, every_seconds: 9}}", "training.checkpoint.every_seconds",
      "`training.checkpoint.enabled: true` with it, got `training.checkpoint.enabled: false`"),
     (TABLE + "training: {checkpoint: {enabled: false, keep: 2}}", "training.checkpoint.keep",
      "`training.checkpoint.enabled: true` with it, got `training.checkpoint.enabled: false`"),

@@ -294,6 +294,15 @@ def test_a_csv_of_image_paths_is_a_data_set_of_images(tmp_path: Path) -> None:
     assert (config.data.image.target_column, prepared.schema.target.task) == ("n", "regression")
 
 
+def test_a_list_with_images_without_an_answer_trains(tmp_path: Path) -> None:
+    data = image_list(tmp_path, ("dark/0.png", " ", "9"), ("dark/1.png", "NA", "9"))
+    made, config, prepared = take(tmp_path, data, target="{shade}")
+    assert f"{data}: dropped 2 of 18 rows without a value of '{{shade}}', the first is dark/0.png" in made.notes
+    assert "on_invalid: drop  # 2 are left out;" in made.config
+    assert config.data.image is not None
+    assert (config.data.image.on_invalid, len(prepared.names)) == ("drop", 16)
+
+
 def test_a_list_with_lost_images_names_them(tmp_path: Path) -> None:
     data = image_list(tmp_path, ("gone.png", "dark", "9"))
     with pytest.raises(DataError, match=r"list.csv:18: no such file: gone.png"):

@@ -209,7 +209,9 @@ def test_names_that_are_no_text_and_huge_cells_are_written(tmp_path: Path) -> No
     (long,) = find_unanswered(columns, np.arange(2), "t.csv", data, number=False).quarantined
     assert long.value == " " * 1000 + " ..."
     write_quarantine(tmp_path / "q.csv", [Quarantined("a\udcff.png", "image", "", "is empty", kept=False)])
-    assert (tmp_path / "q.csv").read_text() == "name,column,value,reason,kept\na\\udcff.png,image,,is empty,no\n"
+    assert (tmp_path / "q.csv").read_text() == (
+        '"name","column","value","reason","kept"\n"a\\udcff.png","image","","is empty","no"\n'
+    )
 
 
 def test_a_file_that_cannot_be_written_is_said_and_nothing_is_left(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ Under `drop` and `report` all of them are listed here and counted in the notes.
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,10 @@ LONGEST = 1000
 """Characters of a value that are listed; a longer one ends in ` ...`."""
 
 
+_LACKS = ("value", "number", "weight")
+"""What rows may lack, in the order in which it is looked for."""
+
+
 class Unanswered(NamedTuple):
     """Which rows have an answer and a weight to learn from: `keep` bool[N], notes that count the others, their list."""
 
@@ -48,7 +52,8 @@ def write_quarantine(path: str | os.PathLike[str], quarantined: Sequence[Quarant
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file, lineterminator="\n")
+            # before Python 3.13 a lone carriage return is not quoted of itself
+            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
             writer.writerow(Quarantined._fields)
             writer.writerows((*found[:4], "yes" if found.kept else "no") for found in quarantined)
         os.replace(partial, path)
@@ -66,15 +71,20 @@ def answered_rows(
     A regression target (by the config or the schema file) must be a number. Where no row would be left, all stay: the
     inference of the schema says what is wrong.
     """
-    column = declared.columns.get(data.target_column) if declared else None
-    number = data.task == "regression" or (data.task is UNSET and column is not None and column.type == "number")
     if data.on_invalid == "fail":
         return table, (), ()
+    number = numbers_asked(data, declared)
     found = find_unanswered(table.columns, table.lines, table.path, data, number=number)
     if found.keep.all() or not found.keep.any():
         return table, (), ()
     columns = {name: cells[found.keep] for name, cells in table.columns.items()}
     return Table(columns, table.lines[found.keep], table.path), found.notes, found.quarantined
+
+
+def numbers_asked(data: TabularData, declared: DeclaredSchema | None) -> bool:
+    """Return whether the config or the schema file says that the target is a number to be predicted."""
+    column = declared.columns.get(data.target_column) if declared else None
+    return data.task == "regression" or (data.task is UNSET and column is not None and column.type == "number")
 
 
 def find_unanswered(
@@ -86,19 +96,30 @@ def find_unanswered(
     """
     markers = data.missing_markers if isinstance(data, TabularData) else DEFAULT_MISSING_MARKERS
     keep = np.ones(len(names), dtype=bool)
-    notes, quarantined = [], []
+    quarantined = []
     for column, bad, what in _unanswered(columns, data, markers, number=number):
         rows = np.flatnonzero(bad & keep)
         keep &= ~bad
         if len(rows):
-            place = f"on line {names[rows[0]]}" if names.dtype.kind == "i" else f"is {names[rows[0]]}"
-            notes.append(f"{path}: dropped {len(rows):,} of {len(keep):,} rows without {what}, the first {place}")
             values = texts(columns[column][rows])
             quarantined += [
                 Quarantined(str(name), column, _short(value), f"expected {what}", kept=False)
                 for name, value in zip(names[rows].tolist(), values, strict=True)
             ]
-    return Unanswered(keep, tuple(notes), tuple(quarantined))
+    notes = unanswered_notes(quarantined, path, len(keep), by_line=names.dtype.kind == "i")
+    return Unanswered(keep, notes, tuple(quarantined))
+
+
+def unanswered_notes(found: Iterable[Quarantined], path: str, rows: int, *, by_line: bool = True) -> tuple[str, ...]:
+    """Return a line for each thing that rows lack, with their number of all `rows` and the first."""
+    reasons: dict[str, list[str]] = {}
+    for one in sorted(found, key=lambda one: _LACKS.index(one.reason.split()[2])):
+        reasons.setdefault(one.reason.removeprefix("expected "), []).append(one.name)
+    first = "the first on line" if by_line else "the first is"
+    return tuple(
+        f"{path}: dropped {len(names):,} of {rows:,} rows without {what}, {first} {names[0]}"
+        for what, names in reasons.items()
+    )
 
 
 def _unanswered(

@@ -12,6 +12,7 @@ import numpy as np
 
 from mmjax.config import Policy
 from mmjax.data.cells import BOOLEAN_PAIRS, missing_mask, parse_dates, parse_numbers, texts
+from mmjax.data.table import Table
 from mmjax.errors import DataError
 from mmjax.schema import Column, Columns, Schema
 
@@ -147,6 +148,19 @@ def of_rows(fault: Fault, codes: np.ndarray) -> Fault:
     return fault._replace(rows=rows, values=[fault.values[i] for i in place[codes[rows]].tolist()])
 
 
+def refuse_cells(schema: Schema, table: Table, *, label: bool = False) -> None:
+    """Raise DataError with file and line of every number and date (with `label`, answer) that `encode` cannot take."""
+    columns = [
+        Column(name=column.name, kind=column.kind, datetime_format=column.datetime_format)
+        for column in schema.of_kind("numeric", "datetime")
+    ]
+    answers = (schema.target.column, schema.weight_column) if label else ()
+    columns += [Column(name=name, kind="ignored") for name in answers if name is not None]
+    wanted = {column.name: table.columns[column.name] for column in columns if column.name in table.columns}
+    plain = msgspec.structs.replace(schema, columns=tuple(columns))
+    validate_rows(wanted, plain, table.lines, table.path, "fail")
+
+
 def broken_rules(columns: Columns, schema: Schema, lines: np.ndarray, *, label: bool = False) -> BrokenRules:
     """Return what breaks the rules of a schema file in the features (with `label`, also the target) of rows to answer.
 
@@ -251,7 +265,7 @@ def _fault(column: str, rule: _Rule, cells: list[str]) -> Fault:
 def _rules(column: Column, cells: np.ndarray, values: list[str], schema: Schema) -> list[_Rule]:
     """Return the rules of a column, with the cells (bool[N]) that break each; first those that no encoding survives."""
     is_target = column.name == schema.target.column
-    found = _number_rules(column, cells, schema) if _is_number(column, schema) else []
+    found = _number_rules(column, cells, schema) if is_number(column, schema) else []
     if column.kind == "datetime":
         _, bad = parse_dates(cells, schema.missing_markers, column.datetime_format)
         form = "ISO 8601" if column.datetime_format == "iso" else column.datetime_format
@@ -269,7 +283,8 @@ def _rules(column: Column, cells: np.ndarray, values: list[str], schema: Schema)
     return sorted(found, key=lambda rule: rule.readable)
 
 
-def _is_number(column: Column, schema: Schema) -> bool:
+def is_number(column: Column, schema: Schema) -> bool:
+    """Return whether the cells of a column must be numbers."""
     bounded = column.integer or column.minimum is not None or column.maximum is not None
     target = column.name == schema.target.column and schema.target.task == "regression"
     return column.kind == "numeric" or bounded or target or column.name == schema.weight_column

@@ -211,7 +211,7 @@ def recorded(run: Chosen, config: Config, tell: Tell) -> Iterator[Record]:
         yield record
     except KeyboardInterrupt:
         _save_end(record, status="interrupted")
-        tell(f"interrupted: the same command goes on from the last checkpoint in {run.folder}")
+        tell(f"interrupted: the same command goes on with {run.folder}")
         raise
     except DataChanged:
         _save_end(record, **(msgspec.to_builtins(before) if before else {"status": "failed"}))

@@ -21,9 +21,8 @@ from mmjax.cli import echo, json_option, run
 from mmjax.config import ImageData
 from mmjax.data.encode import check_columns
 from mmjax.data.images import read_images
-from mmjax.data.prepare_table import refuse_cells
 from mmjax.data.table import Table, read_table
-from mmjax.data.validate import broken_notes, broken_rules
+from mmjax.data.validate import broken_notes, broken_rules, refuse_cells
 from mmjax.errors import ConfigError, DataError
 from mmjax.schema import Columns, Schema
 

@@ -18,10 +18,12 @@ LAYERS: dict[int, dict[str, str]] = {
     },
     1: {
         "data": """data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images data/audit_leaks
-            data/audit_rows data/cache data/loading data/stream
-            data/cells data/decode data/encode data/folders data/idx data/image_bytes data/images data/infer
-            data/facts data/findings data/fingerprint data/kinds data/pipeline data/prepare data/prepare_images data/prepare_table data/prepared
-            data/quarantine data/schema_file data/survey data/split data/split_groups data/split_time data/table data/validate""",
+            data/audit_rows data/cache data/cells data/decode data/encode data/encode_survey data/facts
+            data/findings data/fingerprint data/folders data/idx data/image_bytes data/images data/infer
+            data/kinds data/loading data/pipeline data/prepare data/prepare_images data/prepare_table
+            data/prepared data/prepared_cache data/quarantine data/schema_file data/split data/split_groups
+            data/split_time data/stream data/survey data/table data/table_survey data/validate
+            data/validate_survey""",
         "transforms": """transforms/augment transforms/base transforms/build transforms/image
             transforms/piecewise transforms/tabular""",
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp

@@ -10,9 +10,10 @@ import pytest
 from mmjax.config import Config
 from mmjax.config_load import config_from_dict
 from mmjax.data.decode import encode_png
+from mmjax.data.encode import encode
 from mmjax.data.prepare import prepare
-from mmjax.data.prepare_table import encode_table, refuse_cells
 from mmjax.data.table import read_table
+from mmjax.data.validate import refuse_cells
 from mmjax.errors import DataError
 from tests.doors import HEADER, image_config, table_config, table_rows, write_csv, write_images, write_table
 
@@ -128,12 +129,14 @@ def test_refused_cells_are_those_that_encode_refuses(tmp_path: Path) -> None:
         refuse_cells(schema, table)
     assert list(caught.value.problems) == expected
     with pytest.raises(DataError) as caught:
-        encode_table(schema, table)
+        refuse_cells(schema, table, label=True)
     kind = f"{table.path}:6: column 'kind': expected one of 'a', 'b', 'c', got 'zzz'"
     assert sorted(caught.value.problems) == sorted([*expected, kind])
     sound = read_table(write_csv(tmp_path / "sound.csv", HEADER, table_rows(6)))
     refuse_cells(schema, sound, label=True)
-    assert len(encode_table(schema, sound)["label"]) == 6
+    assert len(encode(schema, sound.columns, label=True)["label"]) == 6
+    with pytest.raises(DataError, match="row 2: expected a number"):
+        encode(schema, table.columns, label=True)
 
 
 # ---- images

@@ -191,9 +191,9 @@ def test_what_the_csv_module_writes_comes_back_by_either_parser(tmp_path_factory
     path = tmp_path_factory.mktemp("law") / "t.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["first", "second"], *rows])
-    layout = table._read_layout(str(path), ",")
+    layout = table.read_layout(path)
     for read in (table._cells_by_csv, table._cells_by_pandas):
-        (columns,) = read(str(path), ",", layout, 100)
+        (columns,) = read(layout, 100)
         assert [list(row) for row in zip(*columns, strict=True)] == rows
 
 
@@ -203,10 +203,10 @@ def test_any_text_reads_the_same_by_either_parser_or_is_refused(tmp_path_factory
     path = tmp_path_factory.mktemp("law") / "t.csv"
     path.write_bytes(b"x,y\n" + text.encode())
     try:
-        layout = table._read_layout(str(path), ",")
+        layout = table.read_layout(path)
     except DataError:
         return
-    found = [list(read(str(path), ",", layout, 4)) for read in (table._cells_by_csv, table._cells_by_pandas)]
+    found = [list(read(layout, 4)) for read in (table._cells_by_csv, table._cells_by_pandas)]
     by_csv, by_pandas = ([[list(column) for column in chunk] for chunk in chunks] for chunks in found)
     assert by_csv == by_pandas
     assert sum(len(chunk[0]) for chunk in by_csv) == layout.rows

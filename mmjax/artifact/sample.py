@@ -16,8 +16,8 @@ from mmjax.data.cells import BOOLEAN_PAIRS, NUMBER, cell_text, missing_texts
 from mmjax.data.decode import decode_image, encode_png, probe_image
 from mmjax.data.idx import find_idx
 from mmjax.data.images import list_images, objects, read_images, read_unlabelled_table, scan_images
-from mmjax.data.prepare_table import refuse_cells
 from mmjax.data.table import iter_table
+from mmjax.data.validate import refuse_cells
 from mmjax.errors import BundleError, DataError
 from mmjax.schema import Column, Columns, ImageSpec, Schema
 

@@ -86,7 +86,9 @@ class CacheWriter:
     """Appends rows to the files of an entry. The arrays are never in memory as a whole."""
 
     def __init__(self, folder: Path, max_gib: float) -> None:
-        self._folder, self._max_gib = folder, max_gib
+        self.folder = folder
+        """Where the entry is made: a builder may have files of its own there, and removes them when it is done."""
+        self._max_gib = max_gib
         self._files: dict[str, BinaryIO] = {}
         self._digests: dict[str, hashlib._Hash] = {}
         self._shapes: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
@@ -100,9 +102,9 @@ class CacheWriter:
         """Raise DataError when `total_bytes` will not fit: by `max_gib`, or on the disk. Spares a long, vain build."""
         self.expected = total_bytes
         self._refuse_over(total_bytes)
-        free = shutil.disk_usage(self._folder).free
+        free = shutil.disk_usage(self.folder).free
         if total_bytes > free:
-            raise _full(self._folder.parent, total_bytes, f"{free:,}")
+            raise _full(self.folder.parent, total_bytes, f"{free:,}")
 
     def append(self, batch: Batch) -> None:
         """Append the rows of every array; ValueError when dtype or row shape is not that of the first call."""
@@ -112,20 +114,30 @@ class CacheWriter:
             if self._shapes.setdefault(name, kind) != kind:
                 raise ValueError(f"cache: expected rows of {self._shapes[name]} in '{name}', got {kind}")
             data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-            with _told(self._folder.parent, self):
+            with told(self.folder.parent, self):
                 if name not in self._files:
-                    self._files[name] = (self._folder / f"{name}.bin").open("xb")
+                    self._files[name] = (self.folder / f"{name}.bin").open("xb")
                     self._digests[name], self._rows[name] = hashlib.sha256(), 0
                 self._files[name].write(data)
             self._digests[name].update(data)
             self._rows[name] += len(values)
             self.bytes += len(data)
 
+    def written(self) -> Batch:
+        """Return every array appended so far, read-only and mapped from its file."""
+        found = {}
+        for name, file in self._files.items():
+            with told(self.folder.parent, self):
+                file.flush()
+            dtype, row = self._shapes[name]
+            found[name] = _mapped(self.folder / f"{name}.bin", _Stored(dtype, (self._rows[name], *row)))
+        return found
+
     def close(self) -> dict[str, dict[str, Any]]:
         """Return {name: dtype, shape, sha256} of the arrays, their files closed."""
         found = {}
         for name, file in self._files.items():
-            with _told(self._folder.parent, self):
+            with told(self.folder.parent, self):
                 file.close()
             dtype, row = self._shapes[name]
             shape = (self._rows[name], *row)
@@ -159,7 +171,7 @@ def _home(settings: Cache) -> Path:
         raise NoCacheFolder(
             f"data.cache.path: expected a folder, got no home to put one in ({error}); name it"
         ) from error
-    with _told(home):
+    with told(home):
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
     return home
 
@@ -168,7 +180,7 @@ def _home(settings: Cache) -> Path:
 def _locked(path: Path, tell: Tell) -> Iterator[None]:
     """Hold the lock of an entry, waiting while another process holds it; the system frees it when a process dies."""
     with contextlib.ExitStack() as stack:
-        with _told(path.parent):
+        with told(path.parent):
             file = stack.enter_context(path.with_suffix(".lock").open("ab"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,11 +207,11 @@ def _build(path: Path, max_gib: float, build: Callable[[CacheWriter], dict[str, 
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     writer = CacheWriter(temporary, max_gib)
     try:
-        with _told(path.parent, writer):
+        with told(path.parent, writer):
             temporary.mkdir(mode=0o700)
         facts = json.dumps(build(writer)).encode()
         entry = {"format": CACHE_FORMAT, "arrays": writer.close(), "facts": hashlib.sha256(facts).hexdigest()}
-        with _told(path.parent, writer):
+        with told(path.parent, writer):
             (temporary / "facts.json").write_bytes(facts)
             (temporary / "entry.json").write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
             temporary.rename(path)
@@ -209,7 +221,7 @@ def _build(path: Path, max_gib: float, build: Callable[[CacheWriter], dict[str, 
 
 
 @contextlib.contextmanager
-def _told(home: Path, writer: CacheWriter | None = None) -> Iterator[None]:
+def told(home: Path, writer: CacheWriter | None = None) -> Iterator[None]:
     """Turn what the system says about writing to `home` into a DataError."""
     try:
         yield

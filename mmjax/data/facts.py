@@ -71,7 +71,7 @@ def traits_of(texts: Sequence[str], numbers: np.ndarray, formats: tuple[str, ...
     traits = Traits(
         first=_distinct(texts, FIRST),
         folded=frozenset(_distinct((text.strip().casefold() for text in texts), FOLDED)),
-        wrong=_distinct((texts[i] for i in np.flatnonzero(wrong)), WRONG),
+        wrong=_distinct((texts[i] for i in np.flatnonzero(wrong).tolist()), WRONG),
         coded=leading_zero(texts),
         formats=fitting,
         zones=time_zones(texts) if "iso" in fitting else frozenset(),
@@ -114,7 +114,7 @@ def fitting_format(traits: Traits) -> tuple[str, str]:
 
 def word_counts(texts: Sequence[str], numbers: np.ndarray) -> np.ndarray:
     """Return i64[N], the words of each text; a number is one."""
-    wrong = np.flatnonzero(np.isnan(numbers))
+    wrong = np.flatnonzero(np.isnan(numbers)).tolist()
     counts = np.ones(len(texts), np.int64)
     counts[wrong] = [len(texts[i].split()) for i in wrong]
     return counts

@@ -1,6 +1,6 @@
 """What the columns of a table are: kinds and classes from all rows, vocabularies and offsets from training rows."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -41,8 +41,8 @@ def infer_schema(
     """Return the Schema of all rows, without vocabularies: every column in order with its kind and the reason.
 
     Target, weight, `ignore_columns` and `exclude` (columns with another use, as a split column) have the kind ignored.
-    `columns` are cells, or what was seen of them. `lines` (i64[N]) makes messages name lines of the file. DataError with
-    everything wrong at once.
+    `columns` are cells, or what was seen of them. `lines` (i64[N]) makes messages name lines of the file. DataError
+    with everything wrong at once.
     """
     named = {"target_column": target_column, "id_column": id_column, "weight_column": weight_column}
     _check_names(columns, named, ignore_columns, exclude, declared)
@@ -100,8 +100,7 @@ def infer_target(
     if chosen == "regression":
         classes, problems = (), _regression(where, seen, positive_class, lines)
     else:
-        assert seen.texts is not None, "the survey keeps the texts of classes"
-        distinct = seen.texts.tolist()
+        distinct = seen.vocabulary().texts.tolist()
         classes = declared.enum if declared and declared.enum else _ordered(distinct, floats(distinct))
         problems = _class_problems(where, distinct, classes, positive_class)
     if problems:
@@ -151,7 +150,7 @@ def _roles(
 
 
 def _check_names(
-    columns: Columns,
+    columns: Collection[str],
     named: dict[str, str | None],
     ignore_columns: Sequence[str],
     exclude: Sequence[str],
@@ -282,7 +281,7 @@ def _class_problems(where: str, distinct: list[str], classes: tuple[str, ...], p
 
 def _examples(seen: Seen, at: np.ndarray) -> str:
     """Return the first different cells of these rows in words; numbers where no texts are kept."""
-    if seen.texts is None:
+    if seen.coded is None:
         return _named([f"{number:.17g}" for number in dict.fromkeys(seen.numbers().read()[at].tolist())])
     return _named(list(dict.fromkeys(seen.cells().read()[at])))
 
@@ -298,9 +297,7 @@ def _places(rows: np.ndarray, lines: np.ndarray | None) -> str:
     return f"{unit} {', '.join(map(str, shown[:SHOWN]))}{more}"
 
 
-def _fit_column(
-    schema: Schema, column: Column, learn_from: Callable[[Column], Sequence[str] | np.ndarray]
-) -> Column:
+def _fit_column(schema: Schema, column: Column, learn_from: Callable[[Column], Sequence[str] | np.ndarray]) -> Column:
     match column.kind:
         case "categorical" | "boolean" if not column.fixed_vocabulary:
             found = _vocabulary(column, learn_from(column), schema.missing_markers)

@@ -1,27 +1,111 @@
-"""A CSV file becomes Prepared: read, understood, checked, dealt, encoded."""
+"""A CSV file becomes Prepared: read, understood, checked, dealt, encoded, looked at.
+
+The file is read once, chunk by chunk; what is kept of it, and the encoded rows, lie in memory (resident) or in the
+cache on disk (streamed). Nothing else differs, so both give the same bits.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from mmjax.config import Config, TabularData
-from mmjax.data.encode import encode, unknown_categories
+from mmjax.data.audit import audit
+from mmjax.data.audit_rows import Rows
+from mmjax.data.cache import CacheWriter, NoCacheFolder, open_or_build, told
+from mmjax.data.encode_survey import GapCounter, encode_rows, fit_rows, row_keys, unknown_counts
 from mmjax.data.fingerprint import fingerprint
-from mmjax.data.infer import fit_vocabulary, infer_schema
+from mmjax.data.infer import infer_schema
+from mmjax.data.loading import choose_loading
 from mmjax.data.prepared import Prepared, deal, golden_rows, not_features, split_cells
-from mmjax.data.quarantine import answered_rows, quarantine_cells
-from mmjax.data.schema_file import read_schema_file
-from mmjax.data.table import Table, read_table
-from mmjax.data.validate import validate_rows
+from mmjax.data.prepared_cache import restore, save
+from mmjax.data.quarantine import quarantine_cells
+from mmjax.data.schema_file import DeclaredSchema, read_schema_file
+from mmjax.data.survey import Place
+from mmjax.data.table import read_layout
+from mmjax.data.table_survey import Survey, cells_of, strips, survey_table, with_texts
+from mmjax.data.validate_survey import validate_survey
 from mmjax.errors import DataError
-from mmjax.schema import DATETIME_PARTS, Batch, Column, Columns, Schema
+from mmjax.schema import Batch, Schema
+
+TABLE_FORMAT = 1
+"""Of encoded rows in the cache: to be raised when the same file comes to be encoded in another way."""
+BYTES_OF_TEXT = 3
+"""A byte of CSV takes about as many when surveyed and encoded; one of a compressed file five times that."""
+
+Store = Callable[[Iterable[Batch], int], Batch]
+"""Takes encoded rows block by block, and how many there will be; returns them whole."""
 
 
 def prepare_table(config: Config, data: TabularData) -> Prepared:
-    """Return the Prepared rows of a table. Raises DataError for anything wrong with them."""
+    """Return the Prepared rows of a table, in memory or streamed. Raises DataError for anything wrong with them."""
+    streamed, note = choose_loading(config.data.loading, expected_bytes(data.path))
+    if streamed:
+        try:
+            return _with_note(_streamed(config, data), note)
+        except NoCacheFolder as error:
+            if config.data.loading == "streamed":
+                raise
+            note = f"loading: resident, as there is no cache: {error}"
+    found = read_rows(config, data, strips(None), _in_memory)
+    digest = fingerprint(found.schema, found.split, found.batch, found.golden)
+    return _with_note(found._replace(fingerprint=digest), note)
+
+
+def read_rows(config: Config, data: TabularData, place: Place, store: Store) -> Prepared:
+    """Return the Prepared rows of a table but for their fingerprint; `place` and `store` say where they lie."""
+    before = file_stamp(data.path)
     declared = read_schema_file(data.schema) if data.schema else None
-    table, dropped, unanswered = answered_rows(read_table(data.path, delimiter=data.delimiter), data, declared)
+    survey = survey_table(read_layout(data.path, delimiter=data.delimiter), data, declared, place)
+    schema, survey = understand(config, data, declared, survey)
+    validation = validate_survey(survey, schema, declared, data.on_invalid)
+    keep, kept = validation.keep, np.flatnonzero(validation.keep)
+    groups = split_cells(config, survey.columns)
+    groups = None if groups is None else groups.cells().read()[kept]
+    target = schema.target.column
+    labelled = {target: survey.columns[target].cells().read()[kept]} if schema.target.classes else {}
+    split = deal(config, schema, labelled, len(kept), groups, data, survey.lines[kept])
+    schema = fit_rows(schema, survey.columns, kept[split.train])
+    gaps = GapCounter(schema)
+    batch = store(gaps.watch(encode_rows(schema, survey.columns, keep)), len(kept))
+    golden = cells_of(survey, [c.name for c in schema.features], kept[golden_rows(split, config.golden_rows)])
+    rows = Rows(
+        schema,
+        batch,
+        split,
+        survey.names[kept],
+        row_keys=row_keys(survey.columns, [name for name in survey.columns if name != data.id_column], keep),
+        feature_keys=row_keys(survey.columns, [c.name for c in schema.features], keep),
+        groups=groups if config.split.strategy in ("group", "group_stratified") else None,
+        ordered_by=config.split.column if config.split.strategy == "time" else None,
+    )
+    findings = audit(rows, config.audit)
+    if file_stamp(data.path) != before:
+        raise DataError(f"{data.path}: the file changed while it was read; start again when it is whole")
+    notes = (
+        *survey.notes,
+        *validation.notes,
+        *(f"{c.name}: left out, {c.kind}: {c.reason}" for c in schema.of_kind("identifier", "constant", "text")),
+        *split.notes,
+        *gaps.notes(),
+        *_unknown_notes(schema, survey, keep),
+    )
+    quarantined = (*survey.quarantined, *quarantine_cells(validation))
+    return Prepared(schema, rows.names, split, batch, golden, notes, quarantined, findings)
+
+
+def understand(
+    config: Config, data: TabularData, declared: DeclaredSchema | None, survey: Survey
+) -> tuple[Schema, Survey]:
+    """Return the Schema of a table, without vocabularies, and its Survey with all texts that are needed."""
+    target = survey.columns.get(data.target_column)
+    if target is not None and not (target.facts.all_numbers and not target.facts.traits.coded):
+        survey = with_texts(survey, [data.target_column], data)
     schema = infer_schema(
-        table.columns,
+        survey.columns,
         target_column=data.target_column,
         task=data.task,
         positive_class=data.positive_class,
@@ -32,66 +116,86 @@ def prepare_table(config: Config, data: TabularData) -> Prepared:
         inference=data.inference,
         declared=declared,
         exclude=not_features(config),
-        lines=table.lines,
+        lines=survey.lines,
     )
-    validation = validate_rows(table.columns, schema, table.lines, table.path, data.on_invalid)
-    columns = {name: cells[validation.keep] for name, cells in table.columns.items()}
-    lines = table.lines[validation.keep]
-    names = columns[data.id_column] if data.id_column else lines.astype(object)
-    split = deal(config, schema, columns, len(lines), split_cells(config, columns), data, lines)
-    schema = fit_vocabulary(schema, {name: cells[split.train] for name, cells in columns.items()})
-    batch = encode_table(schema, Table(columns, lines, table.path))
-    left_out = [f"{c.name}: left out, {c.kind}: {c.reason}" for c in schema.of_kind("identifier", "constant", "text")]
-    cells = (*_missing_notes(schema, batch), *_unknown_notes(schema, columns, batch))
-    notes = (*dropped, *validation.notes, *left_out, *split.notes, *cells)
-    rows = golden_rows(split, config.golden_rows)
-    golden = {column.name: columns[column.name][rows] for column in schema.features}
-    found = fingerprint(schema, split, batch, golden)
-    quarantined = (*unanswered, *quarantine_cells(validation))
-    return Prepared(schema, names, split, batch, golden, notes, quarantined, fingerprint=found)
+    split_cells(config, survey.columns)
+    names = [column.name for column in schema.category_columns]
+    names += [config.split.column] if config.split.column is not None else []
+    return schema, with_texts(survey, names, data)
 
 
-def encode_table(schema: Schema, table: Table) -> Batch:
-    """Return the Batch of a table with its answers; DataError with file and line of what cannot be encoded."""
+def expected_bytes(path: str) -> int:
+    """Return about how much memory a table takes when it is surveyed and encoded; 0 where there is none."""
+    size = os.stat(path).st_size if os.path.exists(path) else 0
+    return size * BYTES_OF_TEXT * (5 if path.endswith(".gz") else 1)
+
+
+def file_stamp(path: str) -> tuple[int, ...]:
+    """Return what changes whenever a file does: device, inode, size, and nanoseconds of its last changes."""
     try:
-        return encode(schema, table.columns, label=True)
-    except DataError:
-        refuse_cells(schema, table, label=True)
-        raise
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def refuse_cells(schema: Schema, table: Table, *, label: bool = False) -> None:
-    """Raise DataError with file and line of every number and date (with `label`, answer) that `encode` cannot take."""
-    columns = [
-        Column(name=column.name, kind=column.kind, datetime_format=column.datetime_format)
-        for column in schema.of_kind("numeric", "datetime")
-    ]
-    answers = (schema.target.column, schema.weight_column) if label else ()
-    columns += [Column(name=name, kind="ignored") for name in answers if name is not None]
-    wanted = {column.name: table.columns[column.name] for column in columns if column.name in table.columns}
-    plain = msgspec.structs.replace(schema, columns=tuple(columns))
-    validate_rows(wanted, plain, table.lines, table.path, "fail")
+def _streamed(config: Config, data: TabularData) -> Prepared:
+    """Return the Prepared rows of a table, mapped from the cache, where an unchanged file is not read again."""
+
+    def build(writer: CacheWriter) -> dict:
+        folder = writer.folder / "survey"
+        folder.mkdir()
+        with told(writer.folder.parent, writer):
+            found = read_rows(config, data, strips(folder), lambda blocks, rows: _in_cache(writer, blocks, rows))
+        shutil.rmtree(folder)
+        return save(found, writer)
+
+    cached = open_or_build(config.data.cache, _cache_key(config, data), build)
+    return _with_note(restore(cached), cached.note)
 
 
-def _missing_notes(schema: Schema, batch: Batch) -> list[str]:
-    """Return a line that counts the missing numbers and dates of each column, or none."""
-    if "numeric" not in batch:
-        return []
-    names = [name.removesuffix(f".{DATETIME_PARTS[0]}") for name in schema.numeric_features]
-    counts = np.isnan(batch["numeric"]).sum(axis=0)
-    cyclic = set(schema.cyclic_features)
-    found = [f"{n} {c:,}" for i, (n, c) in enumerate(zip(names, counts, strict=True)) if c and i not in cyclic]
-    return [f"missing numbers, filled and flagged by an indicator: {', '.join(found)}"] if found else []
+def _cache_key(config: Config, data: TabularData) -> dict:
+    """Return everything that decides what `read_rows` gives."""
+    schema = Path(data.schema) if data.schema else None
+    return {
+        "table": TABLE_FORMAT,
+        "path": os.path.abspath(data.path),
+        "stamp": file_stamp(data.path),
+        "schema": schema.read_text(encoding="utf-8-sig", errors="replace") if schema and schema.is_file() else "",
+        "config": [msgspec.to_builtins(part) for part in (data, config.split, config.audit)],
+        "seed": config.seed,
+        "golden_rows": config.golden_rows,
+    }
 
 
-def _unknown_notes(schema: Schema, columns: Columns, batch: Batch) -> list[str]:
-    """Return a line for each column with categories that no training row has."""
-    if "category" not in batch:
-        return []
-    rows = np.flatnonzero((batch["category"] == 0).any(axis=1))  # missing or unknown
-    counts = unknown_categories(schema, {name: cells[rows] for name, cells in columns.items()})
-    return [
-        f"{name}: {sum(found.values()):,} cells of validation and test rows hold one of {len(found)} categories "
-        "that no training row has; they count as unknown"
-        for name, found in counts.items()
-    ]
+def _in_memory(blocks: Iterable[Batch], rows: int) -> Batch:
+    whole: Batch = {}
+    first = 0
+    for block in blocks:
+        for name, values in block.items():
+            if name not in whole:
+                whole[name] = np.empty((rows, *values.shape[1:]), values.dtype)
+            whole[name][first : first + len(values)] = values
+        first += len(block["label"])
+    return whole
+
+
+def _in_cache(writer: CacheWriter, blocks: Iterable[Batch], rows: int) -> Batch:
+    for i, block in enumerate(blocks):
+        if i == 0:
+            writer.expect(sum(values.nbytes for values in block.values()) // len(block["label"]) * rows)
+        writer.append(block)
+    return writer.written()
+
+
+def _with_note(prepared: Prepared, note: str) -> Prepared:
+    return prepared._replace(notes=(*prepared.notes, note)) if note else prepared
+
+
+def _unknown_notes(schema: Schema, survey: Survey, keep: np.ndarray) -> Iterator[str]:
+    """Yield a line for each column with categories that no training row has."""
+    for name, (cells, categories) in unknown_counts(schema, survey.columns, keep).items():
+        yield (
+            f"{name}: {cells:,} cells of validation and test rows hold one of {categories} categories "
+            "that no training row has; they count as unknown"
+        )

@@ -1,6 +1,7 @@
 """Prepared: what every way of reading data ends in, and the dealing of its rows."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,6 +15,9 @@ from mmjax.schema import Batch, Columns, Schema
 
 SHOWN = 5
 """How many rows without a group or time are named."""
+
+
+T = TypeVar("T")
 
 
 class Quarantined(NamedTuple):
@@ -77,7 +81,7 @@ def not_features(config: Config) -> tuple[str, ...]:
     return (column,) if column is not None and config.split.strategy != "time" else ()
 
 
-def split_cells(config: Config, columns: Columns) -> np.ndarray | None:
+def split_cells(config: Config, columns: Mapping[str, T]) -> T | None:
     """Return the cells of `split.column`, None where the config names none; DataError where there is no such column."""
     name = config.split.column
     if name is None:

@@ -34,10 +34,6 @@ LONGEST = 1000
 """Characters of a value that are listed; a longer one ends in ` ...`."""
 
 
-_LACKS = ("value", "number", "weight")
-"""What rows may lack, in the order in which it is looked for."""
-
-
 class Unanswered(NamedTuple):
     """Which rows have an answer and a weight to learn from: `keep` bool[N], notes that count the others, their list."""
 
@@ -96,24 +92,25 @@ def find_unanswered(
     """
     markers = data.missing_markers if isinstance(data, TabularData) else DEFAULT_MISSING_MARKERS
     keep = np.ones(len(names), dtype=bool)
-    quarantined = []
+    found: list[tuple[int, Quarantined]] = []
     for column, bad, what in _unanswered(columns, data, markers, number=number):
         rows = np.flatnonzero(bad & keep)
         keep &= ~bad
         if len(rows):
             values = texts(columns[column][rows])
-            quarantined += [
-                Quarantined(str(name), column, _short(value), f"expected {what}", kept=False)
-                for name, value in zip(names[rows].tolist(), values, strict=True)
+            found += [
+                (row, Quarantined(str(names[row]), column, _short(value), f"expected {what}", kept=False))
+                for row, value in zip(rows.tolist(), values, strict=True)
             ]
+    quarantined = tuple(one for _, one in sorted(found, key=lambda pair: pair[0]))
     notes = unanswered_notes(quarantined, path, len(keep), by_line=names.dtype.kind == "i")
-    return Unanswered(keep, notes, tuple(quarantined))
+    return Unanswered(keep, notes, quarantined)
 
 
 def unanswered_notes(found: Iterable[Quarantined], path: str, rows: int, *, by_line: bool = True) -> tuple[str, ...]:
     """Return a line for each thing that rows lack, with their number of all `rows` and the first."""
     reasons: dict[str, list[str]] = {}
-    for one in sorted(found, key=lambda one: _LACKS.index(one.reason.split()[2])):
+    for one in found:
         reasons.setdefault(one.reason.removeprefix("expected "), []).append(one.name)
     first = "the first on line" if by_line else "the first is"
     return tuple(

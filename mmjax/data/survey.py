@@ -1,9 +1,9 @@
 """One reading of a table: every cell is parsed once, and little is kept of it.
 
 Of a column with few distinct texts these are kept, and a code for each row (4 bytes). Of one with many no text is
-kept: its numbers or dates (8 bytes a row for each date format that still fits), and of each text a hash and a count of
-words (12 bytes), which tell how many distinct ones there are; two texts of equal hash count as one (odds of 3e-6 in a
-column of 10 million). What is kept lies in memory, or in files of a folder; beyond it a survey holds one chunk of rows
+kept: its numbers or dates (8 bytes a row for each date format that still fits), and of each cell a hash and a count of
+words (12 bytes), which tell how many distinct texts there are; two of equal hash count as one (odds of 3e-6 in a column
+of 10 million). What is kept lies in memory, or in files of a folder; beyond it a survey holds one chunk of rows
 and at most `many` texts a column.
 """
 
@@ -67,49 +67,68 @@ class Values(NamedTuple):
         return found if self.lookup is None else self.lookup[found]
 
 
+class Coded(NamedTuple):
+    """Cells by their distinct texts."""
+
+    texts: np.ndarray
+    """object[K]: the distinct texts, missing ones too, in order of first appearance."""
+    codes: Strip
+    """i32[N]: where among them each cell stands."""
+
+
 class Seen(NamedTuple):
     """What is kept of a column: its `facts`, and of its cells either texts and codes, or numbers or days."""
 
     facts: Facts
     markers: frozenset[str]
     """The texts that mean missing."""
-    texts: np.ndarray | None = None
-    """object[K]: the distinct texts, missing ones too, in order of first appearance; None where there are many."""
-    codes: Strip | None = None
-    """i32[N]: where in `texts` each cell stands."""
+    coded: Coded | None = None
+    """None where there are many distinct texts."""
     floats: Strip | None = None
-    """f64[N], NaN where missing or no number; None with texts, and where not kept."""
+    """f64[N], NaN where missing or no number; None where coded, and where not kept."""
     dates: Mapping[str, Strip] = {}
     """By format, f64[N] days since 1970-01-01, NaN where missing or no date."""
+    hashed: Strip | None = None
+    """i64[N]: the hash of each cell; None where coded."""
 
     def numbers(self) -> "Values":
         """Return the numbers, f64[N], NaN where missing or no number."""
-        if self.texts is not None:
-            return self.looked_up(_parse(self.texts.tolist(), self.markers)[0])
+        if self.coded is not None:
+            return self.looked_up(_parse(self.coded.texts.tolist(), self.markers)[0])
         assert self.floats is not None, "a column of numbers keeps them"
         return Values(self.floats)
 
     def days(self, form: str) -> "Values":
         """Return the days since 1970-01-01, f64[N], NaN where missing or no date in this format."""
-        if self.texts is not None:
-            return self.looked_up(_days(self.texts.tolist(), self.markers, form))
+        if self.coded is not None:
+            return self.looked_up(_days(self.coded.texts.tolist(), self.markers, form))
         return Values(self.dates[form])
 
     def missing(self) -> np.ndarray:
         """Return bool[N]: which cells are missing."""
-        if self.texts is not None:
-            return self.looked_up(_gaps(self.texts.tolist(), self.markers)).read()
+        if self.coded is not None:
+            return self.looked_up(_gaps(self.coded.texts.tolist(), self.markers)).read()
         return np.isnan(self.numbers().read())
 
     def cells(self) -> "Values":
-        """Return the cells, object[N]; only where texts are kept."""
-        assert self.texts is not None, "texts are kept"
-        return self.looked_up(self.texts)
+        """Return the cells, object[N]; only where they are coded."""
+        return self.looked_up(self.vocabulary().texts)
+
+    def hashes(self) -> "Values":
+        """Return the hash of each cell, i64[N], as Python makes it in this process."""
+        if self.coded is not None:
+            return self.looked_up(_hashes(self.coded.texts.tolist()))
+        assert self.hashed is not None, "hashes are kept where texts are not"
+        return Values(self.hashed)
 
     def looked_up(self, lookup: np.ndarray) -> "Values":
-        """Return `lookup[i]` for each cell, `i` its place among the distinct texts; only where texts are kept."""
-        assert self.codes is not None, "codes are kept with texts"
-        return Values(self.codes, lookup)
+        """Return `lookup[i]` for each cell, `i` its place among the distinct texts; only where cells are coded."""
+        return Values(self.vocabulary().codes, lookup)
+
+    def vocabulary(self) -> Coded:
+        """Return the distinct texts and the codes of a column that has them."""
+        assert self.coded is not None, f"the texts of '{self.facts.name}' are kept"
+        return self.coded
 
 
 class Keep(NamedTuple):
@@ -173,7 +192,8 @@ class ColumnSurvey:
     def seen(self) -> Seen:
         """Return what is kept of all cells."""
         if self._known is None:
-            return Seen(self._facts_of_many(), self._markers, floats=self._floats, dates=self._dates or {})
+            facts, dates = self._facts_of_many(), self._dates or {}
+            return Seen(facts, self._markers, floats=self._floats, dates=dates, hashed=self._hashes)
         known = list(self._known)
         numbers, gaps = _parse(known, self._markers)
         distinct, numbers = list(compress(known, ~gaps)), numbers[~gaps]
@@ -186,7 +206,7 @@ class ColumnSurvey:
             words=int(word_counts(distinct, numbers).sum()),
             traits=traits_of(distinct, numbers),
         )
-        return Seen(facts, self._markers, text_array(known), self._codes)
+        return Seen(facts, self._markers, Coded(text_array(known), self._codes))
 
     def _add_many(self, cells: list[str]) -> None:
         if self._traits.formats and self._traits.wrong:  # dates are slow to parse, and often repeated
@@ -200,8 +220,10 @@ class ColumnSurvey:
         self._missing += int(gaps[codes].sum())
         present, found = (list(compress(cells, ~gaps)), numbers[~gaps]) if gaps.any() else (cells, numbers)
         self._traits = merge(self._traits, traits_of(present, found, self._traits.formats))
-        self._hashes.append(np.fromiter(map(hash, present), np.int64, len(present)))
-        self._words.append(word_counts(present, found) * np.where(np.isnan(found), -1, 1))
+        self._hashes.append(_hashes(cells)[codes])
+        words = np.zeros(len(cells), np.int32)
+        words[~gaps] = word_counts(present, found) * np.where(np.isnan(found), -1, 1)
+        self._words.append(words[codes])
         if self._traits.wrong and not self._keep.numbers and self._floats is not None:
             self._floats.clear()
             self._floats = None
@@ -220,15 +242,16 @@ class ColumnSurvey:
 
     def _facts_of_many(self) -> Facts:
         """Return the Facts of a column whose texts are gone: their number is that of their hashes."""
-        hashes, words = self._hashes.read(), self._words.read()
+        words = self._words.read()
+        present = words != 0
+        words, hashes = words[present], self._hashes.read()[present]
         if self._traits.wrong:
             _, first = np.unique(hashes, return_index=True)
             words = words[first]
         else:
             hashes.sort()  # np.unique takes ten times as long
             words = words[: np.count_nonzero(np.diff(hashes)) + 1]  # a number is one word
-        for strip in (self._hashes, self._words):
-            strip.clear()
+        self._words.clear()
         numbers, total = int((words > 0).sum()), int(np.abs(words).sum())
         return Facts(self._name, self._rows, self._missing, len(words), numbers, total, self._traits)
 
@@ -255,6 +278,10 @@ def text_array(cells: Iterable[str]) -> np.ndarray:
 def _lookup(known: dict[str, int], cells: Sequence[str]) -> np.ndarray:
     """Return i32[N]: the number of each text, -1 where it has none."""
     return np.fromiter(map(known.get, cells, repeat(-1)), np.int32, len(cells))
+
+
+def _hashes(cells: Sequence[str]) -> np.ndarray:
+    return np.fromiter(map(hash, cells), np.int64, len(cells))
 
 
 def _gaps(cells: Sequence[str], markers: frozenset[str]) -> np.ndarray:

@@ -43,9 +43,11 @@ class Table(NamedTuple):
     path: str
 
 
-class _Layout(NamedTuple):
-    """What the shape pass learns; row `i` starts on line `i + offsets[k]`, `k` the last with `changes[k] <= i`."""
+class Layout(NamedTuple):
+    """A file without faults; row `i` starts on line `i + offsets[k]`, `k` the last with `changes[k] <= i`."""
 
+    path: str
+    delimiter: str
     names: tuple[str, ...]
     rows: int
     changes: np.ndarray
@@ -58,11 +60,8 @@ def read_table(path: str | os.PathLike[str], *, delimiter: str = ",") -> Table:
     A `.gz` file is decompressed; the text is UTF-8 with or without a byte order mark. A blank line is a missing cell
     in a file of one column, is ignored at the end of any other file, and is a fault elsewhere.
     """
-    path = os.fspath(path)
-    layout = _read_layout(path, delimiter)
-    if layout.rows == 0:
-        raise DataError(f"{path}: expected rows below the header, got none")
-    (table,) = _tables(path, delimiter, layout, layout.rows)
+    layout = read_layout(path, delimiter=delimiter)
+    (table,) = read_chunks(layout, layout.rows)
     return table
 
 
@@ -71,50 +70,59 @@ def iter_table(path: str | os.PathLike[str], *, delimiter: str = ",", chunk_rows
 
     Raises DataError with every fault of the file before the first table.
     """
-    path = os.fspath(path)
-    layout = _read_layout(path, delimiter)
+    layout = _layout(os.fspath(path), delimiter)
     if layout.rows:
-        yield from _tables(path, delimiter, layout, chunk_rows)
+        yield from read_chunks(layout, chunk_rows)
 
 
-def _read_layout(path: str, delimiter: str) -> _Layout:
+def read_layout(path: str | os.PathLike[str], *, delimiter: str = ",") -> Layout:
+    """Return the Layout of a file; DataError with every fault of the file, or when it has no rows."""
+    layout = _layout(os.fspath(path), delimiter)
+    if layout.rows == 0:
+        raise DataError(f"{layout.path}: expected rows below the header, got none")
+    return layout
+
+
+def _layout(path: str, delimiter: str) -> Layout:
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n\0':
         raise DataError(f"{path}: delimiter: expected one ASCII character that is no quote, got {delimiter!r}")
     with _reading(path):
         quoted = _check_bytes(path)
         names = _read_names(path, delimiter)
-        return _check_shape(path, names, (_quoted_records if quoted else _plain_records)(path, delimiter))
+        records = (_quoted_records if quoted else _plain_records)(path, delimiter)
+        return Layout(path, delimiter, names, *_check_shape(path, names, records))
 
 
-def _tables(path: str, delimiter: str, layout: _Layout, chunk_rows: int) -> Iterator[Table]:
+def read_chunks(layout: Layout, chunk_rows: int) -> Iterator[Table]:
+    """Yield the rows of a file in tables of at most `chunk_rows`; DataError when it no longer has as many."""
     small = layout.rows * len(layout.names) <= PANDAS_CELLS
     first = 0
-    with _reading(path):
-        for cells in (_cells_by_csv if small else _cells_by_pandas)(path, delimiter, layout, chunk_rows):
+    with _reading(layout.path):
+        for cells in (_cells_by_csv if small else _cells_by_pandas)(layout, chunk_rows):
             rows = np.arange(first, first + len(cells[0]), dtype=np.int64)
             lines = rows + layout.offsets[np.searchsorted(layout.changes, rows, side="right") - 1]
-            yield Table(dict(zip(layout.names, cells, strict=True)), lines, path)
+            yield Table(dict(zip(layout.names, cells, strict=True)), lines, layout.path)
             first += len(rows)
     if first != layout.rows:
-        raise DataError(f"{path}: expected {layout.rows} rows, got {first}; the file changed while it was read")
+        raise DataError(f"{layout.path}: expected {layout.rows} rows, got {first}; the file changed while it was read")
 
 
-def _cells_by_csv(path: str, delimiter: str, layout: _Layout, chunk_rows: int) -> Iterator[list[np.ndarray]]:
-    with closing(_csv_rows(path, delimiter)) as rows:
+def _cells_by_csv(layout: Layout, chunk_rows: int) -> Iterator[list[np.ndarray]]:
+    with closing(_csv_rows(layout.path, layout.delimiter)) as rows:
         cells = islice((row or [""] for row, _ in rows), 1, layout.rows + 1)
         while chunk := list(islice(cells, chunk_rows)):
             yield [_text_array(column) for column in zip(*chunk, strict=True)]
 
 
-def _cells_by_pandas(path: str, delimiter: str, layout: _Layout, chunk_rows: int) -> Iterator[list[np.ndarray]]:
+def _cells_by_pandas(layout: Layout, chunk_rows: int) -> Iterator[list[np.ndarray]]:
     import pandas
 
     # dtype=object pins cells to Python str: the default text dtype depends on whether pyarrow is installed.
     with (
-        _open(path) as file,
+        _open(layout.path) as file,
         pandas.read_csv(
             cast(IO[str], file),
-            sep=delimiter,
+            sep=layout.delimiter,
             header=0,
             names=list(range(len(layout.names))),
             index_col=False,
@@ -192,8 +200,8 @@ def _other_delimiter(header: str, row: str, delimiter: str) -> str:
     )
 
 
-def _check_shape(path: str, names: tuple[str, ...], records: _Records) -> _Layout:
-    """Return the layout of `records`, the header first; DataError naming the rows with another number of cells."""
+def _check_shape(path: str, names: tuple[str, ...], records: _Records) -> tuple[int, np.ndarray, np.ndarray]:
+    """Return rows, changes and offsets of the layout of `records`, the header first; DataError naming ragged rows."""
     index, offset = -1, 0
     changes, ragged = [], []
     for cells, lines in records:
@@ -210,7 +218,7 @@ def _check_shape(path: str, names: tuple[str, ...], records: _Records) -> _Layou
         faults, index = faults[:, :-1], index - 1
     if faults.shape[1]:
         raise DataError(_ragged_rows(path, len(names), faults[1:]))
-    return _Layout(names, index, *np.concatenate(changes, axis=1))
+    return index, *np.concatenate(changes, axis=1)
 
 
 def _ragged_rows(path: str, expected: int, faults: np.ndarray) -> list[str]:

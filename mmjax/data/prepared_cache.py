@@ -1,0 +1,75 @@
+"""Prepared rows in an entry of the cache: the batch and whatever is as long as it as arrays, the rest as facts."""
+
+from typing import Any
+
+import numpy as np
+
+from mmjax.data.cache import Cached, CacheWriter
+from mmjax.data.fingerprint import fingerprint
+from mmjax.data.prepared import Finding, Prepared, Quarantined
+from mmjax.data.split import PARTS, Split
+from mmjax.schema import schema_from_json, schema_to_json
+
+_NAMES, _ENDS = "names", "names.ends"
+
+
+def save(prepared: Prepared, writer: CacheWriter) -> dict[str, Any]:
+    """Return the facts (JSON) of prepared rows whose batch is written already, and append the other arrays."""
+    for part, rows in zip(PARTS, prepared.split[:3], strict=True):
+        writer.append({f"split.{part}": rows})
+    if prepared.names.dtype.kind == "i":
+        writer.append({_NAMES: prepared.names})
+    else:
+        texts = [str(name).encode("utf-8", "surrogatepass") for name in prepared.names]
+        writer.append({_NAMES: np.frombuffer(b"".join(texts), np.uint8)})
+        writer.append({_ENDS: np.cumsum([len(text) for text in texts], dtype=np.int64)})
+    return {
+        "schema": schema_to_json(prepared.schema).decode(),
+        "batch": sorted(prepared.batch),
+        "golden": {name: cells.tolist() for name, cells in prepared.golden.items()},
+        "split_notes": prepared.split.notes,
+        "notes": prepared.notes,
+        "quarantined": prepared.quarantined,
+        "findings": prepared.findings,
+    }
+
+
+def restore(cached: Cached) -> Prepared:
+    """Return the prepared rows of an entry, their batch mapped from it."""
+    facts = cached.facts
+    schema = schema_from_json(facts["schema"].encode(), str(cached.path))
+    batch = {name: cached.batch[name] for name in facts["batch"]}
+    train, validation, test = (np.array(cached.batch[f"split.{part}"]) for part in PARTS)
+    split = Split(train, validation, test, tuple(facts["split_notes"]))
+    golden = {name: _objects(cells) for name, cells in facts["golden"].items()}
+    return Prepared(
+        schema,
+        _names(cached),
+        split,
+        batch,
+        golden,
+        tuple(facts["notes"]),
+        tuple(Quarantined(*found) for found in facts["quarantined"]),
+        tuple(_finding(*found) for found in facts["findings"]),
+        streamed=True,
+        fingerprint=fingerprint(schema, split, batch, golden, cached.digests),
+    )
+
+
+def _finding(check: str, severity: str, what: str, found: int, examples: list[str], advice: str) -> Finding:
+    return Finding(check, severity, what, found, tuple(examples), advice)
+
+
+def _names(cached: Cached) -> np.ndarray:
+    names = np.array(cached.batch[_NAMES])
+    if _ENDS not in cached.batch:
+        return names
+    ends, data = cached.batch[_ENDS].tolist(), names.tobytes()
+    texts = (data[start:end].decode("utf-8", "surrogatepass") for start, end in zip([0, *ends], ends, strict=False))
+    return np.fromiter(texts, np.dtypes.StringDType(), len(ends))
+
+
+def _objects(cells: list[str]) -> np.ndarray:
+    array = np.empty(len(cells), object)
+    array[:] = cells
+    return array

@@ -125,15 +125,15 @@ def test_a_regression_row_needs_a_number_and_a_weight(tmp_path: Path, policy: Po
     found = prepare(table_config(path, on_invalid=policy, **shape))
     assert len(found.names) == 56
     assert found.notes[:3] == (
-        f"{path}: dropped 1 of 60 rows without a value of 'y', the first on line 10",
         f"{path}: dropped 2 of 60 rows without a number as 'y', the target, the first on line 5",
+        f"{path}: dropped 1 of 60 rows without a value of 'y', the first on line 10",
         f"{path}: dropped 1 of 60 rows without a weight of 0 or more in 'w', the first on line 11",
     )
     assert [entry[:3] for entry in found.quarantined] == [
-        ("10", "y", "NA"),
         ("5", "y", "much"),
-        ("12", "y", "1e99"),
+        ("10", "y", "NA"),
         ("11", "w", "-1"),
+        ("12", "y", "1e99"),
     ]
     with pytest.raises(DataError, match=r"expected a value in every row, got 1 missing \(line 10\)"):
         prepare(table_config(path, **shape))

@@ -249,7 +249,7 @@ def _compare_served(
 def _compared_row(found: "Comparison") -> tuple[str, ...]:
     """Return a Comparison as cells."""
     labels = "-" if found.labels is None else f"{found.labels:,}"
-    sizes = f"{found.difference:.2g}", f"{found.tolerance:g}"
+    sizes = f"{found.difference:.2g}", f"{found.tolerance:.2g}"
     return found.path, found.against, f"{found.rows:,}", *sizes, labels, "yes" if found.agrees else "NO"
 
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.artifact.bundle import load_bundle
-from mmjax.artifact.parity import Answers, compare, compare_paths, read_predictions, rounding, training_bucket
-from mmjax.artifact.predictor import load_predictor
+from mmjax.artifact.bundle import Bundle, load_bundle
+from mmjax.artifact.parity import Answers, compare, compare_paths, read_predictions, training_bucket
+from mmjax.artifact.predictor import bundle_predictor
 from mmjax.artifact.sample import golden_sample, read_sample, write_source
 from mmjax.data.decode import encode_png
 from mmjax.errors import BundleError, ConfigError, DataError
 from mmjax.predict import predict_file
 from mmjax.registry import command
 from mmjax.serving.client import connected
-from mmjax.serving.parity import compare_server
+from mmjax.serving.parity import compare_live, compare_server
 from mmjax.train import fit
 from tests.doors import TABLE_YAML, door, image_config, process, start, write_csv, write_table
 
@@ -98,9 +98,9 @@ def test_the_bucket_is_that_of_training():
 
 
 @pytest.fixture(scope="module")
-def url(home: Path) -> Iterator[str]:
-    """A server process of the model."""
-    with start("serve", "--model", "tiny", "--port", "0", folder=home) as server:
+def url(home: Path, shades: Bundle) -> Iterator[str]:
+    """A server process of both models."""
+    with start("serve", "--model", "tiny", "--model", "shades", "--port", "0", folder=home) as server:
         assert server.stdout is not None
         found = next(match for line in server.stdout if (match := re.search(r" on (http://\S+)$", line.rstrip())))
         yield found[1]
@@ -216,26 +216,36 @@ def jpeg(pixels: np.ndarray, *, orientation: int = 1) -> bytes:
     return buffer.getvalue()
 
 
-def test_images_agree_as_paths_bytes_and_pixels(tmp_path: Path):
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of PNGs, one of them transparent, and of JPEGs, one of them lying on its side."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for name in ("dark", "light"):
-        (tmp_path / "images" / name).mkdir(parents=True)
+        (folder / name).mkdir()
         for i in range(6):
             pixels = rng.integers(0, 256, (40 + i, 56, 4 if i == 0 else 3), np.uint8)
             photo = i > 3
             data = jpeg(pixels, orientation=6 if i == 4 else 1) if photo else encode_png(pixels)
-            (tmp_path / "images" / name / f"{i}.{'jpg' if photo else 'png'}").write_bytes(data)
-    config = image_config(tmp_path / "images", image_size=[8, 8])
-    result = fit(config, runs_dir=tmp_path / "runs", registry=None)
-    contents = load_bundle(result.bundle).contents
-    predictor = load_predictor(result.bundle)
-    few = read_sample(contents.config, contents.schema, tmp_path / "images", rows=11)
-    for sample in (few, golden_sample(contents)):
-        source = write_source(sample, contents.config, tmp_path)
-        predict_file(predictor, source, tmp_path / "out.csv")
-        printed = read_predictions(tmp_path / "out.csv", classes=True)
-        allowed = rounding(contents, "cpu")
-        found = compare_paths(predictor, sample, door=printed, bucket=8, allowed=allowed, scratch=tmp_path)
-        found.append(compare_server(predictor, sample))
-        assert [way.path for way in found][3:] == ["images as paths", "images as bytes", "images as pixels", SERVED[0]]
-        assert [way.problem for way in found if not way.agrees] == []
+            (folder / name / f"{i}.{'jpg' if photo else 'png'}").write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shades(home: Path, pictures: Path) -> Bundle:
+    """The bundle of a model of these images, registered beside the other."""
+    config = image_config(pictures, image_size=[8, 8])
+    return load_bundle(fit(config, runs_dir=home / "runs", registry=home / "registry").bundle)
+
+
+@pytest.mark.parametrize("golden", [False, True])
+def test_images_agree_as_paths_bytes_and_pixels(shades: Bundle, pictures: Path, url: str, tmp_path: Path, golden: bool):
+    contents, predictor = shades.contents, bundle_predictor(shades)
+    few = read_sample(contents.config, contents.schema, pictures, rows=11)
+    sample = golden_sample(contents) if golden else few
+    predict_file(predictor, write_source(sample, contents.config, tmp_path), tmp_path / "out.csv")
+    printed = read_predictions(tmp_path / "out.csv", classes=True)
+    found = compare_paths(predictor, sample, door=printed, bucket=8, allowed=1e-6, scratch=tmp_path)
+    found += [compare_server(predictor, sample), compare_live(contents, predictor, sample, url)]
+    assert [way.path for way in found][3:] == ["images as paths", "images as bytes", "images as pixels", *SERVED]
+    assert {way.rows for way in found} == {8 if golden else 11}
+    assert [way.problem for way in found if not way.agrees] == []

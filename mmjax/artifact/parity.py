@@ -62,8 +62,8 @@ class Comparison(NamedTuple):
         place = f", the largest in row {self.row}" if self.row else ""
         classes = f" and {self.labels} rows of another class" if self.labels else ""
         return (
-            f"{self.path}: expected the answers of '{self.against}' within {self.tolerance:g} ({self.why}), "
-            f"got a difference of {self.difference:g}{place}{classes}; do not serve it before the cause is known"
+            f"{self.path}: expected the answers of '{self.against}' within {self.tolerance:.2g} ({self.why}), "
+            f"got a difference of {self.difference:.2g}{place}{classes}; do not serve it before the cause is known"
         )
 
 

@@ -20,7 +20,7 @@ def text_columns(columns: Mapping[str, Sequence[Any] | np.ndarray]) -> Columns:
     found = {}
     for name, values in columns.items():
         cells = np.empty(len(values), object)
-        cells[:] = [value if isinstance(value, str) else "" if value != value else str(value) for value in values]
+        cells[:] = ["" if value != value else str(value) for value in values]
         found[name] = cells
     return found
 

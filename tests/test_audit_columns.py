@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+
+from mmjax.config import Audit
+from mmjax.data.audit import audit
+from tests.auditing import csv_rows, found, table_rows, thirds
+
+COUNT = 400
+PARTS = thirds(COUNT)
+
+
+def normal(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=COUNT)
+
+
+def said(**columns: np.ndarray) -> list[tuple[str, int, tuple[str, ...]]]:
+    """What is found about these columns beside one of noise."""
+    y = np.random.default_rng(9).integers(2, size=COUNT)
+    findings = found(table_rows({"noise": normal(9), "y": y} | columns, parts=PARTS), "columns")
+    return [(f.what, f.found, f.examples) for f in findings]
+
+
+def test_columns_of_one_value_are_told():
+    ((what, count, examples),) = said(unit=np.full(COUNT, "kg"), empty=np.full(COUNT, ""))
+    assert (what, count) == ("left out, as they hold one value: 2 columns, 'unit', 'empty'", 2)
+    assert examples == ("'unit': always 'kg'", "'empty': every cell is missing")
+
+
+def test_identifiers_are_told_unless_one_is_declared():
+    name = np.array([f"n{i}" for i in range(COUNT)])
+    ((what, _, examples),) = said(name=name)
+    assert what == "left out, as they only identify rows: 1 column, 'name'"
+    assert examples == ("'name': text, 400 distinct values in 400 cells",)
+    columns = {"noise": normal(), "name": name, "y": np.arange(COUNT) % 2}
+    assert found(table_rows(columns, parts=PARTS, id_column="name"), "columns") == []
+
+
+def test_a_column_with_one_row_that_differs_is_told_with_its_line():
+    almost = np.zeros(COUNT)
+    almost[17] = 3
+    ((what, count, examples),) = said(almost=almost)
+    assert (what, count) == ("nearly constant: 1 column, 'almost'", 1)
+    assert examples == ("'almost': 1 of 400 rows differ (line 19)",)
+    almost[[3, 200]] = [5, 6]
+    assert said(almost=almost) == []
+
+
+def test_a_category_and_a_column_of_gaps_can_be_nearly_constant():
+    kind = np.full(COUNT, "usual")
+    kind[5] = "odd"
+    gaps = np.full(COUNT, np.nan)
+    gaps[[7]] = 1.5
+    findings = said(kind=kind, gaps=gaps)
+    assert findings[0][2][0].startswith("'gaps': always '1.5' or missing (399 of 400)")
+    assert findings[1][2] == ("'kind': 1 of 400 rows differ (line 7)",)
+
+
+def test_numbers_with_a_few_odd_cells_are_told_with_the_cells_and_their_lines():
+    code = np.random.default_rng(0).integers(50, size=COUNT).astype(str).astype(object)
+    code[[1, 202]] = "12,5"
+    code[9] = "seven"
+    ((what, count, examples),) = said(code=code)
+    assert (what, count) == ("numbers but for a few cells: 1 column of text, 'code'", 1)
+    assert examples == ("'code': '12,5' in 2 rows (line 3, line 204)",)  # row 9 is of test: its text is not known
+    assert PARTS[9] == 2
+
+
+def test_the_odd_cell_of_many_numbers_that_were_left_out_as_text_is_told():
+    code = np.array([f"{x:.6f}" for x in normal()], object)
+    code[9] = "n.a."
+    (identifiers, (what, _, examples)) = said(code=code)
+    assert "'code'" in identifiers[0]
+    assert what == "numbers but for a few cells: 1 column of text, 'code'"
+    assert examples == ("'code': 'n.a.'",)
+
+
+def test_texts_and_codes_are_not_called_numbers():
+    words = np.array([f"w{i % 9}" for i in range(COUNT)])
+    mixed = np.array([str(i % 9) if i % 2 else f"w{i % 9}" for i in range(COUNT)])
+    assert said(words=words, mixed=mixed) == []
+
+
+def test_columns_that_say_the_same_are_told():
+    grade = np.random.default_rng(1).integers(6, size=COUNT)
+    celsius = np.round(normal(2), 3) + 20
+    findings = said(
+        grade=grade,
+        word=np.array(["none", "some", "more", "much", "most", "all"])[grade],
+        celsius=celsius,
+        fahrenheit=celsius * 1.8 + 32,
+        below=-celsius,
+    )
+    ((what, count, examples),) = findings
+    assert (what, count) == ("say the same as another: 3 columns, 'fahrenheit', 'below', 'word'", 3)
+    assert examples[2] == "'word' and 'grade': each value of one goes with one value of the other"
+
+
+def test_columns_that_say_nearly_the_same_are_not_told():
+    grade = np.random.default_rng(1).integers(6, size=COUNT)
+    other = grade.copy()
+    other[3] = (grade[3] + 1) % 6
+    assert said(grade=grade, other=other, rounded=normal(2), exact=normal(2) + 0.1 * normal(3)) == []
+
+
+def test_two_columns_that_agree_by_chance_are_not_told():
+    first, second = np.zeros(COUNT), np.zeros(COUNT)
+    first[[4, 9, 12]], second[[4, 9, 12]] = 1, 1
+    assert said(first=first, second=second) == []
+
+
+def classes(counts: dict[str, int]) -> dict[str, np.ndarray]:
+    y = np.repeat(list(counts), list(counts.values()))
+    return {"x": np.random.default_rng(0).normal(size=len(y)), "y": y}
+
+
+def test_classes_with_few_rows_and_imbalance_are_told():
+    rows = table_rows(classes({"a": 700, "b": 60, "c": 6, "d": 200}), seed=1)
+    few, imbalance = audit(rows, Audit())
+    assert few.what == "fewer than 10 train rows: 1 of 4 classes"
+    assert few.examples == ("c: 4",)
+    assert (
+        imbalance.what == "classes are imbalanced 122 to 1: always answering 'a' is right for 72.5% of the train rows"
+    )
+    assert imbalance.examples == ("c: 4 of 676", "b: 42 of 676")
+    assert "balanced" in imbalance.advice
+
+
+def test_classes_that_no_test_row_has_are_told():
+    columns = classes({"a": 100, "b": 100, "c": 100})
+    parts = thirds(300)
+    parts[200:][parts[200:] == 2] = 0
+    (finding,) = found(table_rows(columns, parts=parts), "classes")
+    assert finding.what == "no test row: 1 of 3 classes, of which test tells nothing"
+    assert finding.examples == ("c",)
+
+
+@pytest.mark.parametrize("counts", [{"a": 100, "b": 400}, {"a": 60, "b": 90, "c": 200}])
+def test_classes_of_a_fair_size_are_not_told(counts):
+    assert found(table_rows(classes(counts)), "classes") == []
+
+
+def test_numbers_have_no_classes():
+    assert found(table_rows({"x": normal(), "y": normal(1)}), "classes") == []
+
+
+def test_the_small_classes_of_wine_are_found(shared_data):
+    few, imbalance = found(csv_rows(str(shared_data / "tabular" / "wine_quality.csv"), "quality"), "classes")
+    assert few.what == "fewer than 10 train rows: 1 of 7 classes"
+    assert imbalance.examples[0].startswith("9: ")

@@ -26,7 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, assert_never
 
 import numpy as np
-from PIL import Image, ImageCms, ImageDraw, ImageFont
+import PIL
+from PIL import Image, ImageCms, ImageDraw, ImageFont, features
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -79,7 +80,7 @@ def decode_image(source: ImageInput, spec: ImageSpec, *, max_pixels: int = MAX_P
     DataError, and nothing else, for any bytes that are no whole image of an allowed format.
     """
     try:
-        return _decode(source, spec, max_pixels)
+        return decode_plain(source, spec, max_pixels)
     except DataError as error:
         raise DataError(f"{_name(source)}: {error}") from error
 
@@ -95,7 +96,7 @@ def decode_images(
 
     def decode_at(index: int) -> str | None:
         try:
-            images[index] = _decode(sources[index], spec, max_pixels)
+            images[index] = decode_plain(sources[index], spec, max_pixels)
         except DataError as error:
             return str(error)
         return None
@@ -130,6 +131,12 @@ def probe_image(source: ImageInput, *, max_pixels: int = MAX_PIXELS) -> ImageInf
         raise DataError(f"{_name(source)}: {error}") from error
     width_px, height_px = image.size[::-1] if _orientation(image) >= 5 else image.size
     return ImageInfo(form, image.mode, width_px, height_px)
+
+
+def shrink(image: np.ndarray, side_px: int) -> np.ndarray:
+    """Return `image u8[H, W, 3]` averaged over k x k pixels, by the least k that makes its sides at most `side_px`."""
+    factor = -(-max(image.shape[:2]) // side_px)
+    return image if factor == 1 else np.asarray(Image.fromarray(image).reduce(factor))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -195,8 +202,8 @@ def contact_sheet(
         raise DataError(f"{os.fspath(path)}: cannot be written: {error.strerror or error}") from error
 
 
-def _decode(source: ImageInput, spec: ImageSpec, max_pixels: int) -> np.ndarray:
-    """Return `decode_image` of the source; a DataError without its name."""
+def decode_plain(source: ImageInput, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Return `decode_image` of the source; its DataError does not name the source."""
     if isinstance(source, np.ndarray) and source.shape == (spec.height_px, spec.width_px) and source.dtype == np.uint8:
         return np.repeat(source[:, :, None], 3, axis=2)
     return np.asarray(_fit(_load(source, max_pixels, spec), spec))
@@ -387,7 +394,7 @@ def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px
 
 def _for_each(work: Callable[[int], str | None], count: int, workers: int | None) -> list[tuple[int, str]]:
     """Run `work` on 0 .. count - 1 in threads; return (index, result) in order where the result is not None."""
-    threads = workers or getattr(os, "process_cpu_count", os.cpu_count)() or 1
+    threads = workers or default_workers()
     size = max(
         1, min(64, -(-count // (4 * threads)))
     )  # in blocks: a task for each tiny image costs more than the image
@@ -395,6 +402,19 @@ def _for_each(work: Callable[[int], str | None], count: int, workers: int | None
     with ThreadPoolExecutor(threads) as pool:
         found = pool.map(lambda block: [(index, work(index)) for index in block], blocks)
         return [(index, reason) for block in found for index, reason in block if reason is not None]
+
+
+def default_workers() -> int:
+    """Return the number of threads to decode in: one for each core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decoder_versions() -> dict[str, str]:
+    """Return what decides, with an ImageSpec, which pixels a file becomes: Pillow and the libraries inside it."""
+    found = {"pillow": PIL.__version__}
+    for codec in ("jpg", "libjpeg_turbo", "webp"):
+        found[codec] = str(features.version(codec))
+    return found
 
 
 def _name(source: ImageInput) -> str:

@@ -36,9 +36,10 @@ def fingerprint(
 
     `digests` are those of the batch's arrays where they are known already, by name.
     """
+    known = digests or {}
     digest = hashlib.sha256(schema_to_json(schema))
     for name, values in sorted(batch.items()):
-        digest.update(f"{name} {digests[name] if digests else array_digest(values)}".encode())
+        digest.update(f"{name} {known.get(name) or array_digest(values)}".encode())
     for rows in split[:3]:
         digest.update(array_digest(rows).encode())
     for name, cells in sorted(golden.items()):

@@ -1,55 +1,133 @@
-"""Images on disk become Prepared: listed, checked, dealt, decoded to one size."""
+"""Images on disk become Prepared: listed, decoded once to one size, checked, dealt, looked at.
 
+The pixels lie in memory (resident) or in the cache on disk (streamed). Nothing else differs: both give the same bits.
+"""
+
+import contextlib
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from mmjax.config import Config, ImageData, Inference
-from mmjax.data.decode import probe_image
+from mmjax.data.audit import audit
+from mmjax.data.audit_rows import Rows
+from mmjax.data.cache import NoCacheFolder, Tell
+from mmjax.data.decode import ImageInfo, probe_image
 from mmjax.data.encode import encode
 from mmjax.data.fingerprint import fingerprint
-from mmjax.data.images import ImageSource, apply_policy, read_images, scan_images, take
+from mmjax.data.images import ImageSource, apply_policy, read_images, take
 from mmjax.data.infer import fit_vocabulary, infer_target
+from mmjax.data.loading import choose_loading
+from mmjax.data.pixels import Pixels, decode_resident, decode_streamed, encoded_bytes, key_of_sources
 from mmjax.data.prepared import Prepared, Quarantined, deal, golden_rows
 from mmjax.data.quarantine import find_unanswered, quarantine_images
+from mmjax.data.split import Split
 from mmjax.errors import DataError
-from mmjax.schema import ImageSpec, Schema, Target
+from mmjax.schema import Batch, Columns, ImageSpec, Schema, Target
 
 LARGEST_DEFAULT_PX = 64
 """Images larger than this are brought to it unless the config asks for more: two cores train it in minutes."""
+PROBED = 200
+"""About so many headers are read to choose a size."""
 
 
-def prepare_images(config: Config, data: ImageData) -> Prepared:
-    """Return the Prepared rows of images. Raises DataError for anything wrong with them."""
+def prepare_images(config: Config, data: ImageData, tell: Tell | None = None) -> Prepared:
+    """Return the Prepared rows of images, in memory or streamed. Raises DataError for anything wrong with them.
+
+    `tell` hears how far decoding is, and of waiting for another process that decodes the same images.
+    """
     by_column = config.split.column
+    refuse_idle_keys(config, data)
     source = read_images(data, keep=(by_column,) if by_column else ())
     source, unanswered, quarantined = answered_images(source, data)
-    images = source.columns[source.image_column]
-    bad = scan_images(images.tolist())
-    quarantined += quarantine_images(source.names, images, source.image_column, bad)
-    source, _, notes = apply_policy(source, bad, data.on_invalid)
-    if by_column and by_column not in source.columns:
-        raise DataError(
-            f"split.column: expected with a CSV of images only, got '{by_column}' and {data.path}; remove it"
-        )
-    assigned = source.columns[by_column] if by_column else source.assigned
-    schema = Schema(
-        target=image_target(source, data),
-        image=image_spec(source, data),
-        id_column=data.id_column,
-        weight_column=data.weight_column,
+    image_target(source, data)  # what is wrong with the answers is told before all is decoded, which may take long
+    spec = image_spec(source, data)
+    pixels, streamed, loading = load_pixels(config, source, spec, data.path, tell)
+    quarantined += quarantine_images(
+        source.names, source.columns[source.image_column], source.image_column, pixels.faults
     )
+    source, _, dropped = apply_policy(source, pixels.faults, data.on_invalid)
+    schema = Schema(
+        target=image_target(source, data), image=spec, id_column=data.id_column, weight_column=data.weight_column
+    )
+    assigned = source.columns[by_column] if by_column else source.assigned
     split = deal(config, schema, source.columns, len(source.names), assigned, data, source.names)
     schema = fit_vocabulary(schema, {name: cells[split.train] for name, cells in source.columns.items()})
-    batch = encode(schema, source.columns, label=True)
-    image = schema.image
-    assert image is not None, "made above"
-    rows = golden_rows(split, config.golden_rows)
-    golden = {name: source.columns[name][rows] for name in image.columns}
-    found = fingerprint(schema, split, batch, golden)
-    notes = (*source.notes, *unanswered, *notes, *split.notes)
-    return Prepared(schema, source.names, split, batch, golden, notes, quarantined, fingerprint=found)
+    batch = image_batch(schema, source.columns, pixels)
+    golden = {name: source.columns[name][golden_rows(split, config.golden_rows)] for name in spec.columns}
+    return Prepared(
+        schema,
+        source.names,
+        split,
+        batch,
+        golden,
+        (*source.notes, *unanswered, *dropped, *split.notes, *loading),
+        quarantined,
+        audit(_audited(config, schema, source, split, batch, pixels), config.audit),
+        streamed,
+        fingerprint(schema, split, batch, golden, pixels.digests),
+    )
+
+
+def refuse_idle_keys(config: Config, data: ImageData) -> None:
+    """Raise DataError for every key that would do nothing, as only a CSV of images has columns."""
+    if not Path(data.path).is_dir():
+        return
+    keys = {
+        "split.column": config.split.column,
+        "data.image.id_column": data.id_column,
+        "data.image.weight_column": data.weight_column,
+        "data.image.ignore_columns": ", ".join(data.ignore_columns),
+    }
+    problems = [
+        f"{key}: expected with a CSV of images only, got '{value}' and {data.path}; remove it"
+        for key, value in keys.items()
+        if value
+    ]
+    if problems:
+        raise DataError(problems)
+
+
+def load_pixels(
+    config: Config, source: ImageSource, spec: ImageSpec, path: str, tell: Tell | None
+) -> tuple[Pixels, bool, tuple[str, ...]]:
+    """Return (all images decoded, whether they are mapped from the cache, notes that say so and where)."""
+    images = source.columns[source.image_column].tolist()
+    streamed, note = choose_loading(config.data.loading, len(images) * encoded_bytes(spec))
+    if streamed:
+        try:
+            key = key_of_sources(path, images)
+            pixels = decode_streamed(spec, images, key, config.data.cache, tell)
+            return pixels, True, (note, *pixels.notes)
+        except NoCacheFolder as error:
+            if config.data.loading == "streamed":
+                raise
+            note = f"loading: resident, as there is no cache: {error}"
+    return decode_resident(spec, images, tell), False, (note,) if note else ()
+
+
+def image_batch(schema: Schema, columns: Columns, pixels: Pixels) -> Batch:
+    """Return the Batch of decoded images with their answers and weights."""
+    present = np.ones(pixels.images.shape[:2], np.float32)
+    answers = encode(msgspec.structs.replace(schema, image=None), columns, label=True)
+    return {"image": pixels.images, "image_present": present} | answers
+
+
+def _audited(config: Config, schema: Schema, source: ImageSource, split: Split, batch: Batch, pixels: Pixels) -> Rows:
+    """Return what the audit reads: copies are files of the same bytes, whatever their size once decoded."""
+    strategy, by_column = config.split.strategy, config.split.column
+    return Rows(
+        schema,
+        batch,
+        split,
+        source.names,
+        row_keys=np.asarray(pixels.contents),
+        feature_keys=np.asarray(pixels.contents),
+        image_hashes=np.asarray(pixels.hashes),
+        groups=source.columns[by_column] if by_column and strategy in ("group", "group_stratified") else None,
+        ordered_by=by_column if strategy == "time" else None,
+    )
 
 
 def answered_images(
@@ -89,10 +167,22 @@ def image_spec(source: ImageSource, data: ImageData) -> ImageSpec:
 def default_image_size(source: ImageSource) -> tuple[int, int]:
     """Return [height, width]: the images' own size when they all share one, else a square of their median side.
 
-    At most LARGEST_DEFAULT_PX, at least 8.
+    At most LARGEST_DEFAULT_PX, at least 8. Files that are no image say nothing.
     """
-    infos = [probe_image(cell) for cell in source.columns[source.image_column][:: max(1, len(source.names) // 200)]]
+    images = source.columns[source.image_column]
+    infos = _probe(images[:: max(1, len(images) // PROBED)]) or _probe(images)
+    if not infos:
+        return LARGEST_DEFAULT_PX, LARGEST_DEFAULT_PX
     sizes = {(info.height_px, info.width_px) for info in infos}
     side = int(np.median([min(size) for size in sizes]))
     height, width = sizes.pop() if len(sizes) == 1 else (side, side)
     return (min(max(height, 8), LARGEST_DEFAULT_PX), min(max(width, 8), LARGEST_DEFAULT_PX))
+
+
+def _probe(images: np.ndarray) -> list[ImageInfo]:
+    """Return what the headers say of those that have one."""
+    found = []
+    for image in images:
+        with contextlib.suppress(DataError):
+            found.append(probe_image(image))
+    return found

@@ -14,7 +14,7 @@ from mmjax.cli import echo, echo_table, json_option, run
 from mmjax.config import Config
 from mmjax.config_load import format_origins, load_config_with_origins
 from mmjax.data.audit import refuse
-from mmjax.data.decode import contact_sheet
+from mmjax.data.decode_sheet import contact_sheet
 from mmjax.data.findings import audit_lines
 from mmjax.data.pipeline import epoch_batches, take
 from mmjax.data.prepare import Prepared, prepare

@@ -14,7 +14,6 @@ from PIL import Image, ImageCms
 from mmjax.data import decode
 from mmjax.data.decode import (
     ImageInfo,
-    contact_sheet,
     decode_image,
     decode_images,
     encode_png,
@@ -22,6 +21,7 @@ from mmjax.data.decode import (
     scan_images,
     to_rgb,
 )
+from mmjax.data.decode_sheet import contact_sheet
 from mmjax.data.image_bytes import exif_orientation
 from mmjax.errors import DataError
 from mmjax.schema import ImageSpec

@@ -18,9 +18,9 @@ LAYERS: dict[int, dict[str, str]] = {
     },
     1: {
         "data": """data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images data/audit_leaks
-            data/audit_rows data/cache data/cells data/decode data/encode data/encode_survey data/facts
-            data/findings data/fingerprint data/folders data/idx data/image_bytes data/images data/infer data/pixels
-            data/kinds data/loading data/pipeline data/prepare data/prepare_images data/prepare_table
+            data/audit_rows data/cache data/cells data/decode data/decode_sheet data/encode data/encode_survey
+            data/facts data/findings data/fingerprint data/folders data/idx data/image_bytes data/images data/infer
+            data/kinds data/loading data/pipeline data/pixels data/prepare data/prepare_images data/prepare_table
             data/prepared data/prepared_cache data/quarantine data/schema_file data/split data/split_groups
             data/split_time data/stream data/survey data/table data/table_survey data/validate
             data/validate_survey""",

@@ -1,6 +1,6 @@
 """Decoded images: bytes, a path or an array become `u8[H, W, 3]`, the same way in training and in serving.
 
-The one file that knows Pillow. What is done, in this order:
+With `decode_sheet` the one file that knows Pillow. What is done, in this order:
 
 1. The format is read from the content, never from the suffix: JPEG, PNG, WebP, BMP and GIF (of an animation, the first
    frame; of an animated PNG, the still image). Anything else is refused by name.
@@ -27,7 +27,7 @@ from typing import NamedTuple, assert_never
 
 import numpy as np
 import PIL
-from PIL import Image, ImageCms, ImageDraw, ImageFont, features
+from PIL import Image, ImageCms, features
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -175,31 +175,6 @@ def encode_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def contact_sheet(
-    path: str | os.PathLike[str], images: np.ndarray, captions: Sequence[str], *, columns: int = 8
-) -> None:
-    """Write a PNG that shows `images u8[N, H, W, 3]` in rows of `columns`, each above its caption.
-
-    Images under 96 px wide are enlarged by a whole factor; captions too long for their place are cut. DataError
-    when the file cannot be written.
-    """
-    count, height_px, width_px, _ = images.shape
-    factor = max(1, -(-96 // max(1, width_px)))
-    cell_w, cell_h = width_px * factor + 8, height_px * factor + 24
-    columns = max(1, min(columns, count))
-    sheet = Image.new("RGB", (columns * cell_w, max(1, -(-count // columns)) * cell_h), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        left, top = index % columns * cell_w + 4, index // columns * cell_h + 4
-        tile = Image.fromarray(image).resize((width_px * factor, height_px * factor), Image.Resampling.NEAREST)
-        sheet.paste(tile, (left, top))
-        draw.text((left, top + tile.height + 2), _cut(caption, font, tile.width), fill="black", font=font)
-    try:
-        sheet.save(path, "PNG")
-    except OSError as error:
-        raise DataError(f"{os.fspath(path)}: cannot be written: {error.strerror or error}") from error
 
 
 def decode_plain(source: ImageInput, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -382,14 +357,6 @@ def _over_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=alpha)
     return white
-
-
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> str:
-    """Return the first line of `text`, shortened with an ellipsis until it is at most `width_px` wide."""
-    line = text.splitlines()[0] if text.strip() else ""
-    if font.getlength(line) <= width_px:
-        return line
-    return next((s for n in range(len(line), 0, -1) if font.getlength(s := line[:n] + "...") <= width_px), "")
 
 
 def _for_each(work: Callable[[int], str | None], count: int, workers: int | None) -> list[tuple[int, str]]:

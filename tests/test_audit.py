@@ -39,7 +39,7 @@ def test_copies_are_counted_within_and_across_splits_with_their_lines():
     assert (within.found, within.severity) == (1, "warn")
     assert within.examples == ("line 2 (train) = line 203 (validation) = line 202 (train)",)
     (across,) = found(rows, "overlap")
-    assert across.what == ("exact copies across splits: 2 validation rows of train, 1 test row of train")
+    assert across.what == ("exact copies across splits: 2 validation rows also in train, 1 test row also in train")
     assert across.examples[1:] == ("line 5 (validation) = line 204 (train)", "line 7 (train) = line 205 (test)")
     assert "split.strategy: group" in across.advice
 
@@ -103,7 +103,7 @@ def test_rows_equal_but_for_an_identifier_are_told():
     assert finding.examples == ("line 6 (test) = line 202 (train)", "line 11 (test) = line 203 (train)")
     declared = table_rows(columns, parts=thirds(202), id_column="name")
     (finding,) = found(declared, "overlap")
-    assert finding.what == "exact copies across splits: 2 test rows of train"
+    assert finding.what == "exact copies across splits: 2 test rows also in train"
     assert finding.examples == ("n4 (test) = n200 (train)", "n9 (test) = n201 (train)")
 
 
@@ -123,7 +123,7 @@ def test_copies_with_different_answers_are_conflicts():
     columns["y"][[4, 9, 200, 201]] = ["n", "n", "o", "n"]
     (finding,) = found(table_rows(columns), "conflicts")
     assert finding.what == "equal in all features but with different labels: 2 rows in 1 group"
-    assert finding.examples == ("line 6: n, line 202: o",)
+    assert finding.examples == ("line 6: n vs line 202: o",)
 
 
 def test_copies_with_different_targets_are_conflicts_in_regression():
@@ -132,7 +132,7 @@ def test_copies_with_different_targets_are_conflicts_in_regression():
     columns["y"][201] = columns["y"][9]
     (finding,) = found(table_rows(columns), "conflicts")
     assert finding.what == "equal in all features but with different targets: 2 rows in 1 group"
-    assert finding.examples == ("line 6: 4.5, line 202: 200.5",)
+    assert finding.examples == ("line 6: 4.5 vs line 202: 200.5",)
 
 
 def test_a_group_in_two_splits_is_told():
@@ -258,3 +258,17 @@ def test_twin_houses_are_found_though_their_photos_have_other_names(shared_data)
 def test_parts_that_are_empty_do_no_harm():
     rows = table_rows(numbers(100))
     assert audit(rows._replace(split=as_split(np.zeros(100, np.int8))), Audit()) == ()
+
+
+def test_arrays_mapped_from_disk_give_the_same_findings(tmp_path):
+    columns = repeated(numbers(300), [4, 9])
+    columns["almost"] = np.array([0] * 301 + [1])
+    columns["twice"] = columns["a"] * 2
+    rows = table_rows(columns, parts=thirds(302))
+    mapped = {}
+    for name, values in rows.batch.items():
+        np.save(tmp_path / f"{name}.npy", values)
+        mapped[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+    findings = audit(rows._replace(batch=mapped), Audit())
+    assert {f.check for f in findings} == {"overlap", "columns"}
+    assert findings == audit(rows, Audit())

@@ -75,7 +75,7 @@ def test_one_file_under_two_labels_is_a_conflict():
     rows = image_rows(np.concatenate([images, images[[4]]]), [0, 1] * 15 + [1], np.zeros(31, np.int8))
     (finding,) = found(rows, "conflicts")
     assert finding.what == "the same file but with different labels: 2 images in 1 group"
-    assert finding.examples == ("a4: cat, a30: dog",)
+    assert finding.examples == ("a4: cat vs a30: dog",)
     assert finding.advice == "one of the labels is wrong"
 
 
@@ -166,7 +166,7 @@ def test_the_flower_under_two_labels_is_found(shared_data):
     duplicates, conflicts = (found(rows, check) for check in ("duplicates", "conflicts"))
     both = "rose/15922772266_1167a06620.jpg", "tulip/15922772266_1167a06620.jpg"
     assert duplicates[0].examples == (f"{both[0]} (train) = {both[1]} (train)",)
-    assert conflicts[0].examples == (f"{both[0]}: cat, {both[1]}: dog",)
+    assert conflicts[0].examples == (f"{both[0]}: cat vs {both[1]}: dog",)
     assert found(rows, "near_duplicates") == []
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmjax.data.audit_rows import (
+    MEMBERS,
     SHOWN,
     Copies,
     Rows,
@@ -123,7 +124,9 @@ def _findings(rows: Rows, parts: np.ndarray, where: _Where, what: str) -> list[F
         examples = _examples(rows, parts, where, (where.counts > 1).any(axis=1))
         found.append(finding("duplicates", said, within, examples, f"remove them unless the {thing}s truly repeat"))
     if where.across:
-        listed = ", ".join(f"{counted(n, f'{PARTS[b]} {thing}')} of {PARTS[a]}" for (a, b), n in where.across.items())
+        listed = ", ".join(
+            f"{counted(n, f'{PARTS[b]} {thing}')} also in {PARTS[a]}" for (a, b), n in where.across.items()
+        )
         apart = (where.counts > 0).sum(axis=1) - 1
         examples = _examples(rows, parts, where, apart > 0)
         advice = "scores on them are too good: remove the copies, or keep them together (split.strategy: group)"
@@ -228,13 +231,19 @@ def _conflicts(rows: Rows) -> list[Finding]:
         return []
     examples = []
     for group in torn[:SHOWN]:
-        members = found.rows[found.group == group][:4].tolist()
-        examples.append(", ".join(f"{place(rows, row)}: {answer(rows, row)}" for row in members))
+        members = _one_of_each(found.rows[found.group == group], label[found.group == group])
+        examples.append(" vs ".join(f"{place(rows, row)}: {answer(rows, row)}" for row in members))
     kind = "labels" if classes else "targets"
     same = "the same file" if noun(rows) == "image" else "equal in all features"
     what = f"{same} but with different {kind}: {counted(count, noun(rows))} in {counted(len(torn), 'group')}"
     missing = "" if noun(rows) == "image" else ", or a feature that tells them apart is missing"
     return [finding("conflicts", what, count, examples, f"one of the {kind} is wrong{missing}")]
+
+
+def _one_of_each(members: np.ndarray, label: np.ndarray) -> list[int]:
+    """Return the first row of each label, at most so many as are named of a group."""
+    first = np.sort(np.unique(label, return_index=True)[1])
+    return members[first[:MEMBERS]].tolist()
 
 
 def answer(rows: Rows, row: int) -> str:

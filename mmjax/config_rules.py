@@ -96,7 +96,7 @@ def find_conflicts(config: Config, given: Given) -> Iterator[Conflict]:
         paths = ("data", "data.tabular", "data.image")
         yield Conflict(paths, "expected `tabular` or `image` in it, got neither; add one")
         return
-    for rule in (_split_shares, _column_roles, _task_options, _monitor, _model_of_data):
+    for rule in (_split_shares, _column_roles, _csv_only, _task_options, _monitor, _model_of_data):
         yield from rule(config, given, section, data)
 
 
@@ -162,6 +162,15 @@ def _column_roles(config: Config, given: Given, section: str, data: TabularData 
     for path, name in used:
         if name in data.ignore_columns and not path.endswith(("id_column", "split.column")):
             yield Conflict((f"{section}.ignore_columns", path), f"expected columns without a use, got {name!r}: {path}")
+
+
+def _csv_only(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
+    if section == "data.tabular" or data.path.lower().endswith((".csv", ".csv.gz")):
+        return
+    for key in ("id_column", "ignore_columns", "weight_column"):
+        if f"{section}.{key}" in given and getattr(data, key):
+            message = f"has no effect: expected a .csv file as `{section}.path` with it, got {data.path}; remove this"
+            yield Conflict((f"{section}.{key}", f"{section}.path"), message, idle=True)
 
 
 def _task(config: Config) -> tuple[str | None, str]:

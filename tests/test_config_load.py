@@ -491,7 +491,7 @@ def test_options_without_effect(write, text: str, key: str, expected: str) -> No
         "data: {tabular: {path: a, target_column: y, train_split: 0.3333333, validation_split: 0.3333333, "
         "test_split: 0.3333334}}",
         "data: {tabular: {path: a, target_column: y}, image: null}",
-        "data: {image: {path: a, id_column: image}}",
+        "data: {image: {path: a.csv, id_column: image}}",
         TABLE + "split: {strategy: column, column: c}",
         "data: {tabular: {path: a, target_column: y, test_split: 0.2, ignore_columns: [c]}}\n"
         "split: {strategy: time, column: c}",

@@ -73,7 +73,7 @@ def resolve_architecture(model: ModelConfig, schema: Schema) -> Architecture:
 
     `input_dim` (mlp) becomes the number of feature columns; `embedding_dim` stays UNSET for a table without categories.
     Resolving twice changes nothing. ConfigError, all problems at once: a field that the family does not use, an
-    `input_dim` that is not what the data has.
+    `embedding_dim` without categories, an `input_dim` that is not what the data has.
     """
     name = _resolved_name(model)
     defaults = ARCHITECTURE_DEFAULTS[name]
@@ -95,6 +95,11 @@ def resolve_architecture(model: ModelConfig, schema: Schema) -> Architecture:
         problems.append(
             f"model.architecture.input_dim: expected {derived['input_dim']}, the feature columns in the data, "
             f"got {given['input_dim']}; correct it or remove it, then it is counted"
+        )
+    if "embedding_dim" in given and not schema.cardinalities:
+        problems.append(
+            "model.architecture.embedding_dim: has no effect: expected a table with columns of categories, got none; "
+            "remove it"
         )
     if problems:
         raise ConfigError(problems)

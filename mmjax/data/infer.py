@@ -108,6 +108,12 @@ def infer_target(
     return Target(column=column, task=chosen, classes=classes, positive_class=positive_class, reason=reason)
 
 
+def may_be_classes(facts: Facts, inference: Inference) -> bool:
+    """Return whether a target with these facts may be inferred to be classified."""
+    plain = facts.all_numbers and not facts.traits.coded
+    return not plain or (facts.traits.whole and facts.distinct <= inference.max_integer_classes)
+
+
 def fit_vocabulary(schema: Schema, columns: Columns) -> Schema:
     """Return the Schema with vocabularies and offsets of these rows (the training rows); a fixed vocabulary stays."""
 

@@ -18,7 +18,7 @@ from mmjax.data.audit_rows import Rows
 from mmjax.data.cache import CacheWriter, NoCacheFolder, open_or_build, told
 from mmjax.data.encode_survey import GapCounter, encode_rows, fit_rows, row_keys, unknown_counts
 from mmjax.data.fingerprint import fingerprint
-from mmjax.data.infer import infer_schema
+from mmjax.data.infer import infer_schema, may_be_classes
 from mmjax.data.loading import choose_loading
 from mmjax.data.prepared import Prepared, deal, golden_rows, not_features, split_cells
 from mmjax.data.prepared_cache import restore, save
@@ -102,7 +102,7 @@ def understand(
 ) -> tuple[Schema, Survey]:
     """Return the Schema of a table, without vocabularies, and its Survey with all texts that are needed."""
     target = survey.columns.get(data.target_column)
-    if target is not None and not (target.facts.all_numbers and not target.facts.traits.coded):
+    if target is not None and may_be_classes(target.facts, data.inference):
         survey = with_texts(survey, [data.target_column], data)
     schema = infer_schema(
         survey.columns,

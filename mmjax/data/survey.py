@@ -105,7 +105,7 @@ class Seen(NamedTuple):
         return Values(self.dates[form])
 
     def missing(self) -> np.ndarray:
-        """Return bool[N]: which cells are missing."""
+        """Return bool[N]: which cells are missing; only where they are coded, or else numbers."""
         if self.coded is not None:
             return self.looked_up(_gaps(self.coded.texts.tolist(), self.markers)).read()
         return np.isnan(self.numbers().read())
@@ -146,9 +146,9 @@ Place = Callable[[str, type[np.generic]], Strip]
 """Makes the Strip of a name."""
 
 
-def share(columns: int, at_least: int = 0) -> int:
+def share(columns: int) -> int:
     """Return how many distinct texts a survey of so many columns keeps of each."""
-    return max(at_least, FEWEST, min(MOST, TEXTS // max(1, columns)))
+    return max(FEWEST, min(MOST, TEXTS // columns))
 
 
 def see(name: str, cells: np.ndarray, markers: Iterable[str]) -> Seen:

@@ -108,7 +108,7 @@ def _survey(
     place: Place,
     answered_test: Callable[[Table], tuple[np.ndarray, tuple[Quarantined, ...]]] | None,
 ) -> Survey:
-    many = share(len(layout.names), max(data.inference.max_categories, data.inference.max_integer_classes))
+    many = share(len(layout.names))
     known = declared.columns if declared else {}
     columns = {
         name: ColumnSurvey(name, data.missing_markers, many, _keep(name, data, known.get(name)), place)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmjax"
 
 LAYERS: dict[int, dict[str, str]] = {
     0: {
-        "ground": """errors schema interrupts backend
+        "ground": """errors schema interrupts numerics numerics_programs backend
             config config_load config_rules config_structure config_tree config_words config_yaml config_docs""",
     },
     1: {
@@ -48,6 +48,8 @@ LAYERS: dict[int, dict[str, str]] = {
     },
     5: {
         "cli": "cli",
+        "resume": "resume",
+        "drill": "drill",
         "serving": "serving/app serving/client serving/engine serving/parity serving/routes serving/wire",
     },
     6: {

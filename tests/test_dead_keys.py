@@ -520,6 +520,14 @@ def refused(settings: Settings) -> str:
         return str(error)
 
 
+def test_what_is_not_as_asked_is_told_and_logged() -> None:
+    _, lines, *_ = observed(make_config({**TABLE, "threads": 1000}), "run")
+    (line,) = [line for line in lines if "1000" in line]
+    assert line.startswith("threads: 1000 was asked for, but this process already runs with ")
+    logs = [path.read_text() for path in Path().glob("runs*/dead/*/log.jsonl")]
+    assert sum(json.dumps(line) in log for log in logs) == 1
+
+
 @pytest.mark.parametrize("seen", [name for name in OBSERVED if name not in ("refusal", "loading", "cache")])
 def test_the_same_config_is_seen_the_same(seen: str) -> None:
     config = make_config(next(key.base for _, key in KEYS if key.seen == seen))

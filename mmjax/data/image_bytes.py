@@ -5,6 +5,7 @@ before memory is taken, and keep from Pillow the parts that it reports about thr
 """
 
 import os
+import stat
 import struct
 import zlib
 from typing import Literal
@@ -57,17 +58,29 @@ PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"))
 
 
 def read_image_file(path: str | os.PathLike[str]) -> bytes:
-    """Return the bytes of an image file; of a file of another format only its first 64. DataError when unreadable."""
+    """Return the bytes of an image file; of a file of another format only its first 64. DataError when unreadable.
+
+    Plain system calls: for a small image `open` would take twice as long as reading it.
+    """
     try:
-        if not os.path.isfile(path):
-            other = "is a folder, not an image" if os.path.isdir(path) else "is no regular file"
-            raise DataError(other if os.path.exists(path) else "no such file")
-        with open(path, "rb") as file:
-            head = file.read(64)
-            identify(head)
-            return head + file.read()
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer must not block
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # the last where a name holds a NUL
+        raise DataError("no such file") from error
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}") from error
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError("is a folder, not an image" if stat.S_ISDIR(found.st_mode) else "is no regular file")
+        parts = [os.read(descriptor, 64)]
+        identify(parts[0])
+        while part := os.read(descriptor, max(found.st_size, 64)):
+            parts.append(part)
+        return b"".join(parts)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}") from error
+    finally:
+        os.close(descriptor)
 
 
 def identify(data: bytes) -> Format:

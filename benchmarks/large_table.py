@@ -2,8 +2,8 @@
 
 Question: how long does `mmjax.data.prepare.prepare` take on a large table, in a process of its own, and how much
 memory at its highest? Table: 6 columns of numbers (of 400 to 900,000 distinct values a million rows), 3 of 5, 50 and
-1,000 categories, a yes/no, a date, and a target of 3 classes; of most, 1 to 3 cells in a hundred are missing. It is made
-from a seed, in a temporary folder; making it is not timed.
+1,000 categories, a yes/no, a date, and a target of 3 classes; of most, 1 to 3 cells in a hundred are missing. It is
+made from a seed, in a temporary folder; making it is not timed.
 Hardware: two cores (AMD EPYC, 2.6 GHz, AVX-512). Versions: Python 3.13, NumPy 2.5, pandas 3.1. n = 3 processes for each
 way of loading. `--rows 10000000` measures the streamed way only, once.
 

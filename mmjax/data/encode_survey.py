@@ -1,6 +1,6 @@
 """From the survey of a table to encoded rows, block by block: no cell is parsed again."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -60,11 +60,13 @@ class GapCounter:
         return (f"missing numbers, filled and flagged by an indicator: {', '.join(found)}",) if found else ()
 
 
-def row_keys(columns: Mapping[str, Seen], names: Collection[str], keep: np.ndarray) -> np.ndarray:
-    """Return `audit.hash_cells` of the rows to `keep`, u64, from the hashes of their cells."""
-    keys = np.zeros(int(keep.sum()), np.uint64)
-    for name in names:
-        keys = mix(keys, columns[name].hashes().read()[keep].view(np.uint64))
+def row_keys(columns: Mapping[str, Seen], groups: Sequence[Collection[str]], keep: np.ndarray) -> list[np.ndarray]:
+    """Return, for each group of columns, `audit_rows.hash_cells` of the rows to `keep`, u64, from the hashes kept."""
+    keys = [np.zeros(int(keep.sum()), np.uint64) for _ in groups]
+    for name, seen in columns.items():
+        if any(name in group for group in groups):
+            hashes = seen.hashes().read()[keep].view(np.uint64)
+            keys = [mix(found, hashes) if name in group else found for found, group in zip(keys, groups, strict=True)]
     return keys
 
 

@@ -9,10 +9,11 @@ from mmjax.data.prepared import Prepared as Prepared
 def prepare(config: Config, tell: Tell | None = None) -> Prepared:
     """Return the Prepared rows of a config. Raises DataError for anything wrong with them.
 
-    `tell` hears at once of what takes long: how far images are decoded, and waiting for another process.
+    `tell` hears at once of what takes long: how far a file is read or images are decoded, and waiting for another
+    process.
     """
     if config.data.tabular is not None:
-        return prepare_table(config, config.data.tabular)
+        return prepare_table(config, config.data.tabular, tell)
     assert config.data.image is not None, "the config names one modality"
     from mmjax.data.prepare_images import prepare_images  # here: tables need no Pillow
 

@@ -2,11 +2,16 @@
 
 The file is read once, chunk by chunk; what is kept of it, and the encoded rows, lie in memory (resident) or in the
 cache on disk (streamed). Nothing else differs, so both give the same bits.
+
+Streamed, memory grows by about 80 bytes a row whatever the number of columns, and by those pages of the encoded rows
+that the audit looks at, which the system takes back when it likes: 10,000,000 rows of 12 columns peak at 1.6 GB
+(`benchmarks/large_table.py`). What breaks rules comes on top, a few hundred bytes for each cell.
 """
 
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -15,7 +20,7 @@ import numpy as np
 from mmjax.config import Config, TabularData
 from mmjax.data.audit import audit
 from mmjax.data.audit_rows import Rows
-from mmjax.data.cache import CacheWriter, NoCacheFolder, open_or_build, told
+from mmjax.data.cache import CacheWriter, NoCacheFolder, Tell, open_or_build, told
 from mmjax.data.encode_survey import GapCounter, encode_rows, fit_rows, row_keys, unknown_counts
 from mmjax.data.fingerprint import fingerprint
 from mmjax.data.infer import infer_schema, may_be_classes
@@ -40,26 +45,29 @@ Store = Callable[[Iterable[Batch], int], Batch]
 """Takes encoded rows block by block, and how many there will be; returns them whole."""
 
 
-def prepare_table(config: Config, data: TabularData) -> Prepared:
-    """Return the Prepared rows of a table, in memory or streamed. Raises DataError for anything wrong with them."""
+def prepare_table(config: Config, data: TabularData, tell: Tell | None = None) -> Prepared:
+    """Return the Prepared rows of a table, in memory or streamed. Raises DataError for anything wrong with them.
+
+    `tell` hears how far a large file is read, and of waiting for another process that reads the same one.
+    """
     streamed, note = choose_loading(config.data.loading, expected_bytes(data.path))
     if streamed:
         try:
-            return _with_note(_streamed(config, data), note)
+            return _with_note(_streamed(config, data, tell), note)
         except NoCacheFolder as error:
             if config.data.loading == "streamed":
                 raise
             note = f"loading: resident, as there is no cache: {error}"
-    found = read_rows(config, data, strips(None), _in_memory)
+    found = read_rows(config, data, strips(None), _in_memory, tell)
     digest = fingerprint(found.schema, found.split, found.batch, found.golden)
     return _with_note(found._replace(fingerprint=digest), note)
 
 
-def read_rows(config: Config, data: TabularData, place: Place, store: Store) -> Prepared:
+def read_rows(config: Config, data: TabularData, place: Place, store: Store, tell: Tell | None = None) -> Prepared:
     """Return the Prepared rows of a table but for their fingerprint; `place` and `store` say where they lie."""
     before = file_stamp(data.path)
     declared = read_schema_file(data.schema) if data.schema else None
-    survey = survey_table(read_layout(data.path, delimiter=data.delimiter), data, declared, place)
+    survey = survey_table(read_layout(data.path, delimiter=data.delimiter), data, declared, place, tell)
     schema, survey = understand(config, data, declared, survey)
     validation = validate_survey(survey, schema, declared, data.on_invalid)
     keep, kept = validation.keep, np.flatnonzero(validation.keep)
@@ -71,14 +79,15 @@ def read_rows(config: Config, data: TabularData, place: Place, store: Store) -> 
     schema = fit_rows(schema, survey.columns, kept[split.train])
     gaps = GapCounter(schema)
     batch = store(gaps.watch(encode_rows(schema, survey.columns, keep)), len(kept))
-    golden = cells_of(survey, [c.name for c in schema.features], kept[golden_rows(split, config.golden_rows)])
+    features = [column.name for column in schema.features]
+    golden = cells_of(survey, features, kept[golden_rows(split, config.golden_rows)])
+    keys = row_keys(survey.columns, ([name for name in survey.columns if name != data.id_column], features), keep)
     rows = Rows(
         schema,
         batch,
         split,
         survey.names[kept],
-        row_keys=row_keys(survey.columns, [name for name in survey.columns if name != data.id_column], keep),
-        feature_keys=row_keys(survey.columns, [c.name for c in schema.features], keep),
+        *keys,
         groups=groups if config.split.strategy in ("group", "group_stratified") else None,
         ordered_by=config.split.column if config.split.strategy == "time" else None,
     )
@@ -139,18 +148,18 @@ def file_stamp(path: str) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _streamed(config: Config, data: TabularData) -> Prepared:
+def _streamed(config: Config, data: TabularData, tell: Tell | None) -> Prepared:
     """Return the Prepared rows of a table, mapped from the cache, where an unchanged file is not read again."""
 
     def build(writer: CacheWriter) -> dict:
         folder = writer.folder / "survey"
         folder.mkdir()
         with told(writer.folder.parent, writer):
-            found = read_rows(config, data, strips(folder), lambda blocks, rows: _in_cache(writer, blocks, rows))
+            found = read_rows(config, data, strips(folder), partial(_in_cache, writer), tell)
         shutil.rmtree(folder)
         return save(found, writer)
 
-    cached = open_or_build(config.data.cache, _cache_key(config, data), build)
+    cached = open_or_build(config.data.cache, _cache_key(config, data), build, tell)
     return _with_note(restore(cached), cached.note)
 
 

@@ -10,7 +10,8 @@ from mmjax.data.prepared import Finding, Prepared, Quarantined
 from mmjax.data.split import PARTS, Split
 from mmjax.schema import schema_from_json, schema_to_json
 
-_NAMES, _ENDS = "names", "names.ends"
+_NAMES, _SIZES = "names", "names.sizes"
+BLOCK_ROWS = 100_000
 
 
 def save(prepared: Prepared, writer: CacheWriter) -> dict[str, Any]:
@@ -20,9 +21,7 @@ def save(prepared: Prepared, writer: CacheWriter) -> dict[str, Any]:
     if prepared.names.dtype.kind == "i":
         writer.append({_NAMES: prepared.names})
     else:
-        texts = [str(name).encode("utf-8", "surrogatepass") for name in prepared.names]
-        writer.append({_NAMES: np.frombuffer(b"".join(texts), np.uint8)})
-        writer.append({_ENDS: np.cumsum([len(text) for text in texts], dtype=np.int64)})
+        _save_texts(prepared.names, writer)
     return {
         "schema": schema_to_json(prepared.schema).decode(),
         "batch": sorted(prepared.batch),
@@ -32,6 +31,12 @@ def save(prepared: Prepared, writer: CacheWriter) -> dict[str, Any]:
         "quarantined": prepared.quarantined,
         "findings": prepared.findings,
     }
+
+
+def _save_texts(names: np.ndarray, writer: CacheWriter) -> None:
+    for first in range(0, len(names), BLOCK_ROWS):
+        texts = [name.encode() for name in names[first : first + BLOCK_ROWS].tolist()]
+        writer.append({_NAMES: np.frombuffer(b"".join(texts), np.uint8), _SIZES: np.array(list(map(len, texts)))})
 
 
 def restore(cached: Cached) -> Prepared:
@@ -61,12 +66,20 @@ def _finding(check: str, severity: str, what: str, found: int, examples: list[st
 
 
 def _names(cached: Cached) -> np.ndarray:
-    names = np.array(cached.batch[_NAMES])
-    if _ENDS not in cached.batch:
-        return names
-    ends, data = cached.batch[_ENDS].tolist(), names.tobytes()
-    texts = (data[start:end].decode("utf-8", "surrogatepass") for start, end in zip([0, *ends], ends, strict=False))
-    return np.fromiter(texts, np.dtypes.StringDType(), len(ends))
+    data = cached.batch[_NAMES]
+    if _SIZES not in cached.batch:
+        return np.array(data)
+    names = np.empty(len(cached.batch[_SIZES]), np.dtypes.StringDType())
+    at = 0
+    for first in range(0, len(names), BLOCK_ROWS):
+        ends = (at + np.cumsum(cached.batch[_SIZES][first : first + BLOCK_ROWS])).tolist()
+        starts = [at, *ends[:-1]]
+        text = data[at : ends[-1]].tobytes()
+        names[first : first + len(ends)] = [
+            text[start - at : end - at].decode() for start, end in zip(starts, ends, strict=True)
+        ]
+        at = ends[-1]
+    return names
 
 
 def _objects(cells: list[str]) -> np.ndarray:

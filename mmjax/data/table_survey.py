@@ -4,7 +4,9 @@ In memory are, beside what `survey` says of the columns: one chunk of about CHUN
 lines, and with an `id_column` the ids (16 bytes a row, and those longer than 15 bytes).
 """
 
+import time
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmjax.config import TabularData
+from mmjax.data.cache import Tell
 from mmjax.data.cells import texts
 from mmjax.data.prepared import Quarantined
 from mmjax.data.quarantine import find_unanswered, numbers_asked, unanswered_notes
@@ -22,6 +25,8 @@ from mmjax.schema import Columns
 
 CHUNK_CELLS = 600_000
 """About so many cells are in memory as texts."""
+TELL_S = 5.0
+"""So often it is told how far a file is read."""
 
 
 class Survey(NamedTuple):
@@ -46,16 +51,19 @@ def strips(folder: Path | None) -> Place:
     return lambda _name, dtype: Strip(dtype, folder / f"{next(numbers)}.strip" if folder else None)
 
 
-def survey_table(layout: Layout, data: TabularData, declared: DeclaredSchema | None, place: Place) -> Survey:
+def survey_table(
+    layout: Layout, data: TabularData, declared: DeclaredSchema | None, place: Place, tell: Tell | None = None
+) -> Survey:
     """Return the Survey of the rows that have an answer and a weight; of all rows under policy `fail`.
 
-    Where no row would be left, all stay: the inference of the schema says what is wrong.
+    Where no row would be left, all stay: the inference of the schema says what is wrong. `tell` hears how far it is.
     """
+    tables = partial(_told, layout, tell)
     if data.on_invalid != "fail":
-        survey = _survey(layout, data, declared, place, _answered_test(data, declared))
+        survey = _survey(tables(), layout, data, declared, place, _answered_test(data, declared))
         if len(survey.lines):
             return survey
-    return _survey(layout, data, declared, place, None)
+    return _survey(tables(), layout, data, declared, place, None)
 
 
 def with_texts(survey: Survey, names: Collection[str], data: TabularData) -> Survey:
@@ -101,7 +109,19 @@ def cells_of(survey: Survey, names: Collection[str], rows: np.ndarray) -> Column
     return found
 
 
+def _told(layout: Layout, tell: Tell | None) -> Iterator[Table]:
+    """Yield the file in chunks; `tell` hears every TELL_S seconds how many rows were read."""
+    rows, last = 0, time.monotonic()
+    for table in read_chunks(layout, _chunk_rows(layout)):
+        yield table
+        rows += len(table.lines)
+        if tell is not None and time.monotonic() - last > TELL_S:
+            last = time.monotonic()
+            tell(f"{layout.path}: {rows:,} of {layout.rows:,} rows are read")
+
+
 def _survey(
+    tables: Iterator[Table],
     layout: Layout,
     data: TabularData,
     declared: DeclaredSchema | None,
@@ -115,7 +135,7 @@ def _survey(
         for name in layout.names
     }
     lines, ids, answered, quarantined = Strip(np.int64), [], [np.empty(0, bool)], []
-    for table in read_chunks(layout, _chunk_rows(layout)):
+    for table in tables:
         keep = np.ones(len(table.lines), bool)
         if answered_test is not None:
             keep, found = answered_test(table)

@@ -52,7 +52,7 @@ class _Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def find_wrong(programs: Sequence[Program], options: Options) -> tuple[Wrong, ...]:
     """Return the programs that are wrong when compiled with `options`, all of which XLA must know."""
-    lowered = [jax.jit(program.run).lower(*program.inputs) for program in programs]
+    lowered = (jax.jit(program.run).lower(*program.inputs) for program in programs)  # as others compile
     with ThreadPoolExecutor(COMPILERS) as pool:
         ready = pool.map(lambda each: each.compile(compiler_options=dict(options)), lowered)
         found = [

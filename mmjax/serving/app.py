@@ -13,6 +13,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from mmjax.serving import openapi, page
 from mmjax.serving.engine import Engine, stop, warm
 from mmjax.serving.routes import REQUEST_ID, ROUTES, request_id_of
 from mmjax.serving.wire import Refused, encode_problem
@@ -37,7 +38,7 @@ def make_app(engine: Engine, *, warmed: Callable[[BaseException | None], None]) 
             stop(engine)
 
     app = Litestar(
-        route_handlers=ROUTES,
+        route_handlers=[*ROUTES, *page.ROUTES, *openapi.ROUTES],
         exception_handlers={Refused: refused, HTTPException: http_error, Exception: fault},
         lifespan=[living],
         state=State({"engine": engine}),

@@ -50,8 +50,9 @@ LAYERS: dict[int, dict[str, str]] = {
         "cli": "cli",
         "resume": "resume",
         "drill": "drill",
-        "serving": """serving/app serving/client serving/engine serving/observe serving/openapi serving/page
-            serving/parity serving/routes serving/wire""",
+        "serving": """serving/app serving/client serving/engine serving/limits serving/observe
+            serving/open_inference serving/open_inference_model
+            serving/openapi serving/page serving/parity serving/routes serving/wire""",
     },
     6: {
         door: door

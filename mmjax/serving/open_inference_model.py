@@ -1,0 +1,72 @@
+"""What the Open Inference Protocol calls a model: its inputs and outputs by name, datatype and shape."""
+
+from typing import Any
+
+import msgspec
+
+from mmjax.schema import Column, Schema
+
+FEATURES = "features"
+"""The one input of a table whose columns are all numeric."""
+IMAGE = "image"
+"""The one input of a model of one image a row."""
+PLATFORM = "mmjax_jax"
+
+NUMBERS = ("FP32", "FP64", "FP16", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
+"""Datatypes that a numeric input may have; every one but the first is cast, values that do not fit are refused."""
+CATEGORIES = ("BYTES", "BOOL", *NUMBERS)
+"""Datatypes that a categorical or boolean input may have: 1 and 1.0 are one number, and one category."""
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """An input or output of a model."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    """-1 is any length."""
+    parameters: dict[str, Any] = {}
+
+
+def inputs_of(schema: Schema) -> tuple[TensorSpec, ...]:
+    """Return the inputs of a model: `features`, or one for each column; an image model has `image`.
+
+    FP64 is told where the schema removes an offset: FP32 would lose digits on the way that the model sees.
+    """
+    if is_matrix(schema):
+        exact = any(column.offset for column in schema.features)
+        return (_spec(FEATURES, NUMBERS, (-1, len(schema.features)), exact=exact),)
+    columns = [_column_spec(column) for column in schema.features]
+    images = schema.image.columns if schema.image else ()
+    names = (IMAGE,) if len(images) == 1 and not columns else images
+    return (*columns, *(TensorSpec(name, "BYTES", (-1,), {"accepts": ("BYTES", "UINT8")}) for name in names))
+
+
+def is_matrix(schema: Schema) -> bool:
+    """Return whether all columns are numeric, so that a request is one matrix."""
+    return schema.image is None and all(column.kind == "numeric" for column in schema.features)
+
+
+def _column_spec(column: Column) -> TensorSpec:
+    match column.kind:
+        case "numeric":
+            return _spec(column.name, NUMBERS, (-1,), exact=bool(column.offset))
+        case "datetime":
+            return TensorSpec(column.name, "BYTES", (-1,), {"accepts": ("BYTES",)})
+        case _:
+            return TensorSpec(column.name, "BYTES", (-1,), {"accepts": CATEGORIES})
+
+
+def _spec(name: str, accepts: tuple[str, ...], shape: tuple[int, ...], *, exact: bool) -> TensorSpec:
+    return TensorSpec(name, "FP64" if exact else "FP32", shape, {"accepts": accepts})
+
+
+def outputs_of(schema: Schema) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a model: `probabilities`, `predictions` and `labels`; of a regression `predictions`."""
+    if schema.target.task == "regression":
+        return (TensorSpec("predictions", "FP64", (-1,)),)
+    return (
+        TensorSpec("probabilities", "FP32", (-1, len(schema.target.classes))),
+        TensorSpec("predictions", "INT64", (-1,)),
+        TensorSpec("labels", "BYTES", (-1,)),
+    )

@@ -281,6 +281,24 @@ def test_a_table_without_a_place_for_its_cache_stays_in_memory_where_that_is_lef
     assert any(note.startswith("loading: resident, as ") for note in found.notes)
 
 
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", ["id", *POOLS, "y"], made_up(5, 40, "classes"))
+    heard = []
+
+    def append(line: str) -> None:
+        heard.append(line)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(path.read_text(encoding="utf-8").splitlines()[-1] + "\n")
+
+    for loading in ("resident", "streamed"):
+        with forgetful(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(table_survey, "TELL_S", 0.0)
+            with pytest.raises(DataError, match=r"t\.csv: the file changed while it was read; start again"):
+                prepare(config_of(path, tmp_path, loading), append)
+    assert heard[0] == f"{path}: 6 of 40 rows are read"
+    assert not list((tmp_path / "cache").glob("*/facts.json")), "nothing was kept"
+
+
 TEN_MILLION = """
 import json, resource, sys
 from pathlib import Path

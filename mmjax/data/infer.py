@@ -11,7 +11,7 @@ from mmjax.data.cells import floats, missing_texts, parse_dates, parse_numbers, 
 from mmjax.data.facts import Facts
 from mmjax.data.kinds import MOSTLY, Verdict, decide
 from mmjax.data.schema_file import DeclaredColumn, DeclaredSchema
-from mmjax.data.survey import Seen, see
+from mmjax.data.survey import Keep, Seen, see
 from mmjax.errors import DataError, did_you_mean
 from mmjax.schema import Column, Columns, Schema, Target
 
@@ -48,7 +48,11 @@ def infer_schema(
     _check_names(columns, named, ignore_columns, exclude, declared)
     known = declared.columns if declared else {}
     roles = _roles(target_column, weight_column, id_column, ignore_columns, exclude)
-    seen = {n: c if isinstance(c, Seen) else see(n, c, missing_markers) for n, c in columns.items()}
+    keep = {target_column: Keep(texts=True), weight_column: Keep(numbers=True)}
+    seen = {
+        name: cells if isinstance(cells, Seen) else see(name, cells, missing_markers, keep.get(name, Keep()))
+        for name, cells in columns.items()
+    }
     found = [
         _column(name, roles.get(name) or decide(column.facts, known.get(name), inference), known.get(name))
         for name, column in seen.items()

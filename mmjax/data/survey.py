@@ -151,10 +151,12 @@ def share(columns: int) -> int:
     return max(FEWEST, min(MOST, TEXTS // columns))
 
 
-def see(name: str, cells: np.ndarray, markers: Iterable[str]) -> Seen:
-    """Return what is Seen of one column in memory, all texts kept."""
-    column = ColumnSurvey(name, markers, len(cells), Keep(), lambda _name, dtype: Strip(dtype))
-    column.add(texts(cells))
+def see(name: str, cells: np.ndarray, markers: Iterable[str], keep: Keep = Keep(texts=True)) -> Seen:
+    """Return what is Seen of one column in memory; by default with all texts."""
+    column = ColumnSurvey(name, markers, MOST, keep, lambda _name, dtype: Strip(dtype))
+    values = texts(cells)
+    for start in range(0, len(values), MOST):  # in parts that stay in the processor's cache
+        column.add(values[start : start + MOST])
     return column.seen()
 
 

@@ -5,6 +5,7 @@ A run that did not finish is gone on with when its config and its data are those
 
 import contextlib
 import datetime as dt
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from mmjax.schema import schema_from_json
 
 SHOWN = 10
 """Differences listed before the rest are only counted."""
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 Tell = Callable[[str], None]
 
 
@@ -205,9 +207,9 @@ def recorded(run: Chosen, config: Config, tell: Tell) -> Iterator[Record]:
         yield record
         return
     configure_logging(run.folder)
-    (run.folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
-    record.save(status="running", config=config_to_dict(config), process=os.getpid(), problems=[])
     try:
+        (run.folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+        record.save(status="running", config=config_to_dict(config), process=os.getpid(), problems=[])
         yield record
     except KeyboardInterrupt:
         _save_end(record, status="interrupted")
@@ -224,6 +226,9 @@ def recorded(run: Chosen, config: Config, tell: Tell) -> Iterator[Record]:
         raise
     except BaseException as error:
         _save_end(record, status="failed", problems=[f"{type(error).__name__}: {error}"])
+        if isinstance(error, OSError) and error.errno in DISK_REFUSES:
+            told = "make it writable, with space: the same command goes on from the last checkpoint"
+            raise DataError(f"run {run.folder}: cannot be written: {error.strerror}; {told}") from error
         raise
     finally:
         configure_logging(None)
@@ -247,7 +252,14 @@ def _save_end(record: Record, **changes: Any) -> None:
 
 def computes(backend: Backend) -> dict[str, Any]:
     """Return what decides a run's bits beside config and data."""
-    return {"platform": backend.platform, "device": backend.device, "threads": backend.threads, **versions()}
+    options = {f"XLA {name}": value for name, value in backend.options.items()}
+    return {
+        "platform": backend.platform,
+        "device": backend.device,
+        "threads": backend.threads,
+        **options,
+        **versions(),
+    }
 
 
 def tell_other_machine(run: Run, backend: Backend, tell: Tell) -> None:

@@ -139,6 +139,8 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             record.save(data_sha256=prepared.fingerprint, split_sizes=split_sizes(prepared), computes=computes(backend))
         with record.stage("train"):
             setup = set_up(config, prepared, build_parts(config, prepared.schema))
+            if not setup.plan.loop:
+                tell("steps: one call each, as XLA lays out convolutions badly inside a loop on a CPU")
             result = _train(config, run, setup, backend, options)
         with record.stage("evaluate"):
             states = States(result.variables, *setup.fitted)
@@ -204,10 +206,11 @@ def _register(registry: Path, name: str, bundle: Path, run_id: str) -> int:
     """Return the version under which the bundle is registered; BundleError says where it is when it cannot be."""
     try:
         return register(registry, name, bundle, run_id=run_id)
-    except BundleError as error:
-        raise BundleError(
-            [*error.problems, f"the trained model is whole in {bundle}: --model takes that folder too"]
-        ) from error
+    except (BundleError, OSError) as error:
+        refused = f"registry {registry}: cannot be written: {error}; free space there, or name another"
+        problems = error.problems if isinstance(error, BundleError) else (refused,)
+        told = f"the trained model is whole in {bundle}: --model takes that folder too"
+        raise BundleError([*problems, told]) from error
 
 
 def _save_inputs(run_dir: Path, config: Config, prepared: Prepared, decisions: tuple[Decision, ...]) -> None:

@@ -9,9 +9,12 @@ at any moment leaves a whole one, and what is not whole has no name that anythin
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +37,8 @@ from mmjax.training.stopping import StopState
 
 DIGESTS, POSITION, ARRAYS = "sha256.json", "position.json", "arrays"
 FORMAT = 1
+SPARE_BYTES, SPARE_ARRAY_BYTES = 128 << 10, 2 << 10
+"""More than orbax's own files take, in all and for each array."""
 
 Keep = Callable[[Snapshot], Iterator[Checkpointed]]
 
@@ -119,7 +124,8 @@ def save(folder: Path, step: int, arrays: list[np.ndarray], position: bytes, *, 
     temporary = temporary_sibling(path)
     try:
         temporary.mkdir(parents=True)
-        with ocp.StandardCheckpointer() as saver:
+        _refuse_full(temporary, arrays)
+        with _orbax_silent(), ocp.StandardCheckpointer() as saver:
             saver.save(temporary / ARRAYS, {f"{index:05d}": array for index, array in enumerate(arrays)})
         write_synced(temporary / POSITION, position)
         write_synced(temporary / DIGESTS, json.dumps(_digests(temporary), indent=1).encode())
@@ -129,9 +135,8 @@ def save(folder: Path, step: int, arrays: list[np.ndarray], position: bytes, *, 
         temporary.rename(path)
         sync_folder(path.parent)
     except (OSError, ValueError) as error:  # orbax and tensorstore say ValueError where a disk is full
-        raise DataError(
-            f"{path}: cannot write the checkpoint: {error}; free space or set training.checkpoint.path; {_left(folder)}"
-        ) from error
+        told = f"cannot write the checkpoint: {_reason(error)}; free space or set training.checkpoint.path"
+        raise DataError(f"{path}: {told}; {_left(folder)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     steps = steps_in(folder)
@@ -217,6 +222,31 @@ def _position_from_json(found: dict[str, Any]) -> Position:
     best, best_epoch, since, active = found["stop"]
     stop = StopState(np.float32(best), np.int32(best_epoch), np.int32(since), np.bool_(active))
     return Position(**{**found, "stop": stop, "history": tuple(found["history"])})
+
+
+def _refuse_full(folder: Path, arrays: list[np.ndarray]) -> None:
+    """Raise OSError where the disk cannot hold the arrays: orbax finds out too, but with a page of its own errors."""
+    needed = sum(array.nbytes for array in arrays) + SPARE_BYTES + len(arrays) * SPARE_ARRAY_BYTES
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextlib.contextmanager
+def _orbax_silent() -> Iterator[None]:
+    """Keep orbax from printing a traceback of what it raises besides."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Return why the disk refused, in the system's words where they can be found."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore tells it
+    number = int(code[1]) if code else error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number else str(error)
 
 
 def _left(folder: Path) -> str:

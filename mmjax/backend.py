@@ -35,6 +35,8 @@ class Backend(NamedTuple):
     """Folder of the persistent compile cache, or an empty string when there is none."""
     notes: tuple[str, ...]
     """Lines for the user: each fallback, and why."""
+    options: dict[str, Any]
+    """XLA's compiler options, as the numerics check chose them; read only."""
 
 
 def configure(*, device: str = "auto", threads: int | None = None, precision: str = "float32") -> Backend:
@@ -65,7 +67,9 @@ def configure(*, device: str = "auto", threads: int | None = None, precision: st
     notes += _compiling(found.platform).notes
     if cache and _numerics_folder() is None:
         notes.append("numerics: checked at every start, as MMJAX_CACHE_DIR is no private, writable folder")
-    return Backend(found.platform, found.device_kind, in_use, cache, tuple(notes))
+    return Backend(
+        found.platform, found.device_kind, in_use, cache, tuple(notes), dict(_compiling(found.platform).options)
+    )
 
 
 def _first_device() -> Any:

@@ -133,7 +133,7 @@ def test_a_platform_that_jax_cannot_start() -> None:
 
 
 def test_the_cpu_and_its_threads(tmp_path: Path) -> None:
-    name, device, threads, cache, notes = asked(
+    name, device, threads, cache, notes, _ = asked(
         "cpu", 1, JAX_PLATFORMS="", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "chosen")
     )
     assert (name, device, threads, cache, notes) == ("cpu", "cpu", 1, str(tmp_path / "chosen"), [])
@@ -142,13 +142,13 @@ def test_the_cpu_and_its_threads(tmp_path: Path) -> None:
 def test_threads_asked_for_after_the_first_array() -> None:
     before = "import os; os.environ.pop('NPROC', None); import jax.numpy as jnp; jnp.ones(2)"
     cores = len(os.sched_getaffinity(0))
-    _, _, threads, _, notes = asked("cpu", cores + 1, before)
+    _, _, threads, _, notes, _ = asked("cpu", cores + 1, before)
     assert threads == cores
     assert notes == [f"threads: {cores + 1} was asked for, but this process already runs with {cores}"]
 
 
 def test_an_environment_that_stands_in_the_way() -> None:
-    _, _, threads, _, notes = asked(
+    _, _, threads, _, notes, _ = asked(
         "cpu",
         2,
         PJRT_NPROC="1",

@@ -97,3 +97,23 @@ def test_rows_of_weight_zero_change_nothing(getkey) -> None:
     two, second = step(state, empty_totals(), changed, (), {})
     assert all(np.array_equal(a, b) for a, b in zip(leaves(one.params), leaves(two.params), strict=True))
     assert float(first.loss) == float(second.loss)
+
+
+def test_the_average_moves_once_an_update(getkey) -> None:
+    """Two batches an update: the average of weights is what one batch an update gives at the same weights."""
+    learner = make_learner(optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), dropout=0.0, ema_decay=0.5)
+    learner = learner._replace(accumulate_steps=2)
+    data = rows(16)
+    state, expected = make_state(learner, data, getkey()), None
+    step = jax.jit(make_train_step(learner, seed=0))
+    totals = empty_totals()
+    for index in range(6):
+        before = state
+        state, totals = step(state, totals, {n: v[:8] for n, v in data.items()}, (), {})
+        new = np.asarray(state.params["head"]["kernel"])
+        old_average, average = (np.asarray(s.ema["params"]["head"]["kernel"]) for s in (before, state))
+        updates = index // 2
+        rate = min(0.5, (1 + updates) / (10 + updates)) if index % 2 else 1.0
+        expected = rate * old_average + (1 - rate) * new
+        assert np.allclose(average, expected, atol=1e-7)
+        assert np.array_equal(new, np.asarray(before.params["head"]["kernel"])) == (index % 2 == 0)

@@ -29,6 +29,7 @@ from mmjax.data.prepared import Prepared, deal, golden_rows, not_features, split
 from mmjax.data.prepared_cache import restore, save
 from mmjax.data.quarantine import quarantine_cells
 from mmjax.data.schema_file import DeclaredSchema, read_schema_file
+from mmjax.data.split import Split
 from mmjax.data.survey import Place
 from mmjax.data.table import read_layout
 from mmjax.data.table_survey import Survey, cells_of, strips, survey_table, with_texts
@@ -71,23 +72,20 @@ def read_rows(config: Config, data: TabularData, place: Place, store: Store, tel
     schema, survey = understand(config, data, declared, survey)
     validation = validate_survey(survey, schema, declared, data.on_invalid)
     keep, kept = validation.keep, np.flatnonzero(validation.keep)
-    groups = split_cells(config, survey.columns)
-    groups = None if groups is None else groups.cells().read()[kept]
-    target = schema.target.column
-    labelled = {target: survey.columns[target].cells().read()[kept]} if schema.target.classes else {}
-    split = deal(config, schema, labelled, len(kept), groups, data, survey.lines[kept])
+    split, groups = _deal(config, data, schema, survey, kept)
     schema = fit_rows(schema, survey.columns, kept[split.train])
     gaps = GapCounter(schema)
     batch = store(gaps.watch(encode_rows(schema, survey.columns, keep)), len(kept))
     features = [column.name for column in schema.features]
     golden = cells_of(survey, features, kept[golden_rows(split, config.golden_rows)])
-    keys = row_keys(survey.columns, ([name for name in survey.columns if name != data.id_column], features), keep)
+    told = (data.id_column, config.split.column if config.split.strategy == "column" else None)  # no part of a copy
+    telling = [name for name in survey.columns if name not in told]
     rows = Rows(
         schema,
         batch,
         split,
         survey.names[kept],
-        *keys,
+        *row_keys(survey.columns, (telling, features), keep),
         groups=groups if config.split.strategy in ("group", "group_stratified") else None,
         ordered_by=config.split.column if config.split.strategy == "time" else None,
     )
@@ -104,6 +102,16 @@ def read_rows(config: Config, data: TabularData, place: Place, store: Store, tel
     )
     quarantined = (*survey.quarantined, *quarantine_cells(validation))
     return Prepared(schema, rows.names, split, batch, golden, notes, quarantined, findings)
+
+
+def _deal(
+    config: Config, data: TabularData, schema: Schema, survey: Survey, kept: np.ndarray
+) -> tuple[Split, np.ndarray | None]:
+    """Return the Split of the kept rows, and their cells of `split.column`."""
+    assigned, target = split_cells(config, survey.columns), schema.target.column
+    groups = None if assigned is None else assigned.cells().read()[kept]
+    labelled = {target: survey.columns[target].cells().read()[kept]} if schema.target.classes else {}
+    return deal(config, schema, labelled, len(kept), groups, data, survey.lines[kept]), groups
 
 
 def understand(

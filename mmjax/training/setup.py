@@ -88,6 +88,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         targets=parts.output.targets,
         optimizer=optimizer,
         ema_decay=config.training.ema_decay,
+        accumulate_steps=config.training.accumulate_steps,
     )
     state = init_state(
         variables, compiled(optimizer.init)(variables["params"]), ema=config.training.ema_decay is not None

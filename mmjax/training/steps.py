@@ -27,6 +27,8 @@ class Learner(NamedTuple):
     """`(output state, labels) -> what the loss compares outputs with`."""
     optimizer: optax.GradientTransformation
     ema_decay: float | None
+    accumulate_steps: int = 1
+    """Batches of an update: the average moves when the weights do."""
 
 
 class Totals(NamedTuple):
@@ -71,19 +73,22 @@ def make_train_step(learner: Learner, *, seed: int) -> Callable[..., tuple[Train
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, state.step, learner.ema_decay),
+            ema=_average(learner, state, {"params": params, "batch_stats": batch_stats}),
         )
         return state, _add(totals, loss, outputs, batch, state.step)
 
     return step
 
 
-def _average(ema: Any, variables: Any, step: jax.Array, decay: float | None) -> Any:
-    if decay is None:
+def _average(learner: Learner, state: TrainState, variables: Any) -> Any:
+    """Return the moving average after the step; it moves once an update, however many batches make one."""
+    if learner.ema_decay is None:
         return ()
+    updates, batch = jnp.divmod(state.step, learner.accumulate_steps)
     # A short run would keep its initial weights: the decay grows from 0 as (1 + t) / (10 + t) (TensorFlow's rule).
-    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, new: rate * old + (1.0 - rate) * new, ema, variables)
+    rate = jnp.minimum(learner.ema_decay, (1.0 + updates) / (10.0 + updates))
+    rate = jnp.where(batch == learner.accumulate_steps - 1, rate, 1.0)
+    return jax.tree.map(lambda old, new: rate * old + (1.0 - rate) * new, state.ema, variables)
 
 
 def _add(totals: Totals, loss: jax.Array, outputs: jax.Array, batch: Batch, step: jax.Array) -> Totals:

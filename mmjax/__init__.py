@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmjax.artifact.models import load_model as load_model
+    from mmjax.client import Client as Client
     from mmjax.config import Config as Config
     from mmjax.config_load import load_config as load_config
     from mmjax.errors import MmjaxError as MmjaxError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mmjax.transforms.base import chain as chain
 
 _HOMES = {
+    "Client": "mmjax.client",
     "Config": "mmjax.config",
     "MmjaxError": "mmjax.errors",
     "Schema": "mmjax.schema",
@@ -32,6 +34,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Client",
     "Config",
     "MmjaxError",
     "Schema",

@@ -31,6 +31,7 @@ LAYERS: dict[int, dict[str, str]] = {
         "training": """training/callbacks training/classification_metrics training/event_types training/losses
             training/metrics training/optimizer training/outputs training/state training/stopping""",
         "artifact": "artifact/files artifact/golden artifact/manifest artifact/tree",
+        "client": "client client_bodies client_http",
         "analysis": "analysis/card analysis/compare analysis/log analysis/present analysis/report analysis/tables",
     },
     2: {
@@ -50,7 +51,7 @@ LAYERS: dict[int, dict[str, str]] = {
         "cli": "cli",
         "resume": "resume",
         "drill": "drill",
-        "serving": """serving/app serving/client serving/engine serving/limits serving/observe
+        "serving": """serving/answering serving/app serving/batcher serving/client serving/engine serving/limits serving/observe
             serving/open_inference serving/open_inference_model
             serving/openapi serving/page serving/parity serving/routes serving/wire""",
     },

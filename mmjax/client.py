@@ -1,0 +1,183 @@
+"""`mmjax.Client`: a server of mmjax from Python. It needs no JAX: only NumPy and the standard library.
+
+with mmjax.Client("http://localhost:8000") as client:
+    client.predict([{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}])
+"""
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+
+from mmjax.client_bodies import Request, Rows, as_images, image_requests, table_requests
+from mmjax.client_http import Reply, ServerError, ask, close, make_server, send
+
+__all__ = ["Answers", "Client", "Model", "ServerError"]
+
+
+class Model(NamedTuple):
+    """A model that is served."""
+
+    name: str
+    version: int | None
+    """None for a bundle that is in no registry."""
+    digest: str
+    modality: str
+    """`table` or `image`."""
+    task: str
+    """`classification` or `regression`."""
+    classes: tuple[str, ...]
+    """In the order of probabilities."""
+    features: tuple[str, ...]
+    """In the order of cells."""
+
+
+class Answers(NamedTuple):
+    """Answers for N rows or images in the order they were given: the fields of `Predictions`, and who gave them."""
+
+    prediction: np.ndarray
+    """Class texts (object[N]) or values f64[N]."""
+    probabilities: np.ndarray | None
+    """f32[N, K] in the order of `classes`; None for regression."""
+    classes: tuple[str, ...]
+    model: str
+    version: int | None
+    inference_time_ms: float
+    """Of the compiled calls, added."""
+    request_ids: tuple[str, ...]
+    """One for each request that was sent."""
+
+
+class Client:
+    """A server at `url`. Threads may share a client; connections are kept until `close` or the end of `with`.
+
+    `timeout_s` is for one request with all its tries, and is told to the server, which does not begin what would come
+    too late. 429, 503 and broken connections are tried again `retries` times. Raises ConfigError for a URL of no
+    server; its methods raise ServerError, and DataError for rows that cannot be sent.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = 30.0, retries: int = 4) -> None:
+        self._server = make_server(url, api_key=api_key, timeout_s=timeout_s, retries=retries)
+        self._described: dict[tuple[str, int | None], dict[str, Any]] = {}
+
+    def predict(self, rows: Rows, *, model: str | None = None, version: int | None = None) -> Answers:
+        """Return the Answers for rows of a table, or for images.
+
+        Rows are dicts by column name, a dict of lists or arrays, or a 2-D array or lists of cells in the order of the
+        model's features; None and NaN are missing. Images are paths or bytes of files, one or a list of them. What
+        exceeds the limits of a request is sent as several. Without `model` there must be only one that is meant.
+        """
+        images = as_images(rows)
+        found = self._meant("table" if images is None else "image", model, version)
+        if images is not None:
+            requests = image_requests(images, model, version)
+        else:
+            description = None if found is None else self.describe(found.name, found.version)
+            requests = table_requests(rows, model, version, description)
+        return self._joined(list(self._replies(requests)))
+
+    def models(self) -> tuple[Model, ...]:
+        """Return the models that are served."""
+        told = self._get("/models").json()["models"]
+        return tuple(Model(**{key: _tuples(model[key]) for key in Model._fields}) for model in told)
+
+    def describe(self, name: str, version: int | None = None) -> dict[str, Any]:
+        """Return what `/models/NAME` tells: schema, metrics by split, card, and what `models` tells."""
+        if (name, version) not in self._described:
+            query = "" if version is None else f"?version={version}"
+            told = self._get(f"/models/{quote(name, safe='')}{query}").json()
+            if version is None:
+                return told
+            self._described[name, version] = told  # a version never changes
+        return self._described[name, version]
+
+    def health(self) -> dict[str, Any]:
+        """Return what `/health` tells, also of a server that is not ready (`status` is then not `ok`)."""
+        reply = ask(self._server, "GET", "/health")
+        document = reply.json()
+        if "status" not in document or "model_loaded" not in document:
+            raise ServerError(
+                reply.where, "expected the health of a server of mmjax, got something else", status=reply.status,
+                reason="not-mmjax", request_id=reply.request_id,
+            )  # fmt: skip
+        return document
+
+    def wait_until_ready(self, patience_s: float = 60.0) -> None:
+        """Return when the server answers requests; ServerError when it does not within `patience_s`."""
+        ends = time.monotonic() + patience_s
+        while True:
+            try:
+                reply = ask(self._server, "GET", "/health/ready")
+                if reply.status == 200:
+                    return
+                told = ServerError(
+                    reply.where, f"expected a server that is ready, got status {reply.status}", status=reply.status,
+                    reason="not-ready", request_id=reply.request_id,
+                )  # fmt: skip
+            except ServerError as error:
+                told = error
+            if time.monotonic() > ends:
+                raise told
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        close(self._server)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _get(self, path: str) -> Reply:
+        return send(self._server, "GET", path)
+
+    def _meant(self, modality: str, name: str | None, version: int | None) -> Model | None:
+        """Return the model that is meant; None where the server has to refuse, for it says best what there is."""
+        if (name, version) in self._described and name is not None:
+            told = self._described[name, version]
+            return Model(**{key: _tuples(told[key]) for key in Model._fields})
+        found = [
+            m
+            for m in self.models()
+            if m.modality == modality and name in (None, m.name) and version in (None, m.version)
+        ]
+        return found[0] if len(found) == 1 else None
+
+    def _replies(self, requests: Iterator[Request]) -> Iterator[dict[str, Any]]:
+        first = 1
+        for request in requests:
+            try:
+                yield send(self._server, "POST", request.path, request.body, request.headers).json()
+            except ServerError as error:
+                if first > 1:
+                    error.where += f", the part from row {first:,} on, where rows are counted from 1 again"
+                raise
+            first += request.rows
+
+    def _joined(self, replies: list[dict[str, Any]]) -> Answers:
+        """Return the replies to the parts of one call as one."""
+        models = {(reply["model"]["name"], reply["model"]["version"]) for reply in replies}
+        ids = tuple(reply["request_id"] for reply in replies)
+        if len(models) > 1:
+            told = f"expected one version to answer all parts, got {', '.join(map(str, sorted(models)))}; ask again"
+            raise ServerError("predict", told, status=None, reason="model-changed", request_id=ids[-1])
+        ((name, version),) = models
+        labels = [label for reply in replies for label in reply["labels"] or ()]
+        taken = sum(reply["inference_time_ms"] for reply in replies)
+        if replies[0]["labels"] is None:
+            values = np.array([value for reply in replies for value in reply["predictions"]], np.float64)
+            return Answers(values, None, (), name, version, taken, ids)
+        probabilities = np.array([row for reply in replies for row in reply["probabilities"]], np.float32)
+        classes = tuple(self.describe(name, version)["classes"])
+        return Answers(np.array(labels, dtype=object), probabilities, classes, name, version, taken, ids)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

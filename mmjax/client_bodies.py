@@ -1,0 +1,192 @@
+"""What a client sends: rows and images as the bodies of requests, in parts that the limits of a server allow."""
+
+import json
+import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
+
+import numpy as np
+
+from mmjax.errors import DataError
+
+MOST_ROWS = 4096
+MOST_IMAGES = 16
+MOST_IMAGE_BYTES = 16 * 2**20 - 2**16
+"""Of a server's limits for one request; room is left for the parts' headers."""
+TABLE_BYTES = 4 * 2**20
+"""Tables are halved until a part is no larger: half of a server's limit."""
+SHOWN = 20
+
+ImageSource = str | Path | bytes
+Rows = (
+    Sequence[Mapping[str, Any]]
+    | Mapping[str, Sequence[Any] | np.ndarray]
+    | Sequence[Sequence[Any]]
+    | np.ndarray
+    | ImageSource
+    | Sequence[ImageSource]
+)
+
+
+class Request(NamedTuple):
+    """The body of a POST, and where it goes."""
+
+    path: str
+    body: bytes
+    headers: dict[str, str]
+    rows: int
+    """How many answers it asks for."""
+
+
+def as_images(rows: Rows) -> list[ImageSource] | None:
+    """Return the images that are meant; None when it is a table. DataError for a list of both, or of nothing."""
+    if isinstance(rows, str | Path | bytes):
+        return [rows]
+    if isinstance(rows, Mapping) and len(rows) == 1:
+        (cells,) = rows.values()
+    elif isinstance(rows, Sequence) and rows and all(isinstance(row, Mapping) and len(row) == 1 for row in rows):
+        cells = [cell for row in rows for cell in row.values()]  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        cells = rows
+    if isinstance(cells, Mapping | np.ndarray):
+        return None
+    sources: tuple[type, ...] = (str, Path, bytes) if cells is rows else (Path, bytes)  # a text may be a category
+    images = [cell for cell in cells if isinstance(cell, sources)]
+    if images and len(images) != len(cells):
+        raise DataError(
+            f"rows: expected paths and bytes of images only, got {len(cells) - len(images)} of another kind"
+        )
+    return images or None
+
+
+def image_requests(images: Sequence[ImageSource], model: str | None, version: int | None) -> Iterator[Request]:
+    """Yield the requests for images; DataError for a file that cannot be read."""
+    asked = {key: value for key, value in (("model", model), ("version", version)) if value is not None}
+    path = f"/predict/image?{urlencode(asked, quote_via=quote)}" if asked else "/predict/image"
+    part, size = [], 0
+    for image in images:
+        content = image if isinstance(image, bytes) else _read(Path(image))
+        if part and (len(part) == MOST_IMAGES or size + len(content) > MOST_IMAGE_BYTES):
+            yield _image_request(path, part)
+            part, size = [], 0
+        part.append(content)
+        size += len(content)
+    yield _image_request(path, part)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: expected an image file, got: {error.strerror}") from error
+
+
+def _image_request(path: str, files: Sequence[bytes]) -> Request:
+    if len(files) == 1:
+        return Request(path, files[0], {"Content-Type": "image/*"}, 1)
+    line = uuid.uuid4().hex
+    head = f'--{line}\r\nContent-Disposition: form-data; name="file"; filename="image"\r\n\r\n'.encode()
+    body = b"".join(head + file + b"\r\n" for file in files) + f"--{line}--\r\n".encode()
+    return Request(path, body, {"Content-Type": f"multipart/form-data; boundary={line}"}, len(files))
+
+
+def table_requests(
+    rows: Rows, model: str | None, version: int | None, description: Mapping[str, Any] | None
+) -> Iterator[Request]:
+    """Yield the requests for rows of a table; DataError for cells that JSON has no word for.
+
+    With what is known of the model, columns go as cells in its order; else the server is given the names, and says
+    which are wrong.
+    """
+    asked = {key: value for key, value in (("model", model), ("version", version)) if value is not None}
+    key, cells = _table(rows, description)
+    yield from _table_parts(key, cells, asked)
+
+
+def _table(rows: Rows, description: Mapping[str, Any] | None) -> tuple[str, list[Any]]:
+    """Return `features` or `rows`, and the cells."""
+    if isinstance(rows, np.ndarray):
+        if rows.ndim != 2:
+            raise DataError(f"rows: expected an array of rows and columns, got one of shape {rows.shape}")
+        return "features", _from_columns([_cells(f"column {i + 1}", rows[:, i]) for i in range(rows.shape[1])])
+    if isinstance(rows, Mapping):
+        return _from_mapping(
+            {str(name): _cells(f"column '{name}'", cells) for name, cells in rows.items()}, description
+        )
+    if not isinstance(rows, Sequence):
+        raise DataError(
+            f"rows: expected dicts, lists, columns, an array, or paths or bytes of images, got {type(rows).__name__}; "
+            "of a data frame give frame.to_dict('list')"
+        )
+    named = [row for row in rows if isinstance(row, Mapping)]
+    if len(named) == len(rows):
+        return "rows", [
+            {str(name): _cell(f"row {i}, '{name}'", cell) for name, cell in row.items()}
+            for i, row in enumerate(named, 1)
+        ]
+    return "features", [_cells(f"row {i}", row) for i, row in enumerate(rows, 1)]
+
+
+def _from_mapping(columns: dict[str, list[Any]], description: Mapping[str, Any] | None) -> tuple[str, list[Any]]:
+    lengths = {name: len(cells) for name, cells in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"rows: expected columns of equal length, got {lengths}")
+    if description is not None:
+        features, target = description["features"], description["target"]
+        known = {column["name"] for column in description["schema"]["columns"]} | {target}
+        if set(features) <= set(columns) <= known:
+            return "features", _from_columns([columns[name] for name in features])
+    return "rows", [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _from_columns(columns: Sequence[list[Any]]) -> list[Any]:
+    return list(zip(*columns, strict=True))
+
+
+def _table_parts(key: str, rows: list[Any], asked: Mapping[str, Any]) -> Iterator[Request]:
+    body = (
+        json.dumps({**asked, key: rows}, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(rows) <= MOST_ROWS
+        else b""
+    )
+    if len(rows) > MOST_ROWS or (len(body) > TABLE_BYTES and len(rows) > 1):
+        half = min(MOST_ROWS, len(rows) // 2 + len(rows) % 2)
+        yield from _table_parts(key, rows[:half], asked)
+        yield from _table_parts(key, rows[half:], asked)
+        return
+    yield Request("/predict/tabular", body, {"Content-Type": "application/json"}, len(rows))
+
+
+def _cells(where: str, cells: Any) -> list[Any]:
+    """Return a column as cells for JSON."""
+    if isinstance(cells, np.ndarray) and cells.dtype.kind in "biuf":
+        values = cells.astype(np.float64) if cells.dtype.kind == "f" else cells
+        if cells.dtype.kind == "f" and np.isinf(values).any():
+            raise _infinite(f"{where}, cell {int(np.flatnonzero(np.isinf(values))[0]) + 1}")
+        return [None if value != value else value for value in values.tolist()]
+    if isinstance(cells, str | bytes) or not hasattr(cells, "__len__"):
+        raise DataError(f"{where}: expected a list or an array of cells, got {type(cells).__name__}")
+    return [_cell(f"{where}, cell {i}", cell) for i, cell in enumerate(cells, 1)]
+
+
+def _cell(where: str, value: Any) -> Any:
+    """Return a cell as JSON has it: NaN is missing, a date its ISO text."""
+    if isinstance(value, np.generic):
+        value = str(value) if value.dtype.kind == "M" else value.item()
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise _infinite(where)
+        return None if math.isnan(value) else value
+    if isinstance(value, date):
+        return value.isoformat()
+    raise DataError(f"{where}: expected a number, a text, a boolean, a date or None, got {type(value).__name__}")
+
+
+def _infinite(where: str) -> DataError:
+    return DataError(f"{where}: expected a finite number, or NaN or None for missing, got infinity")

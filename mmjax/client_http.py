@@ -1,0 +1,223 @@
+"""A server over HTTP by the standard library: connections that are kept, retries, one error for every refusal.
+
+A prediction changes nothing, so a request may be sent again whenever its reply did not come.
+"""
+
+import contextlib
+import email.utils
+import http.client
+import itertools
+import json
+import queue
+import random
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from mmjax.errors import ConfigError, MmjaxError
+
+BUSY = (429, 503)
+"""Statuses that another try may turn into an answer."""
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 5.0
+"""Before the second try and at most before a later one, where the server does not say; jitter takes off up to half."""
+KEY_HEADER = "X-API-Key"
+
+
+class ServerError(MmjaxError):
+    """A server that refused a request or did not answer it. `problems` are the lines of the server.
+
+    `status` is None when no reply came; `reason` is the server's word (`bad-cell`), or `timeout`, `no-answer` or
+    `not-mmjax`. The server's log knows the request by `request_id`.
+    """
+
+    def __init__(
+        self, where: str, problems: str | tuple[str, ...], *, status: int | None, reason: str, request_id: str
+    ) -> None:
+        super().__init__(problems)
+        self.where = where
+        self.status = status
+        self.reason = reason
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        status = "" if self.status is None else f"{self.status} "
+        told = "\n  ".join(self.problems)
+        return f"{self.where}: {status}{self.reason} (request {self.request_id}): {told}"
+
+
+class Reply(NamedTuple):
+    """What a server sent."""
+
+    status: int
+    headers: Mapping[str, str]
+    """By name in lower case."""
+    body: bytes
+    where: str
+    """Method and path that were asked."""
+    request_id: str
+
+    def json(self) -> dict[str, Any]:
+        """Return the object in the body; ServerError when there is none."""
+        try:
+            document = json.loads(self.body)
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            told = "expected a JSON object, got something else; is it a server of mmjax?"
+            raise ServerError(
+                self.where, told, status=self.status, reason="not-mmjax", request_id=self.request_id
+            ) from None
+        return document
+
+
+class Server(NamedTuple):
+    """Where a server is, and connections to it that are idle. Threads may share it."""
+
+    scheme: str
+    host: str
+    port: int | None
+    base: str
+    """Path before every route; empty unless the URL has one."""
+    headers: Mapping[str, str]
+    """Sent with every request."""
+    timeout_s: float
+    """For one answer, all tries together."""
+    retries: int
+    idle: "queue.LifoQueue[http.client.HTTPConnection]"
+
+
+def make_server(url: str, *, api_key: str | None, timeout_s: float, retries: int) -> Server:
+    """Return the Server at `url`, nothing sent yet; ConfigError unless it is http(s)://host[:port][/path]."""
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0
+    except ValueError:
+        sound, parts = False, urlsplit("")
+    if not sound or parts.query or parts.fragment or parts.username is not None:
+        raise ConfigError(f"{url}: expected http://host:port, got no such address; give that of a server")
+    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
+        raise ConfigError("api_key: expected printable ASCII characters, got others, or none")
+    headers = {} if api_key is None else {KEY_HEADER: api_key}
+    place = (parts.scheme, parts.hostname or "", parts.port, parts.path.rstrip("/"))
+    return Server(*place, headers, timeout_s, retries, queue.LifoQueue())
+
+
+def send(
+    server: Server, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> Reply:
+    """Return the reply with a status below 400; ServerError for any other, and when none comes in `timeout_s`.
+
+    429, 503 and broken connections are tried again, after `Retry-After` or a wait that doubles, with jitter.
+    """
+    where, request_id = f"{method} {path}", uuid.uuid4().hex
+    ends = time.monotonic() + server.timeout_s
+    for tried in itertools.count():
+        left = ends - time.monotonic()
+        sent = {**server.headers, "X-Request-ID": request_id, **(headers or {})}
+        if method == "POST":
+            sent["X-Request-Timeout-Ms"] = str(max(1, int(1e3 * left)))
+        try:
+            reply = Reply(*_exchange(server, method, path, body, sent, left), where, request_id)
+            if reply.status < 400:
+                return reply
+            failure, wait = refusal(reply), retry_after_s(reply.headers.get("retry-after", ""))
+        except (OSError, http.client.HTTPException) as error:
+            failure, wait = _no_answer(server, where, request_id, error), 0.0
+        wait += random.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tried)
+        again = failure.status in BUSY or failure.reason == "no-answer"
+        if not again or tried >= server.retries or time.monotonic() + wait >= ends:
+            raise failure
+        time.sleep(wait)
+    raise AssertionError("not reached")
+
+
+def ask(server: Server, method: str, path: str) -> Reply:
+    """Return the reply to one request without a body, whatever its status; ServerError when none comes."""
+    where, request_id = f"{method} {path}", uuid.uuid4().hex
+    try:
+        sent = {**server.headers, "X-Request-ID": request_id}
+        return Reply(*_exchange(server, method, path, None, sent, server.timeout_s), where, request_id)
+    except (OSError, http.client.HTTPException) as error:
+        raise _no_answer(server, where, request_id, error) from error
+
+
+def close(server: Server) -> None:
+    """Close the connections that are idle."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            server.idle.get_nowait().close()
+
+
+def _exchange(
+    server: Server, method: str, path: str, body: bytes | None, headers: Mapping[str, str], left_s: float
+) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and body; over a kept connection, or a new one where the server had closed that."""
+    with contextlib.suppress(queue.Empty):
+        kept = server.idle.get_nowait()
+        with contextlib.suppress(ConnectionError, http.client.BadStatusLine):
+            return _over(kept, server, method, path, body, headers, left_s)
+    kind = http.client.HTTPSConnection if server.scheme == "https" else http.client.HTTPConnection
+    return _over(kind(server.host, server.port), server, method, path, body, headers, left_s)
+
+
+def _over(
+    connection: http.client.HTTPConnection,
+    server: Server,
+    method: str,
+    path: str,
+    body: bytes | None,
+    headers: Mapping[str, str],
+    left_s: float,
+) -> tuple[int, dict[str, str], bytes]:
+    connection.timeout = max(left_s, 1e-3)
+    try:
+        if connection.sock is not None:
+            connection.sock.settimeout(connection.timeout)
+        connection.request(method, server.base + path, body, dict(headers))
+        reply = connection.getresponse()
+        content = reply.read()
+    except BaseException:
+        connection.close()
+        raise
+    server.idle.put(connection)
+    return reply.status, {name.lower(): value for name, value in reply.getheaders()}, content
+
+
+def refusal(reply: Reply) -> ServerError:
+    """Return the error that a reply of status 400 or more tells, as problem details or as `{"error": ...}`."""
+    try:
+        told = json.loads(reply.body)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        told = {"error": f"{http.client.responses.get(reply.status, 'an error')}, told by something that is not mmjax"}
+    kind = str(told.get("type", ""))
+    reason = kind.removeprefix("urn:mmjax:") if kind.startswith("urn:mmjax:") else "refused"
+    lines = told.get("errors") or [told.get("detail") or told.get("error") or "no more is told"]
+    problems = tuple(map(str, lines)) if isinstance(lines, list) else (str(lines),)
+    request_id = str(told.get("request_id") or reply.request_id)
+    return ServerError(reply.where, problems, status=reply.status, reason=reason, request_id=request_id)
+
+
+def retry_after_s(value: str) -> float:
+    """Return the seconds that a `Retry-After` header asks for, a number or a date; 0 when it says nothing.
+
+    >>> retry_after_s("2"), retry_after_s(""), retry_after_s("soon")
+    (2.0, 0.0, 0.0)
+    """
+    if value.isascii() and value.isdecimal():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def _no_answer(server: Server, where: str, request_id: str, error: Exception) -> ServerError:
+    reason = "timeout" if isinstance(error, TimeoutError) else "no-answer"
+    limit = f" within {server.timeout_s:g} s" if reason == "timeout" else ""
+    told = f"{server.scheme}://{server.host}: expected an answer{limit}, got: {error or type(error).__name__}"
+    return ServerError(where, told, status=None, reason=reason, request_id=request_id)

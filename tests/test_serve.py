@@ -21,7 +21,7 @@ import pytest
 from litestar.testing import TestClient
 
 from mmjax.artifact.models import load_model
-from mmjax.artifact.predictor import Predictor
+from mmjax.artifact.predictor import Predictor, largest_difference
 from mmjax.config_load import config_from_dict
 from mmjax.data.decode import encode_png
 from mmjax.errors import MmjaxError
@@ -36,6 +36,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 HEADER = ("id", "size", "colour", "when", "flag", "price", "kind")
 JSON = {"content-type": "application/json"}
 PNG = {"content-type": "image/png"}
+SHARED = 1e-6
+"""How far an answer may be from that of the rows alone: a batch of another size adds f32 in another order."""
 
 
 class Answer(NamedTuple):
@@ -389,7 +391,8 @@ def test_many_clients_at_once_each_get_their_own_answer(server: Server, kinds: P
         answers = list(clients.map(lambda rows: essence(server.table({"rows": rows})), asked))
     for rows, answer in zip(asked, answers, strict=True):
         expected = kinds.predict(rows).probabilities
-        np.testing.assert_array_equal(np.array(answer["probabilities"], np.float32), expected)
+        assert expected is not None
+        assert largest_difference(expected, np.array(answer["probabilities"])) <= SHARED
 
 
 def test_a_full_queue_sheds_and_sigterm_finishes_what_is_in_flight(home: Path):
@@ -454,12 +457,12 @@ def test_before_it_is_ready_it_lives_and_refuses_and_a_fault_of_ours_tells_nothi
         assert [client.get(f"/health{path}").status_code for path in ("", "/live", "/ready")] == [503, 200, 503]
         engine.ready.set()
         assert client.post("/predict/tabular", json=GOOD).status_code == 200
-        engine.warmed.clear()
+        engine.serving["kinds"] = engine.models[0]._replace(predictor=None)
         fault = client.post("/predict/tabular", json=GOOD, headers={"x-request-id": "mine"})
     assert (fault.status_code, fault.headers["content-type"]) == (500, "application/problem+json")
-    assert "KeyError" not in fault.text
+    assert "AttributeError" not in fault.text
     assert "request mine failed" in caplog.text
-    assert "KeyError" in caplog.text
+    assert "AttributeError" in caplog.text
 
 
 def test_an_answer_that_is_not_finite_is_no_answer(kinds: Predictor):

@@ -30,7 +30,7 @@ def make_app(engine: Engine, *, warmed: Callable[[BaseException | None], None]) 
 
     @contextlib.asynccontextmanager
     async def living(app: Litestar) -> AsyncIterator[None]:
-        warming = asyncio.get_running_loop().run_in_executor(engine.device, warm, engine)
+        warming = asyncio.get_running_loop().run_in_executor(engine.keeper, warm, engine)
         warming.add_done_callback(lambda done: None if done.cancelled() else warmed(done.exception()))
         try:
             yield

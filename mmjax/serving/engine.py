@@ -1,45 +1,55 @@
-"""The engine: models in memory, one thread that owns the device, and the bound on what may wait for it.
+"""The engine: models in memory, compiled for the device that one thread owns, and the bound on what is in the server.
 
-Litestar is not known here. Later work gathers requests into batches between `admitted` and `infer`.
+Litestar is not known here. `warm` makes every model ready beside the event loop; `mmjax.serving.answering` answers.
 """
 
-import asyncio
 import contextlib
-import functools
+import math
 import os
 import re
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from mmjax.artifact.bundle import load_bundle
+from mmjax.artifact.bundle import Golden, load_bundle
 from mmjax.artifact.files import plain
 from mmjax.artifact.models import locate_model
-from mmjax.artifact.predictor import LARGEST_BUCKET, Predictor, proven_predictor
-from mmjax.backend import precompiled
+from mmjax.artifact.predictor import (
+    LARGEST_BUCKET,
+    Predictor,
+    bundle_predictor,
+    golden_columns,
+    golden_tolerance,
+    largest_difference,
+)
+from mmjax.backend import platform, precompiled
 from mmjax.config import Config
 from mmjax.data.encode import encode
-from mmjax.data.pipeline import batch_rows, pad_rows
-from mmjax.errors import ConfigError
-from mmjax.schema import Batch, Schema
+from mmjax.data.pipeline import batch_rows, pad_rows, take
+from mmjax.errors import BundleError, ConfigError
+from mmjax.parts import States
+from mmjax.schema import Batch, Column, Schema
+from mmjax.serving.batcher import Batcher, Device, Program, expected_s, on_device, start_device, stop_device
+from mmjax.serving.observe import Metrics
 from mmjax.serving.wire import MAX_IMAGES, ModelName, Refused
-from mmjax.training.scoring import Forward, Scores, score
+from mmjax.training.scoring import Forward, Scores
 
 Modality = Literal["table", "image"]
 Phase = Literal["starting", "ready", "stopping"]
 
-T = TypeVar("T")
+RETRY_MOST_S = 30
+"""Longest time that a client is told to wait."""
 
 
 class Served(NamedTuple):
-    """A model that is served."""
+    """A model that is served. A reload puts another in its place; requests keep the one they have."""
 
     name: ModelName
     predictor: Predictor
@@ -48,50 +58,69 @@ class Served(NamedTuple):
     """Rows of its largest compiled batch, a power of two."""
     description: dict[str, Any]
     """What `/models/NAME` tells, JSON-ready."""
+    golden: Golden | None = None
+    """Rows with known answers, which the compiled programs must give."""
+    batcher: Batcher | None = None
+    """Its queue and its compiled programs; None before it is warm."""
+    bounded: tuple[tuple[int, Column], ...] = ()
+    """Columns whose schema has bounds, with their place in `Batch["numeric"]`."""
 
     def __str__(self) -> str:
         return self.name.name if self.name.version is None else f"{self.name.name}:{self.name.version}"
 
 
-class Engine(NamedTuple):
-    """All that requests share. Its sets and events are filled by `warm` and `stop` alone."""
+class Places:
+    """How many requests are in the server, of how many that may be. Only the event loop touches it."""
 
-    models: tuple[Served, ...]
-    warmed: dict[ModelName, Predictor]
-    """Predictors whose states are on the device and whose every bucket is compiled."""
-    device: ThreadPoolExecutor
-    """One thread, the only one that runs compiled programs."""
+    __slots__ = ("most", "taken")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+
+class Engine(NamedTuple):
+    """All that requests share."""
+
+    serving: dict[str, Served]
+    """Reference, as given at the start (`iris@production`), to the model that it means now."""
+    device: Device
     decoders: ThreadPoolExecutor
     """Threads for bodies too large for the event loop, and for images."""
-    slots: asyncio.Semaphore
-    """Requests that may be decoded, wait and run at a time."""
+    keeper: ThreadPoolExecutor
+    """One thread that loads, compiles and proves models, beside the event loop and the device."""
+    places: Places
+    deadline_s: float | None
+    """How long a request may take that does not say so itself; None for ever."""
+    metrics: Metrics
     ready: threading.Event
+    draining: threading.Event
     stopping: threading.Event
 
-
-class Answer(NamedTuple):
-    """Scores, and how long the device took for them."""
-
-    scores: Scores
-    seconds: float
+    @property
+    def models(self) -> tuple[Served, ...]:
+        """The models that are served now."""
+        return tuple(self.serving.values())
 
 
-def load_models(references: Sequence[str], registry: str | Path) -> tuple[Served, ...]:
-    """Return the models that references name, digests and golden rows checked.
+def load_models(references: Sequence[str], registry: str | Path, *, max_batch: int | None = None) -> dict[str, Served]:
+    """Return, by reference, the models that references name, their digests checked.
 
     Raises BundleError for one that is absent or damaged, ConfigError for one that is named twice.
     """
-    models = tuple(_load(reference, registry) for reference in references)
-    names = [model.name for model in models]
-    if doubled := [str(model) for i, model in enumerate(models) if model.name in names[:i]]:
+    models = {reference: load_served(reference, registry, max_batch=max_batch) for reference in references}
+    names = [model.name for model in models.values()]
+    doubled = [str(model) for i, model in enumerate(models.values()) if model.name in names[:i]]
+    if doubled := doubled or [name for i, name in enumerate(references) if name in references[:i]]:
         raise ConfigError(f"--model: expected each model once, got {', '.join(doubled)} again; remove one")
     return models
 
 
-def _load(reference: str, registry: str | Path) -> Served:
+def load_served(reference: str, registry: str | Path, *, max_batch: int | None = None) -> Served:
+    """Return the model that a reference means now, its digest checked; BundleError when it is absent or damaged."""
     located = locate_model(reference, registry=registry)
     bundle = load_bundle(located.path)
-    predictor, contents = proven_predictor(bundle, where=str(located.path)), bundle.contents
+    predictor, contents = bundle_predictor(bundle), bundle.contents
     schema, name = predictor.schema, ModelName(predictor.config.name, located.version)
     modality: Modality = "table" if schema.image is None else "image"
     description = {
@@ -107,8 +136,10 @@ def _load(reference: str, registry: str | Path) -> Served:
         "metrics": contents.metrics,
         "card": public_card(contents.card, predictor.config),
     }
-    largest = LARGEST_BUCKET if modality == "table" else MAX_IMAGES
-    return Served(name, predictor, modality, largest, plain(description))
+    largest = min(max_batch or LARGEST_BUCKET, LARGEST_BUCKET if modality == "table" else MAX_IMAGES)
+    largest = 1 << (largest.bit_length() - 1)
+    bounded = tuple((i, c) for i, c in enumerate(schema.of_kind("numeric")) if (c.minimum, c.maximum) != (None, None))
+    return Served(name, predictor, modality, largest, plain(description), contents.golden, bounded=bounded)
 
 
 RECIPE = re.compile(r"^## How to make it again$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -122,34 +153,111 @@ def public_card(card: str, config: Config) -> str:
     return card.replace(source.path, Path(source.path).name) if source is not None and source.path else card
 
 
-def make_engine(models: tuple[Served, ...], *, queue: int) -> Engine:
+def make_engine(models: Mapping[str, Served], *, queue: int, deadline_s: float | None = None) -> Engine:
     """Return an Engine that does not answer before `warm` has run; at most `queue` requests are in it at a time."""
     threads = min(4, os.cpu_count() or 1)
     return Engine(
-        models=models,
-        warmed={},
-        device=ThreadPoolExecutor(1, "device"),
+        serving=dict(models),
+        device=start_device(),
         decoders=ThreadPoolExecutor(threads, "decode"),
-        slots=asyncio.Semaphore(queue),
+        keeper=ThreadPoolExecutor(1, "keeper"),
+        places=Places(queue),
+        deadline_s=deadline_s,
+        metrics=Metrics(),
         ready=threading.Event(),
+        draining=threading.Event(),
         stopping=threading.Event(),
     )
 
 
+# ---- warming
+
+
+class Stopped(Exception):
+    """The engine was stopped while a model was being made ready."""
+
+
 def warm(engine: Engine) -> None:
-    """Compile and run every bucket of every model, then be ready. Runs on the device's thread."""
-    for model in engine.models:
-        predictor = model.predictor
-        states = jax.device_put(predictor.states)
-        programs: dict[int, Callable[..., Any]] = {}
-        for bucket in buckets(model.largest):
-            if engine.stopping.is_set():
-                return
-            batch = blank_batch(predictor.schema, bucket)
-            programs[bucket] = precompiled(predictor.forward, *states, batch).run
-            jax.block_until_ready(programs[bucket](*states, batch))
-        engine.warmed[model.name] = predictor._replace(states=states, forward=_by_bucket(programs))
-    engine.ready.set()
+    """Compile, run and prove every bucket of every model, then be ready. Not on the event loop: it takes seconds.
+
+    Raises BundleError when a model does not give its golden answers.
+    """
+    with contextlib.suppress(Stopped):
+        for reference, model in engine.serving.items():
+            served = warmed(engine, model)
+            engine.serving[reference] = served
+            engine.metrics.served(served.name.name, served.name.version, served.predictor.digest)
+        engine.ready.set()
+
+
+def warmed(engine: Engine, model: Served) -> Served:
+    """Return the model with its compiled programs, which have given its golden answers; BundleError when they do not.
+
+    The programs run on the device's thread, between batches. Raises Stopped when the engine is stopped meanwhile.
+    """
+    predictor, label = model.predictor, str(model)
+    states = on_device(engine.device, lambda: jax.block_until_ready(jax.device_put(predictor.states)))
+    blank = blank_batch(predictor.schema, 1)
+    rows = blank if model.golden is None else encode(predictor.schema, golden_columns(model.golden))
+    programs: dict[int, Program] = {}
+    service_s: dict[int, float] = {}
+    for bucket in buckets(model.largest):
+        if engine.stopping.is_set():
+            raise Stopped
+        programs[bucket] = compile_bucket(predictor.forward, states, pad_rows(blank, bucket))
+        engine.metrics.compiled(label)
+        few = min(bucket, batch_rows(rows))
+        batch = pad_rows(take(rows, slice(0, few)), bucket)
+        scores, service_s[bucket] = on_device(
+            engine.device, lambda bucket=bucket, batch=batch: _timed(programs[bucket], batch)
+        )
+        _prove(model, scores, few, bucket)
+    batcher = Batcher(
+        engine.device,
+        programs,
+        blank,
+        service_s,
+        observe=lambda rows, bucket: engine.metrics.batch(label, rows, bucket),
+    )
+    return model._replace(predictor=predictor._replace(states=states), batcher=batcher)
+
+
+def compile_bucket(forward: Forward, states: States, blank: Batch) -> Program:
+    """Return the forward pass compiled for as many rows as `blank` has; it refuses any other shape."""
+    executable = precompiled(forward, *states, blank).run
+
+    def program(batch: Batch) -> Scores:
+        outputs, (prediction, probabilities) = executable(*states, batch)
+        for leaf in (outputs, prediction, probabilities):
+            if leaf is not None:
+                leaf.copy_to_host_async()
+        told = None if probabilities is None else np.asarray(probabilities)
+        return Scores(np.asarray(outputs), np.asarray(prediction), told)
+
+    return program
+
+
+def _timed(program: Program, batch: Batch) -> tuple[Scores, float]:
+    """Return the Scores, and the seconds of a second run: the first touches memory anew."""
+    program(batch)
+    started = time.perf_counter()
+    scores = program(batch)
+    return scores, time.perf_counter() - started
+
+
+def _prove(model: Served, scores: Scores, rows: int, bucket: int) -> None:
+    """Raise BundleError unless the first rows are the golden answers."""
+    if model.golden is None:
+        return
+    tolerance = golden_tolerance(model.golden, model.predictor.config, platform())
+    got = {"prediction": scores.prediction} if scores.probabilities is None else {"probabilities": scores.probabilities}
+    for name, expected in model.golden.expected.items():
+        difference = largest_difference(expected[:rows], got[name][:rows])
+        if difference > tolerance:
+            raise BundleError(
+                f"{model}: golden rows: expected {name} within {tolerance:g} of what was saved, got a difference of "
+                f"{difference:g} in a batch of {bucket}; the arrays or this machine's numerics changed"
+            )
 
 
 def buckets(largest: int) -> tuple[int, ...]:
@@ -167,54 +275,57 @@ def blank_batch(schema: Schema, rows: int) -> Batch:
     return pad_rows(encode(schema, {name: np.array([None], dtype=object) for name in names}), rows)
 
 
-def _by_bucket(programs: dict[int, Callable[..., Any]]) -> Forward:
-    """Return a Forward that knows these sizes and no other: nothing compiles in traffic."""
-
-    def forward(variables: Any, transform_state: Any, output_state: Any, batch: Batch) -> Any:
-        return programs[batch_rows(batch)](variables, transform_state, output_state, batch)
-
-    return forward
+# ---- being asked
 
 
-@contextlib.asynccontextmanager
-async def admitted(engine: Engine) -> AsyncIterator[None]:
-    """Hold one of the engine's slots; Refused (503) when there is none, or when models are still being compiled."""
+@contextlib.contextmanager
+def admitted(engine: Engine) -> Iterator[None]:
+    """Hold one of the places in the server; Refused (503) when there is none, or while models are being compiled.
+
+    On the event loop, around all that a request does once its body is here.
+    """
     if not engine.ready.is_set():
         raise Refused(503, "not-ready", "the models are being compiled; try again", retry_after_s=1)
-    if engine.slots.locked():
-        raise Refused(503, "overloaded", "as many requests are waiting as may wait; try again", retry_after_s=1)
-    async with engine.slots:
+    places = engine.places
+    if places.taken >= places.most:
+        raise Refused(
+            503,
+            "overloaded",
+            f"{places.most} requests are in the server, as many as may be; try again later",
+            retry_after_s=retry_after_s(engine),
+        )
+    places.taken += 1
+    try:
         yield
+    finally:
+        places.taken -= 1
 
 
-async def in_thread(engine: Engine, work: Callable[[], T]) -> T:
-    """Return `work()`, done beside the event loop."""
-    return await asyncio.get_running_loop().run_in_executor(engine.decoders, work)
+def retry_after_s(engine: Engine) -> int:
+    """Return the whole seconds after which what is in the server now will be answered, as far as one can tell."""
+    batchers = (model.batcher for model in engine.models)
+    seconds = sum(expected_s(batcher, 0) for batcher in batchers if batcher is not None)
+    return min(max(math.ceil(seconds), 1), RETRY_MOST_S)
 
 
-async def infer(engine: Engine, model: Served, batch: Batch) -> Answer:
-    """Return the Answer for an encoded host Batch. A caller that is cancelled while it waits leaves the queue."""
-    work = functools.partial(_answer, engine.warmed[model.name], batch, largest=model.largest)
-    return await asyncio.get_running_loop().run_in_executor(engine.device, work)
-
-
-def _answer(predictor: Predictor, batch: Batch, *, largest: int) -> Answer:
-    started = time.perf_counter()
-    scores = score(predictor.forward, predictor.states, batch, largest=largest)
-    return Answer(scores, time.perf_counter() - started)
+def drain(engine: Engine) -> None:
+    """Be ready no more, though requests are answered still."""
+    engine.draining.set()
 
 
 def stop(engine: Engine) -> None:
-    """End the threads after what they are doing; what only waits is dropped."""
+    """End the threads after what they are doing; what only waits for a decoder is dropped."""
     engine.stopping.set()
+    engine.draining.set()
     engine.ready.clear()
-    for executor in (engine.decoders, engine.device):
-        executor.shutdown(wait=True, cancel_futures=True)
+    engine.keeper.shutdown(wait=True, cancel_futures=True)
+    engine.decoders.shutdown(wait=True, cancel_futures=True)
+    stop_device(engine.device)
 
 
 def phase(engine: Engine) -> Phase:
     """Return what the engine is doing."""
-    if engine.stopping.is_set():
+    if engine.draining.is_set():
         return "stopping"
     return "ready" if engine.ready.is_set() else "starting"
 

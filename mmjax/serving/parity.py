@@ -11,11 +11,11 @@ from mmjax.artifact.bundle import BundleContents
 from mmjax.artifact.parity import ROW_BY_ROW, SAME, Answers, Comparison, compare, joined, rounding, row_by_row
 from mmjax.artifact.predictor import Predictor
 from mmjax.artifact.sample import Sample, as_bytes, row_mappings, typed_rows
-from mmjax.data.encode import encode
 from mmjax.errors import BundleError, DataError
 from mmjax.schema import Schema
+from mmjax.serving.answering import answer
 from mmjax.serving.client import ask, connected
-from mmjax.serving.engine import Engine, Served, infer, make_engine, stop, warm
+from mmjax.serving.engine import Engine, Served, make_engine, stop, warm
 from mmjax.serving.wire import ModelName, Refused, decode_table, encode_reply, image_columns, image_files, table_columns
 
 NO_NUMBER = "non-finite-output"
@@ -55,10 +55,10 @@ def server_answers(predictor: Predictor, sample: Sample) -> Answers:
     """Return the Answers of wire and engine to a request for each row; BundleError for a row that they refuse."""
     modality = "table" if predictor.schema.image is None else "image"
     served = Served(ModelName(predictor.config.name, None), predictor, modality, largest=1, description={})
-    engine = make_engine((served,), queue=1)
+    engine = make_engine({"": served}, queue=1)
     try:
-        engine.device.submit(warm, engine).result()
-        return joined(asyncio.run(_replies(engine, served, sample)))
+        warm(engine)
+        return joined(asyncio.run(_replies(engine, engine.serving[""], sample)))
     finally:
         stop(engine)
 
@@ -82,8 +82,8 @@ async def _reply(engine: Engine, served: Served, body: bytes) -> bytes:
         columns = table_columns(schema, decode_table(body))
     else:
         columns = image_columns(schema, image_files("image/*", body))
-    scores, seconds = await infer(engine, served, encode(schema, columns))
-    return encode_reply(schema, scores, served.name, seconds=seconds, request_id="")
+    answered = await answer(engine, served, columns, request_id="")
+    return encode_reply(schema, answered.scores, served.name, seconds=answered.infer_s, request_id="")
 
 
 def live_answers(predictor: Predictor, sample: Sample, url: str) -> tuple[Answers, str]:

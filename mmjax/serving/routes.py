@@ -2,19 +2,19 @@
 
 import asyncio
 import functools
-from collections.abc import Callable
+import time
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from litestar import MediaType, Request, Response, get, post
 from litestar.exceptions import HTTPException, InternalServerException
 from litestar.params import FromPath
 
-from mmjax.data.encode import encode
 from mmjax.errors import DataError
-from mmjax.schema import Batch
-from mmjax.serving.engine import Engine, Served, admitted, in_thread, infer, phase, select, system
+from mmjax.schema import Columns
+from mmjax.serving.answering import CLIENT_LEFT, Answered, answer, client_gone, deadline_of, in_thread
+from mmjax.serving.engine import Engine, Served, admitted, phase, select, system
 from mmjax.serving.wire import (
     MAX_IMAGE_BYTES,
     MAX_TABLE_BYTES,
@@ -33,8 +33,8 @@ INLINE_BYTES = 32 * 1024
 """Bodies up to this size are decoded on the event loop: a thread would cost more."""
 REQUEST_ID = "mmjax_request_id"
 """Where the scope keeps the id of the request."""
-CLIENT_LEFT = 499
-"""Nobody reads this status; it is nginx's word for a client that hung up."""
+TIMEOUT = "x-request-timeout-ms"
+"""Header: milliseconds that waiting and computing may take together."""
 
 AnyRequest = Request[Any, Any, Any]
 T = TypeVar("T")
@@ -88,10 +88,13 @@ async def predict_tabular(request: AnyRequest) -> Response[bytes]:
     engine = engine_of(request)
     _query(request)
     _expect_json(request)
+    deadline = deadline_of(engine, request.headers.get(TIMEOUT))
     body = await _body(request, MAX_TABLE_BYTES)
-    async with admitted(engine):
-        served, batch = await _beside(engine, body, functools.partial(_table, engine, body))
-        return await _answered(request, engine, served, batch)
+    with admitted(engine):
+        started = time.perf_counter()
+        work = functools.partial(_table, engine, body)
+        asked = work() if len(body) <= INLINE_BYTES else await in_thread(engine, work)
+        return await _answered(request, engine, asked, deadline, started)
 
 
 @post("/predict/image", status_code=200, request_max_body_size=MAX_IMAGE_BYTES)
@@ -100,11 +103,14 @@ async def predict_image(request: AnyRequest) -> Response[bytes]:
     engine = engine_of(request)
     served = select(engine, *_query(request, "model", "version"), modality="image")
     _expect_plain(request)
+    deadline = deadline_of(engine, request.headers.get(TIMEOUT))
     body = await _body(request, MAX_IMAGE_BYTES)
-    async with admitted(engine):
+    with admitted(engine):
+        started = time.perf_counter()
         files = image_files(request.headers.get("content-type", ""), body)
-        batch = await in_thread(engine, functools.partial(_images, served, files))
-        return await _answered(request, engine, served, batch)
+        work = functools.partial(image_columns, served.predictor.schema, files)
+        columns = work() if len(files) == 1 else await in_thread(engine, work)
+        return await _answered(request, engine, Asked(served, columns), deadline, started)
 
 
 ROUTES = (health, live, ready, models, model, predict_tabular, predict_image)
@@ -120,38 +126,59 @@ def request_id_of(request: AnyRequest) -> str:
     return request.scope[REQUEST_ID]  # pyright: ignore[reportGeneralTypeIssues]
 
 
-def _table(engine: Engine, body: bytes) -> tuple[Served, Batch]:
+class Asked(NamedTuple):
+    """What a request asks, and of which model."""
+
+    served: Served
+    columns: Columns
+    deterministic: bool = False
+
+
+def _table(engine: Engine, body: bytes) -> Asked:
     asked = decode_table(body)
     served = select(engine, _said(asked.model), _said(asked.version), modality="table")
-    schema = served.predictor.schema
-    return served, _encoded(lambda: encode(schema, table_columns(schema, asked)), "bad-cell")
+    try:
+        columns = table_columns(served.predictor.schema, asked)
+    except DataError as error:
+        raise Refused(400, "bad-cell", error.problems) from error
+    return Asked(served, columns, asked.deterministic is True)
 
 
 def _said(value: T | msgspec.UnsetType) -> T | None:
     return None if isinstance(value, msgspec.UnsetType) else value
 
 
-def _images(served: Served, files: list[bytes]) -> Batch:
-    schema = served.predictor.schema
-    return _encoded(lambda: encode(schema, image_columns(schema, files)), "bad-image")
+async def _answered(
+    request: AnyRequest, engine: Engine, asked: Asked, deadline: float | None, started: float
+) -> Response[bytes]:
+    """Return the reply; `started` is when decoding began, by `time.perf_counter`."""
+    request_id, (served, columns, deterministic) = request_id_of(request), asked
+    decoded = time.perf_counter()
+    answered = await answer(
+        engine,
+        served,
+        columns,
+        request_id=request_id,
+        deadline=deadline,
+        deterministic=deterministic,
+        gone=client_gone(request.receive),
+    )
+    got = time.perf_counter()
+    reply = encode_reply(
+        served.predictor.schema, answered.scores, served.name, seconds=answered.infer_s, request_id=request_id
+    )
+    encode_s = time.perf_counter() - got
+    engine.metrics.stage(str(served), "encode", encode_s)
+    timing = server_timing(answered, decode_s=decoded - started + answered.decode_s, encode_s=encode_s)
+    return Response(reply, media_type=MediaType.JSON, headers={"server-timing": timing})
 
 
-def _encoded(work: Callable[[], Batch], reason: str) -> Batch:
-    try:
-        return work()
-    except DataError as error:
-        raise Refused(400, reason, error.problems) from error
-
-
-async def _beside(engine: Engine, body: bytes, work: Callable[[], tuple[Served, Batch]]) -> tuple[Served, Batch]:
-    return work() if len(body) <= INLINE_BYTES else await in_thread(engine, work)
-
-
-async def _answered(request: AnyRequest, engine: Engine, served: Served, batch: Batch) -> Response[bytes]:
-    scores, seconds = await infer(engine, served, batch)
-    request_id = request_id_of(request)
-    reply = encode_reply(served.predictor.schema, scores, served.name, seconds=seconds, request_id=request_id)
-    return Response(reply, media_type=MediaType.JSON)
+def server_timing(answered: Answered, *, decode_s: float, encode_s: float) -> str:
+    """Return the `Server-Timing` of a reply, in milliseconds."""
+    return (
+        f"queue;dur={1e3 * answered.queue_s:.3f}, decode;dur={1e3 * decode_s:.3f}, "
+        f"infer;dur={1e3 * answered.infer_s:.3f}, encode;dur={1e3 * encode_s:.3f}"
+    )
 
 
 async def _body(request: AnyRequest, limit: int) -> bytes:

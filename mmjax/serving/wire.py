@@ -23,6 +23,8 @@ MAX_TABLE_BYTES = 8 * 2**20
 """Largest body of a table request."""
 MAX_IMAGE_BYTES = 16 * 2**20
 """Largest body of an image request."""
+MAX_TENSOR_BYTES = 64 * 2**20
+"""Largest body of a request of the Open Inference Protocol, once inflated; its JSON is at most MAX_TABLE_BYTES."""
 MAX_ROWS = 4096
 """Rows of one table request."""
 MAX_IMAGES = 16
@@ -54,6 +56,8 @@ class TableRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Rows as column name -> cell."""
     model: str | msgspec.UnsetType | None = msgspec.UNSET
     version: int | msgspec.UnsetType | None = msgspec.UNSET
+    deterministic: bool | msgspec.UnsetType = msgspec.UNSET
+    """Each row alone in one fixed bucket, so that the bits of its answer depend on nothing else."""
 
 
 class ModelName(msgspec.Struct, frozen=True):
@@ -114,7 +118,8 @@ def decode_table(body: bytes) -> TableRequest:
             "bad-request",
             'body: expected exactly one of "features" (rows of cells) and "rows" (rows by column name)',
         )
-    _refuse_doubled(body, request)
+    keys = sum(getattr(request, name) is not msgspec.UNSET for name in request.__struct_fields__)
+    refuse_doubled(body, keys + sum(map(len, request.rows or ())))
     return request
 
 
@@ -140,10 +145,11 @@ def _told(message: str) -> str:
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 
 
-def _refuse_doubled(body: bytes, request: TableRequest) -> None:
-    """Refuse keys that an object has twice: msgspec keeps the last, so the text has more colons than we have keys."""
-    keys = sum(getattr(request, name) is not msgspec.UNSET for name in request.__struct_fields__)
-    keys += sum(map(len, request.rows or ()))
+def refuse_doubled(body: bytes, keys: int) -> None:
+    """Refuse (400) a JSON body in which an object has a key twice; it was decoded to objects of `keys` keys in all.
+
+    msgspec keeps the last, so the text has more colons than we have keys.
+    """
     if _STRING.sub(b"", body).count(b":") == keys:
         return
     if lines := _doubled(body):
@@ -282,24 +288,30 @@ def _parts(boundary: str, body: bytes) -> list[bytes]:
 
 def image_columns(schema: Schema, files: Sequence[bytes]) -> Columns:
     """Return the files as Columns, each with its header checked; Refused naming the images, counted from 1."""
-    from mmjax.data.decode import probe_image
-
     assert schema.image is not None
     if len(schema.image.columns) != 1:
         raise Refused(
             400, "wrong-model", f"expected a model of one image a row, got one of {len(schema.image.columns)}"
         )
+    return {schema.image.columns[0]: image_cells(files)}
+
+
+def image_cells(images: Sequence[bytes | np.ndarray]) -> np.ndarray:
+    """Return files or pixels as object[N], each with its header checked; Refused naming the images, counted from 1."""
+    from mmjax.data.decode import probe_image
+
     wrong = []
-    for i, file in enumerate(files, 1):
+    for i, image in enumerate(images, 1):
         try:
-            probe_image(file, max_pixels=MAX_PIXELS)
+            probe_image(image, max_pixels=MAX_PIXELS)
         except DataError as error:
             wrong.append(f"image {i}: {error.problems[0].split(': ', 1)[-1]}")
     if wrong:
         raise Refused(400, "bad-image", wrong)
-    cells = np.empty(len(files), dtype=object)
-    cells[:] = files
-    return {schema.image.columns[0]: cells}
+    cells = np.empty(len(images), dtype=object)
+    for i, image in enumerate(images):  # one by one: NumPy would stack images of one size
+        cells[i] = image
+    return cells
 
 
 # ---- replies

@@ -1,0 +1,207 @@
+"""Answering: Columns become Scores. What `/predict/*` and the Open Inference Protocol share; no HTTP library here."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from mmjax.data.encode import encode, unknown_categories
+from mmjax.data.pipeline import batch_rows
+from mmjax.errors import DataError
+from mmjax.schema import Batch, Columns
+from mmjax.serving.batcher import Batcher, Job, leave, submit
+from mmjax.serving.engine import Engine, Served
+from mmjax.serving.wire import Refused
+from mmjax.training.scoring import Scores
+
+INLINE_CELLS = 512
+"""Requests of at most so many cells are encoded on the event loop: a thread would cost more."""
+WATCH_AFTER_S = 0.005
+"""A request that takes longer is dropped when its client hangs up; shorter ones are not worth the watching."""
+CLIENT_LEFT = 499
+"""Nobody reads this status; it is nginx's word for a client that hung up."""
+MOST_TIMEOUT_MS = 3_600_000
+
+Gone = Callable[[], Awaitable[object]]
+"""`gone()` returns when the client has hung up."""
+
+T = TypeVar("T")
+
+
+class Answered(NamedTuple):
+    """What a model says of the rows of a request, and where the time went."""
+
+    scores: Scores
+    queue_s: float
+    """Waiting for the device."""
+    decode_s: float
+    """Encoding the columns, decoding images."""
+    infer_s: float
+    """The compiled calls with their transfers; those that rows of other requests shared count whole."""
+    bucket: int
+    """Rows of the largest compiled batch they went through."""
+
+
+async def answer(
+    engine: Engine,
+    served: Served,
+    columns: Columns,
+    *,
+    request_id: str,
+    deadline: float | None = None,
+    deterministic: bool = False,
+    gone: Gone | None = None,
+) -> Answered:
+    """Return what the model says of these rows, each row's answer in its place.
+
+    `deadline` is a time of `time.monotonic`, for waiting and computing together. With `deterministic` each row goes
+    alone through the bucket of one, so that its bits depend on nothing else. `gone()` returns when the client hangs up
+    (see `client_gone`). Raises Refused: 400 for cells that are none, 422 for an answer that is not finite, 499 when the
+    client left, 503 when the device fails or the model is not ready, 504 past the deadline.
+    """
+    batcher = served.batcher
+    if batcher is None:
+        raise Refused(503, "not-ready", f"model: {served} is being compiled; try again", retry_after_s=1)
+    started = time.perf_counter()
+    cells = sum(map(len, columns.values()))
+    if served.modality == "table" and cells <= INLINE_CELLS:
+        batch = _encoded(served, columns)
+    else:
+        batch = await in_thread(engine, lambda: _encoded(served, columns))
+    decode_s = time.perf_counter() - started
+    job = submit(batcher, batch, deadline=deadline, deterministic=deterministic)
+    scores = await _result(batcher, job, gone)
+    _refuse_non_finite(scores)
+    queue_s = job.started - job.arrived
+    _count(engine, served, columns, batch, scores, (queue_s, decode_s, job.infer_s))
+    return Answered(scores, queue_s, decode_s, job.infer_s, job.bucket)
+
+
+def client_gone(receive: Callable[[], Awaitable[Any]]) -> Gone:
+    """Return what `answer` takes as `gone`, from the ASGI `receive` of a request whose body has been read."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    return gone
+
+
+def deadline_of(engine: Engine, timeout_ms: str | None) -> float | None:
+    """Return the deadline, by `time.monotonic`, of a request with this `X-Request-Timeout-Ms`; Refused when it is none.
+
+    Without one it is the server's own, or None.
+    """
+    if timeout_ms is None:
+        return None if engine.deadline_s is None else time.monotonic() + engine.deadline_s
+    if not (timeout_ms.isascii() and timeout_ms.isdecimal() and len(timeout_ms) < 10):
+        raise Refused(
+            400,
+            "bad-timeout",
+            f"X-Request-Timeout-Ms: expected whole milliseconds from 1 to {MOST_TIMEOUT_MS:,}, got '{timeout_ms[:80]}'",
+        )
+    return time.monotonic() + min(max(int(timeout_ms), 1), MOST_TIMEOUT_MS) / 1e3
+
+
+async def in_thread(engine: Engine, work: Callable[[], T]) -> T:
+    """Return `work()`, done beside the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(engine.decoders, work)
+
+
+def _encoded(served: Served, columns: Columns) -> Batch:
+    try:
+        return encode(served.predictor.schema, columns)
+    except DataError as error:
+        reason = "bad-cell" if served.modality == "table" else "bad-image"
+        raise Refused(400, reason, error.problems) from error
+
+
+async def _result(batcher: Batcher, job: Job, gone: Gone | None) -> Scores:
+    """Return the Scores of a Job; when the caller is cancelled or its client leaves, the Job leaves the queue."""
+    watching: list[asyncio.Task[None]] = []
+
+    async def watch(gone: Gone) -> None:
+        await gone()
+        leave(batcher, job, Refused(CLIENT_LEFT, "client-left", "the client hung up before it was answered"))
+
+    loop = job.result.get_loop()
+    timer = gone and loop.call_later(WATCH_AFTER_S, lambda: watching.append(loop.create_task(watch(gone))))
+    try:
+        return await job.result
+    except asyncio.CancelledError:
+        leave(batcher, job)
+        raise
+    except Refused:
+        raise
+    except Exception as error:
+        raise Refused(
+            503, "device-failed", "the device failed on these rows; try again, or ask without them", retry_after_s=1
+        ) from error
+    finally:
+        if timer:
+            timer.cancel()
+        for task in watching:
+            task.cancel()
+
+
+def _refuse_non_finite(scores: Scores) -> None:
+    """Raise Refused (422) naming the rows whose answer is not finite."""
+    numbers = scores.prediction if scores.probabilities is None else scores.probabilities
+    finite = np.isfinite(numbers)
+    if finite.all():
+        return
+    rows = (np.flatnonzero(~finite.all(axis=-1)) + 1).tolist()
+    told = "the model's answer is not finite; are cells far beyond those of training?"
+    raise Refused(422, "non-finite-output", [f"row {row}: {told}" for row in rows[:20]])
+
+
+# ---- figures
+
+
+def _count(
+    engine: Engine,
+    served: Served,
+    columns: Columns,
+    batch: Batch,
+    scores: Scores,
+    seconds: tuple[float, float, float],
+) -> None:
+    """Count where the time went, what was asked and what was answered."""
+    label, metrics, schema = str(served), engine.metrics, served.predictor.schema
+    metrics.stage(label, "queue", seconds[0])
+    metrics.stage(label, "decode", seconds[1])
+    metrics.stage(label, "infer", seconds[2])
+    if served.modality == "table":
+        _count_cells(engine, served, columns, batch)
+    classes = schema.target.classes
+    if scores.probabilities is None:
+        return
+    if batch_rows(batch) == 1:
+        metrics.predicted(label, classes[scores.prediction.item()], 1)
+        return
+    for index, count in enumerate(np.bincount(scores.prediction, minlength=len(classes)).tolist()):
+        if count:
+            metrics.predicted(label, classes[index], count)
+
+
+def _count_cells(engine: Engine, served: Served, columns: Columns, batch: Batch) -> None:
+    """Count cells that are missing, unknown or out of range, by column."""
+    label, schema = str(served), served.predictor.schema
+    numeric, category = batch.get("numeric"), batch.get("category")
+    if numeric is not None and np.isnan(numeric).any():
+        for name, count in zip(schema.numeric_features, np.isnan(numeric).sum(axis=0).tolist(), strict=True):
+            column = name.removesuffix(".elapsed_days")
+            if count and column in columns:
+                engine.metrics.cells(label, column, "missing", count)
+    if category is not None and not category.all():
+        unknown = {name: sum(found.values()) for name, found in unknown_categories(schema, columns).items()}
+        for column, count in zip(schema.category_columns, (category == 0).sum(axis=0).tolist(), strict=True):
+            engine.metrics.cells(label, column.name, "unknown", unknown.get(column.name, 0))
+            engine.metrics.cells(label, column.name, "missing", count - unknown.get(column.name, 0))
+    for index, column in served.bounded:
+        values = batch["numeric"][:, index] + np.float64(column.offset)
+        low, high = (bound if bound is not None else np.nan for bound in (column.minimum, column.maximum))
+        count = int(np.count_nonzero((values < low) | (values > high)))
+        engine.metrics.cells(label, column.name, "out_of_range", count)

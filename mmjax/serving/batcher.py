@@ -1,0 +1,337 @@
+"""The batcher: requests wait in the event loop's queue; the one thread that owns the device runs them, many at once.
+
+A request is dispatched at once while the device is idle; what comes while it is busy is gathered into the next batch,
+in the order it came, at most the largest bucket's rows. A request of more rows is cut into slices and joined again.
+
+The event loop appends to `waiting` and hands over a turn; the device's thread takes from it in that turn. A deque and a
+SimpleQueue are all they share, so nobody waits for a lock.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from mmjax.artifact.predictor import concatenate
+from mmjax.data.pipeline import batch_rows, padded_slices, take
+from mmjax.schema import Batch
+from mmjax.serving.wire import Refused
+from mmjax.training.scoring import Scores, bucket_of
+
+Program = Callable[[Batch], Scores]
+"""A compiled forward pass of one bucket: a host Batch of exactly that many rows to Scores on the host."""
+
+T = TypeVar("T")
+
+
+# ---- the device's thread
+
+
+class Device(NamedTuple):
+    """The one thread that runs compiled programs, and the turns it has to take."""
+
+    turns: SimpleQueue[Callable[[], None] | None]
+    thread: threading.Thread
+
+
+def start_device() -> Device:
+    """Return a Device whose thread waits for turns."""
+    turns: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    def work() -> None:
+        while (turn := turns.get()) is not None:
+            turn()
+
+    thread = threading.Thread(target=work, name="device", daemon=True)
+    thread.start()
+    return Device(turns, thread)
+
+
+def on_device(device: Device, function: Callable[[], T]) -> T:
+    """Return `function()`, run between two batches; what it raises is raised here. Not for the event loop."""
+    done: Future[T] = Future()
+
+    def turn() -> None:
+        try:
+            done.set_result(function())
+        except Exception as error:  # noqa: BLE001  whoever waits must hear of it
+            done.set_exception(error)
+
+    device.turns.put(turn)
+    return done.result()
+
+
+def stop_device(device: Device) -> None:
+    """End the thread after the turns that it was given before."""
+    device.turns.put(None)
+    device.thread.join()
+
+
+# ---- requests
+
+
+class Job:
+    """A request that waits or runs. The event loop writes it, except for `started`."""
+
+    __slots__ = ("arrived", "batch", "bucket", "deadline", "infer_s", "parts", "result", "rows", "singly", "started")
+
+    def __init__(self, batch: Batch, *, deadline: float | None, singly: bool) -> None:
+        self.batch = batch
+        self.rows = batch_rows(batch)
+        self.deadline = deadline
+        """By `time.monotonic`."""
+        self.singly = singly
+        """Each row alone in the bucket of one."""
+        self.result: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
+        self.parts: list[Scores | None] = []
+        self.arrived = self.started = time.monotonic()
+        self.infer_s = 0.0
+        self.bucket = 1
+
+
+class Piece(NamedTuple):
+    """Rows of a Job that go through the device together."""
+
+    job: Job
+    place: int
+    """Among the pieces of the Job."""
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return self.stop - self.start
+
+
+class Outcome(NamedTuple):
+    """What became of a Piece."""
+
+    piece: Piece
+    scores: Scores | Exception
+    seconds: float
+    """Of the compiled call and its transfers."""
+    bucket: int
+
+
+class Batcher:
+    """The queue of one model."""
+
+    def __init__(
+        self,
+        device: Device,
+        programs: Mapping[int, Program],
+        blank: Batch,
+        service_s: Mapping[int, float],
+        *,
+        observe: Callable[[int, int], None],
+    ) -> None:
+        """Take the compiled programs by bucket, a Batch of one row, and the seconds that each bucket took when warm.
+
+        `observe(rows, bucket)` is told of every batch, on the event loop.
+        """
+        self.device = device
+        self.programs = programs
+        self.largest = max(programs)
+        self.waiting: deque[Piece] = deque()
+        self.rows_waiting = 0
+        """Rows that wait or run; the event loop counts."""
+        self.warm_s = dict(service_s)
+        self.service_s = dict(service_s)
+        """Seconds that a batch of each bucket takes now: a moving average."""
+        self.hosts = {bucket: host_arrays(blank, bucket) for bucket in programs}
+        self.observe = observe
+
+
+def host_arrays(blank: Batch, rows: int) -> Batch:
+    """Return zeroed arrays for `rows` rows like those of `blank`, aligned so that XLA reads them where they are."""
+    return {name: _aligned((rows, *values.shape[1:]), values.dtype) for name, values in blank.items()}
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def submit(batcher: Batcher, batch: Batch, *, deadline: float | None = None, deterministic: bool = False) -> Job:
+    """Return the Job of an encoded host Batch; its `result` is awaited. On the event loop.
+
+    Raises Refused (504) when it cannot be done in time.
+    """
+    job = Job(batch, deadline=deadline, singly=deterministic)
+    if deadline is not None and job.arrived + expected_s(batcher, job.rows) > deadline:
+        raise late()
+    pieces = [Piece(job, i, *at) for i, at in enumerate(padded_slices(job.rows, batcher.largest))]
+    job.parts = [None] * len(pieces)
+    batcher.rows_waiting += job.rows
+    batcher.waiting.extend(pieces)
+    for _ in pieces:
+        batcher.device.turns.put(batcher_turn(batcher))
+    if deadline is not None:
+        loop = job.result.get_loop()
+        timer = loop.call_at(loop.time() + deadline - job.arrived, leave, batcher, job, late())
+        job.result.add_done_callback(lambda _: timer.cancel())
+    return job
+
+
+def expected_s(batcher: Batcher, rows: int) -> float:
+    """Return the seconds until `rows` more would be answered, as far as one can tell."""
+    whole, rest = divmod(batcher.rows_waiting + rows, batcher.largest)
+    seconds = whole * batcher.service_s[batcher.largest]
+    return seconds + (batcher.service_s[bucket_of(rest, batcher.largest)] if rest else 0.0)
+
+
+def late() -> Refused:
+    """Return the refusal of a request that cannot be answered by its deadline."""
+    return Refused(504, "deadline", "expected an answer by the deadline, got none in time; allow more, or ask for less")
+
+
+def leave(batcher: Batcher, job: Job, error: Exception | None = None) -> None:
+    """Take a Job out of the queue: its caller left (no error), or hears `error`. Does nothing when it is done."""
+    if job.result.done():
+        return
+    batcher.rows_waiting -= job.rows
+    if error is None:
+        job.result.cancel()
+    else:
+        job.result.set_exception(error)
+
+
+def batcher_turn(batcher: Batcher) -> Callable[[], None]:
+    """Return what the device's thread does in a turn of this batcher: one batch, or nothing when others took all."""
+
+    def turn() -> None:
+        pieces, dropped = gather(batcher, time.monotonic())
+        outcomes = [*dropped, *run(batcher, pieces)]
+        if outcomes:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                outcomes[0].piece.job.result.get_loop().call_soon_threadsafe(deliver, batcher, outcomes)
+
+    return turn
+
+
+# ---- on the device's thread
+
+
+def gather(batcher: Batcher, now: float) -> tuple[list[Piece], list[Outcome]]:
+    """Return the pieces of the next batch, and the outcomes of those that are too late to begin with.
+
+    Pieces are taken in order, as many as fit the largest bucket and leave each one its deadline.
+    """
+    taken: list[Piece] = []
+    dropped: list[Outcome] = []
+    rows, earliest = 0, float("inf")
+    while batcher.waiting:
+        piece = batcher.waiting[0]
+        job = piece.job
+        bucket = bucket_of(rows + piece.rows, batcher.largest)
+        if job.result.done():
+            batcher.waiting.popleft()
+            continue
+        due = float("inf") if job.deadline is None else job.deadline
+        if now + batcher.warm_s[bucket_of(piece.rows, batcher.largest)] > due:
+            dropped.append(Outcome(batcher.waiting.popleft(), late(), 0.0, 0))
+            continue
+        fits = rows + piece.rows <= batcher.largest and now + batcher.service_s[bucket] <= min(earliest, due)
+        if taken and (not fits or job.singly or taken[0].job.singly):
+            break
+        taken.append(batcher.waiting.popleft())
+        rows, earliest = rows + piece.rows, min(earliest, due)
+    return taken, dropped
+
+
+def run(batcher: Batcher, pieces: Sequence[Piece]) -> Iterator[Outcome]:
+    """Yield the outcome of each piece. Where the batch fails, each is tried alone, so that one fails alone."""
+    if not pieces:
+        return
+    started = time.monotonic()
+    for piece in pieces:
+        if not piece.place:
+            piece.job.started = started
+    try:
+        yield from _together(batcher, pieces)
+    except Exception as error:  # noqa: BLE001  whoever waits must hear of it
+        if len(pieces) == 1:
+            yield Outcome(pieces[0], error, time.monotonic() - started, 0)
+            return
+        for piece in pieces:
+            yield from run(batcher, [piece])
+
+
+def _together(batcher: Batcher, pieces: Sequence[Piece]) -> list[Outcome]:
+    started = time.monotonic()
+    if pieces[0].job.singly:
+        (piece,) = pieces
+        rows = range(piece.start, piece.stop)
+        scores = concatenate([batcher.programs[1](take(piece.job.batch, slice(i, i + 1))) for i in rows])
+        return [Outcome(piece, scores, time.monotonic() - started, 1)]
+    count = sum(piece.rows for piece in pieces)
+    bucket = bucket_of(count, batcher.largest)
+    scores = batcher.programs[bucket](_filled(batcher.hosts[bucket], pieces, count, bucket))
+    seconds = time.monotonic() - started
+    batcher.service_s[bucket] += 0.1 * (seconds - batcher.service_s[bucket])
+    outcomes, start = [], 0
+    for piece in pieces:
+        outcomes.append(Outcome(piece, _rows(scores, start, start + piece.rows), seconds, bucket))
+        start += piece.rows
+    return outcomes
+
+
+def _filled(host: Batch, pieces: Sequence[Piece], count: int, bucket: int) -> Batch:
+    """Return the rows of the pieces, then zeros as `pad_rows` has them, in the arrays kept for the bucket."""
+    if len(pieces) == 1 and count == bucket:
+        piece = pieces[0]
+        return (
+            piece.job.batch if piece.rows == piece.job.rows else take(piece.job.batch, slice(piece.start, piece.stop))
+        )
+    start = 0
+    for piece in pieces:
+        stop = start + piece.rows
+        for name, values in host.items():
+            values[start:stop] = piece.job.batch[name][piece.start : piece.stop]
+        start = stop
+    for values in host.values():
+        values[count:] = 0
+    return host
+
+
+def _rows(scores: Scores, start: int, stop: int) -> Scores:
+    probabilities = None if scores.probabilities is None else scores.probabilities[start:stop]
+    return Scores(scores.outputs[start:stop], scores.prediction[start:stop], probabilities)
+
+
+# ---- on the event loop again
+
+
+def deliver(batcher: Batcher, outcomes: Sequence[Outcome]) -> None:
+    """Give each Job its own rows; a Job is done when its last piece is, or its first fails."""
+    for outcome in outcomes:
+        job = outcome.piece.job
+        if job.result.done():
+            continue
+        if isinstance(outcome.scores, Exception):
+            leave(batcher, job, outcome.scores)
+            continue
+        job.infer_s += outcome.seconds
+        job.bucket = max(job.bucket, outcome.bucket)
+        job.parts[outcome.piece.place] = outcome.scores
+        done = [part for part in job.parts if part is not None]
+        if len(done) == len(job.parts):
+            batcher.rows_waiting -= job.rows
+            job.result.set_result(done[0] if len(done) == 1 else concatenate(done))
+    _tell(batcher, outcomes)
+
+
+def _tell(batcher: Batcher, outcomes: Sequence[Outcome]) -> None:
+    rows = sum(outcome.piece.rows for outcome in outcomes if outcome.bucket)
+    if rows:
+        batcher.observe(rows, max(outcome.bucket for outcome in outcomes))

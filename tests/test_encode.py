@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmjax.data.cells import parse_numbers, plain_numbers
 from mmjax.data.encode import (
     check_columns,
     columns_from_rows,
@@ -322,3 +323,32 @@ def test_images_missing_images_and_bad_ones(tmp_path):
 def test_encoding_imports_neither_pandas_nor_pillow():
     code = "import sys, mmjax.data.encode; sys.exit(any(m in sys.modules for m in ('pandas', 'PIL', 'jax', 'optax')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+NUMBERS = st.one_of(
+    st.none(), st.integers(), st.floats(), st.integers(-(10**400), 10**400), st.sampled_from([True, "1.5", "NA", -0.0])
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 3).flatmap(lambda n: st.lists(st.lists(NUMBERS, min_size=n, max_size=n), min_size=1, max_size=4)))
+def test_numbers_read_together_are_those_read_column_by_column(columns: list[list]):
+    arrays = [cells(*values) for values in columns]
+    together = plain_numbers(arrays)
+    apart = [parse_numbers(array, ("NA",)) for array in arrays]
+    plain = all(type(cell) in (int, float, type(None)) for values in columns for cell in values)
+    if together is None:
+        assert not plain or any(wrong.any() for _, wrong in apart)
+    else:
+        assert plain
+        assert not any(wrong.any() for _, wrong in apart)
+        expected = np.array([numbers for numbers, _ in apart])
+        np.testing.assert_array_equal(together.view(np.uint64), expected.view(np.uint64))
+
+
+def test_columns_of_floats_are_read_together_unless_one_is_too_large():
+    narrow = [np.array([1.5, np.nan], np.float32), np.array([2, 3], np.int64)]
+    np.testing.assert_array_equal(plain_numbers(narrow), [[1.5, np.nan], [2.0, 3.0]])
+    assert plain_numbers([*narrow, np.array([1.0, 1e39])]) is None
+    assert plain_numbers([]) is None
+    assert plain_numbers([np.array(["2024-01-01"], "M8[ns]")]) is None

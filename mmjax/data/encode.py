@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax.data.cells import BOOLEAN_PAIRS, cell_text, missing_texts, parse_dates, parse_numbers, texts
+from mmjax.data.cells import BOOLEAN_PAIRS, cell_text, missing_texts, parse_dates, parse_numbers, plain_numbers, texts
 from mmjax.errors import DataError, did_you_mean
 from mmjax.schema import Batch, Column, Columns, ImageSpec, Schema, Target
 
@@ -163,7 +163,12 @@ def _shown(cell: Any) -> str:
 def _parse(schema: Schema, columns: Columns, bad: list[_Bad]) -> Columns:
     """Return the numbers, days and codes of the feature columns."""
     values: Columns = {}
-    for column in schema.of_kind("numeric"):
+    numeric = schema.of_kind("numeric")
+    plain = plain_numbers([columns[column.name] for column in numeric])
+    for i, column in enumerate(numeric):
+        if plain is not None:
+            values[column.name] = plain[i]
+            continue
         cells = columns[column.name]
         values[column.name], wrong = parse_numbers(cells, schema.missing_markers)
         _report(column.name, cells, wrong, "a number within ±3.4e38", bad)

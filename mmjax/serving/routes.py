@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import time
-from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -14,7 +13,8 @@ from litestar.params import FromPath
 from mmjax.errors import DataError
 from mmjax.schema import Columns
 from mmjax.serving.answering import CLIENT_LEFT, Answered, answer, client_gone, deadline_of, in_thread
-from mmjax.serving.engine import Engine, Served, admitted, phase, select, system
+from mmjax.serving.engine import Engine, Served, admitted, select
+from mmjax.serving.observe import NOTES
 from mmjax.serving.wire import (
     MAX_IMAGE_BYTES,
     MAX_TABLE_BYTES,
@@ -38,34 +38,6 @@ TIMEOUT = "x-request-timeout-ms"
 
 AnyRequest = Request[Any, Any, Any]
 T = TypeVar("T")
-
-
-@get("/health")
-async def health(request: AnyRequest) -> Response[bytes]:
-    """Answer how the server is; 503 unless it answers requests."""
-    engine = engine_of(request)
-    status = phase(engine)
-    document = {
-        "status": "ok" if status == "ready" else status,
-        "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "model_loaded": status == "ready",
-        "models": [{"name": model.name.name, "version": model.name.version} for model in engine.models],
-        "system": system(),
-    }
-    return _json(document, status=200 if status == "ready" else 503)
-
-
-@get("/health/live")
-async def live() -> Response[bytes]:
-    """Answer 200 while the event loop turns."""
-    return _json({"status": "ok"})
-
-
-@get("/health/ready")
-async def ready(request: AnyRequest) -> Response[bytes]:
-    """Answer 200 when every model is compiled, else 503."""
-    status = phase(engine_of(request))
-    return _json({"status": status}, status=200 if status == "ready" else 503)
 
 
 @get("/models")
@@ -113,7 +85,7 @@ async def predict_image(request: AnyRequest) -> Response[bytes]:
         return await _answered(request, engine, Asked(served, columns), deadline, started)
 
 
-ROUTES = (health, live, ready, models, model, predict_tabular, predict_image)
+ROUTES = (models, model, predict_tabular, predict_image)
 
 
 def engine_of(request: AnyRequest) -> Engine:
@@ -168,6 +140,13 @@ async def _answered(
         served.predictor.schema, answered.scores, served.name, seconds=answered.infer_s, request_id=request_id
     )
     encode_s = time.perf_counter() - got
+    request.scope[NOTES] |= {  # pyright: ignore[reportGeneralTypeIssues]
+        "model": str(served),
+        "rows": len(answered.scores.prediction),
+        "bucket": answered.bucket,
+        "queue_ms": round(1e3 * answered.queue_s, 3),
+        "infer_ms": round(1e3 * answered.infer_s, 3),
+    }
     engine.metrics.stage(str(served), "encode", encode_s)
     timing = server_timing(answered, decode_s=decoded - started + answered.decode_s, encode_s=encode_s)
     return Response(reply, media_type=MediaType.JSON, headers={"server-timing": timing})

@@ -51,9 +51,10 @@ LAYERS: dict[int, dict[str, str]] = {
         "cli": "cli",
         "resume": "resume",
         "drill": "drill",
-        "serving": """serving/answering serving/app serving/batcher serving/client serving/engine serving/limits
-            serving/observe serving/open_inference serving/open_inference_model serving/openapi
-            serving/page serving/parity serving/routes serving/wire""",
+        "serving": """serving/answering serving/app serving/batcher serving/client serving/engine serving/health
+            serving/limits serving/log serving/observe serving/open_inference serving/open_inference_model
+            serving/openapi serving/outer serving/page serving/parity serving/protocol serving/routes
+            serving/wire""",
     },
     6: {
         door: door

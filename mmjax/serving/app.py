@@ -3,78 +3,68 @@
 import asyncio
 import contextlib
 import logging
-import re
-import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from litestar import Litestar, Request, Response
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp
 
-from mmjax.serving import openapi, page
+from mmjax.serving import health, open_inference, openapi, page
 from mmjax.serving.engine import Engine, stop, warm
-from mmjax.serving.routes import REQUEST_ID, ROUTES, request_id_of
-from mmjax.serving.wire import Refused, encode_problem
-
-PROBLEM = "application/problem+json"
-PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-"""What an `X-Request-ID` may look like to be taken over."""
+from mmjax.serving.health import Pulse
+from mmjax.serving.limits import Gate, Limits
+from mmjax.serving.log import RequestLog
+from mmjax.serving.observe import NOTES
+from mmjax.serving.outer import Watch, problem_reply, watched
+from mmjax.serving.routes import ROUTES, request_id_of
+from mmjax.serving.wire import Refused
 
 logger = logging.getLogger(__name__)
 
+UNLIMITED = Limits()
+"""No keys and no rate."""
 
-def make_app(engine: Engine, *, warmed: Callable[[BaseException | None], None]) -> ASGIApp:
+
+def make_app(
+    engine: Engine,
+    *,
+    warmed: Callable[[BaseException | None], None],
+    limits: Limits = UNLIMITED,
+    log: RequestLog | None = None,
+) -> ASGIApp:
     """Return the ASGI app. It warms the engine beside the event loop and then calls `warmed(error or None)`."""
+    pulse = Pulse(engine.device)
 
     @contextlib.asynccontextmanager
     async def living(app: Litestar) -> AsyncIterator[None]:
         warming = asyncio.get_running_loop().run_in_executor(engine.keeper, warm, engine)
         warming.add_done_callback(lambda done: None if done.cancelled() else warmed(done.exception()))
+        beating = asyncio.create_task(pulse.beat())
         try:
             yield
         finally:
+            beating.cancel()
             stop(engine)
 
     app = Litestar(
-        route_handlers=[*ROUTES, *page.ROUTES, *openapi.ROUTES],
+        route_handlers=[*ROUTES, *health.ROUTES, *open_inference.ROUTES, *page.ROUTES, *openapi.ROUTES],
         exception_handlers={Refused: refused, HTTPException: http_error, Exception: fault},
         lifespan=[living],
-        state=State({"engine": engine}),
+        state=State({"engine": engine, "pulse": pulse}),
         openapi_config=None,
         logging_config=None,
         debug=False,
     )
-    return identified(app)
-
-
-def identified(app: ASGIApp) -> ASGIApp:
-    """Return the app with an id for each request, the client's own where it is plain, in the scope and the reply."""
-
-    async def identify(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # pyright: ignore[reportGeneralTypeIssues]
-            await app(scope, receive, send)
-            return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
-        scope[REQUEST_ID] = request_id  # pyright: ignore[reportGeneralTypeIssues]
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        await app(scope, receive, send_with_id)
-
-    return identify
+    return watched(app, Watch(engine.metrics, Gate(limits), log))
 
 
 def refused(request: Request[Any, Any, Any], error: Refused) -> Response[bytes]:
-    """Return the reply to a request that is refused."""
-    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s else {}
-    body = encode_problem(error, request_id_of(request))
-    return Response(body, status_code=error.status, media_type=PROBLEM, headers=headers)
+    """Return the reply to a request that is refused; its reason is counted."""
+    request.scope[NOTES]["reason"] = error.reason  # pyright: ignore[reportGeneralTypeIssues]
+    status, headers, body = problem_reply(error, request.scope["path"], request_id_of(request))
+    return Response(body, status_code=status, headers=headers)
 
 
 def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:

@@ -15,6 +15,8 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 Stage = Literal["queue", "decode", "infer", "encode"]
 Gap = Literal["unknown", "missing", "out_of_range"]
 
+NOTES = "mmjax_notes"
+"""Where the scope keeps a dict of what the log tells of the request: `reason`, and what the handlers add."""
 SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper ends of the histograms of time."""
 ROWS = tuple(float(1 << power) for power in range(0, 13, 2))

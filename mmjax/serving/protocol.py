@@ -1,0 +1,299 @@
+"""HTTP/1.1 as uvicorn speaks it, with bounds on what a client may send and on how long it may take.
+
+A subclass of uvicorn's httptools protocol: it takes over the receiving side (uvicorn has no deadline and no bound
+there) and leaves the answering side as it is. `UVICORN` lists all that it rests on; a test holds it against the
+installed version, and `make_protocol` refuses to start on another.
+"""
+
+import inspect
+import re
+import secrets
+import time
+from asyncio import BaseTransport, Transport
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any, Literal, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from mmjax.errors import ConfigError
+from mmjax.serving.limits import Limits
+from mmjax.serving.routes import REQUEST_ID
+from mmjax.serving.wire import Refused, encode_problem
+
+REFUSAL = "mmjax_refusal"
+"""Where the scope keeps the (status, reason) of a refusal that the client got while the app was at work."""
+FRAMING_BYTES = 1024 * 1024
+"""Chunk sizes, chunk extensions and trailers of one body."""
+HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+
+UVICORN: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "connection_made": ("transport",),
+        "connection_lost": ("exc",),
+        "data_received": ("data",),
+        "on_message_begin": (),
+        "on_url": ("url",),
+        "on_header": ("name", "value"),
+        "on_headers_complete": (),
+        "on_body": ("body",),
+        "on_message_complete": (),
+        "on_response_complete": (),
+        "_unset_keepalive_if_required": (),
+        "__init__": ("config", "server_state", "app_state", "_loop"),
+    }
+)
+"""Methods of uvicorn's protocol that are called or overridden, with their parameters."""
+UVICORN_FIELDS = ("parser", "transport", "loop", "flow", "cycle", "headers", "scope")
+"""Fields of uvicorn's protocol that are read."""
+CYCLE_FIELDS = ("response_started", "response_complete", "keep_alive", "disconnected", "message_event", "scope")
+"""Fields of uvicorn's cycle that are read, or, `keep_alive` and `disconnected`, written."""
+
+Stage = Literal["idle", "head", "body", "refused"]
+Told = Callable[[str, int, str, float, str], None]
+"""Hears of a refusal that no app sees: method, status, reason, seconds, request id."""
+
+
+def changed(protocol: type = HttpToolsProtocol, cycle: type = RequestResponseCycle) -> list[str]:
+    """Return a line for each thing of uvicorn that is no longer as this module expects."""
+    wrong = []
+    for name, parameters in UVICORN.items():
+        method = getattr(protocol, name, None)
+        got = tuple(inspect.signature(method).parameters)[1:] if method else None
+        if got != parameters:
+            wrong.append(f"uvicorn: expected HttpToolsProtocol.{name}{parameters}, got {got}; see serving/protocol.py")
+    for kind, fields in ((protocol, UVICORN_FIELDS), (cycle, CYCLE_FIELDS)):
+        source = inspect.getsource(kind.__init__)
+        absent = [field for field in fields if f"self.{field}" not in source]
+        wrong += [f"uvicorn: expected {kind.__name__}.{field}, got none; see serving/protocol.py" for field in absent]
+    return wrong
+
+
+def make_protocol(limits: Limits, *, refused: Told) -> type[HttpToolsProtocol]:
+    """Return the protocol class for `uvicorn.Config(http=...)`; ConfigError where uvicorn is not as expected."""
+    if wrong := changed():
+        raise ConfigError(wrong)
+
+    class Bounded(BoundedProtocol):
+        """The protocol with these limits."""
+
+    Bounded.limits = limits
+    Bounded.refused = staticmethod(refused)
+    return Bounded
+
+
+class _Stop(Exception):
+    """Raised in a callback of the parser to stop it."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with deadlines and bounds.
+
+    One timer at most runs for a connection, and none for a request that comes in one piece.
+    """
+
+    limits: Limits
+    refused: Told
+
+    def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._stage: Stage = "idle"
+        self._timer: Any = None
+        self._began = time.monotonic()
+        self._head_bytes = 0
+        self._framing_bytes = 0
+        self._chunks = 0
+        self._problem: Refused | None = None
+
+    # ---- the connection
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        """Start the time in which a request has to come."""
+        super().connection_made(cast(Transport, transport))
+        self._start_timer(self.limits.header_timeout_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell of a client that left in the middle of its headers; one that left later is known to the app."""
+        self._stop_timer()
+        if self._stage == "head":
+            self._tell(499, "client-left")
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come, refuse what is too much, and set the time in which the rest has to come."""
+        if self._stage == "refused" or self.parser is None:
+            return
+        self._unset_keepalive_if_required()
+        self._head_bytes += len(data)
+        self._framing_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+            self._check_sizes()
+        except (httptools.HttpParserError, _Stop) as error:
+            self._refuse(self._problem or _not_http(error))
+            return
+        except httptools.HttpParserUpgrade:
+            self.cycle.keep_alive = False  # answered as if no upgrade had been asked for, as RFC 9110 allows
+        self._time_the_rest()
+
+    # ---- the parser's callbacks
+
+    def on_message_begin(self) -> None:
+        """Start counting."""
+        super().on_message_begin()
+        self._stop_timer()
+        self._stage = "head"
+        self._began = time.monotonic()
+        self._head_bytes = self._framing_bytes = self._chunks = 0
+
+    def on_url(self, url: bytes) -> None:
+        """Refuse a long URL."""
+        super().on_url(url)
+        if len(self.url) > self.limits.max_url_bytes:
+            self._stop(Refused(400, "long-url", f"URL: expected at most {self.limits.max_url_bytes:,} bytes, got more"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Refuse many headers, among them trailers."""
+        super().on_header(name, value)
+        if len(self.headers) > self.limits.max_headers:
+            told = f"headers: expected at most {self.limits.max_headers:,}, got more"
+            self._stop(Refused(431, "many-headers", told))
+
+    def on_headers_complete(self) -> None:
+        """Refuse large headers and a Host that is none; then the app gets to work."""
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self.limits.max_header_bytes:
+            self._stop(self._large_head())
+        hosts = [value for name, value in self.headers if name == b"host"]
+        assert self.parser is not None
+        old = self.parser.get_http_version() == "1.0" and not hosts
+        if not old and (len(hosts) != 1 or not HOST.fullmatch(hosts[0])):
+            self._stop(Refused(400, "bad-host", "Host: expected one name or address with an optional port"))
+        self._stop_timer()
+        self._stage = "body"
+        self._framing_bytes = 0
+        super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        """Refuse a body of very many chunks."""
+        self._chunks += 1
+        if self._chunks > self.limits.max_chunks:
+            told = f"body: expected at most {self.limits.max_chunks:,} chunks, got more; send larger ones"
+            self._stop(Refused(400, "many-chunks", told))
+
+    def on_body(self, body: bytes) -> None:
+        """Pass on a piece of the body."""
+        self._framing_bytes -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End the time for the body."""
+        self._stop_timer()
+        self._stage = "idle"
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Give a client that was answered before its body had come a short time for the rest of it."""
+        super().on_response_complete()
+        if self._stage == "body":
+            self._stop_timer()
+            self._start_timer(self.limits.unread_timeout_s)
+
+    # ---- bounds
+
+    def _check_sizes(self) -> None:
+        if self._stage == "head" and self._head_bytes > self.limits.max_header_bytes:
+            self._stop(self._large_head())
+        if self._stage == "body" and self._framing_bytes > FRAMING_BYTES:
+            self._stop(Refused(400, "bad-chunks", "body: expected chunks, got mostly extensions or trailers"))
+
+    def _large_head(self) -> Refused:
+        told = f"headers: expected at most {self.limits.max_header_bytes:,} bytes, got more"
+        return Refused(431, "large-headers", told)
+
+    def _stop(self, problem: Refused) -> None:
+        """Leave the parser, which wraps what a callback raises."""
+        self._problem = problem
+        raise _Stop
+
+    # ---- time
+
+    def _time_the_rest(self) -> None:
+        """Let a timer run while something of a request is missing; it is not set back by what comes."""
+        if self._timer is not None or self._stage == "refused":
+            return
+        if self._stage == "body":
+            answered = self.cycle is not None and self.cycle.response_complete
+            self._start_timer(self.limits.unread_timeout_s if answered else self.limits.body_timeout_s)
+        elif self._stage == "head" or self.cycle is None or self.cycle.response_complete:
+            self._start_timer(self.limits.header_timeout_s)
+
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self._too_slow, seconds)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self, seconds: float) -> None:
+        self._timer = None
+        if self._stage == "head":
+            self._refuse(Refused(408, "slow-headers", f"headers: expected all of them within {seconds:g} s"))
+        elif self._stage == "body" and not self.cycle.response_started:
+            self._refuse(Refused(408, "slow-body", f"body: expected all of it within {seconds:g} s"))
+        else:
+            self.transport.close()
+
+    # ---- refusals
+
+    def _refuse(self, problem: Refused) -> None:
+        """Answer, stop listening to the client, and close once it has stopped sending, so that it sees the answer.
+
+        While an earlier request is being answered there is no answer to this one, but the connection is closed.
+        """
+        waiting = self.cycle is not None and not self.cycle.response_complete
+        mine = waiting and self._stage == "body"
+        if waiting and (not mine or self.cycle.response_started):
+            self._stage = "refused"
+            self.cycle.keep_alive = False
+            if mine:
+                self.transport.close()
+            return
+        request_id = self.cycle.scope.get(REQUEST_ID) if mine else None
+        request_id = request_id or secrets.token_hex(16)
+        if mine:  # the app hears of a client that left; the scope tells it why
+            self.cycle.scope[REFUSAL] = (problem.status, problem.reason)  # pyright: ignore[reportGeneralTypeIssues]
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        else:
+            self._tell(problem.status, problem.reason, request_id)
+        self._stop_timer()
+        self._stage = "refused"
+        self.transport.write(_reply(problem, request_id))
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._start_timer(self.limits.unread_timeout_s)
+
+    def _tell(self, status: int, reason: str, request_id: str = "") -> None:
+        method = (self.parser.get_method() or b"").decode("ascii", "replace") if self.parser else ""
+        self.refused(method, status, reason, time.monotonic() - self._began, request_id)
+
+
+def _not_http(error: Exception) -> Refused:
+    """Return the refusal of what the parser does not take; its own words tell nothing but the rule."""
+    cause = "the URL or a header cannot be read" if isinstance(error, httptools.HttpParserCallbackError) else str(error)
+    return Refused(400, "bad-http", f"request: expected HTTP/1.1, got something else: {cause[:200]}")
+
+
+def _reply(problem: Refused, request_id: str) -> bytes:
+    body = encode_problem(problem, request_id)
+    head = (
+        f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
+        f"content-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
+        f"x-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body

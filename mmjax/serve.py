@@ -5,6 +5,7 @@ answers at once (`/health/live`), and requests from the moment that every batch 
 """
 
 import importlib.util
+import os
 import socket
 import time
 from typing import Any
@@ -20,21 +21,41 @@ GRACE_S = 30
 """Time that requests in flight get after SIGTERM."""
 BACKLOG = 1024
 """Connections that wait to be taken."""
+STANDARD_ERROR = 2
+"""Where the log of requests goes; standard output is for people, and for `--json`."""
 KEEP_ALIVE_S = 65
 """Longer than the 60 s of common load balancers, so that they and not we close idle connections."""
 
 
-def serve(models: tuple[str, ...], *, registry: str, host: str, port: int, queue: int) -> dict[str, Any]:
+def serve(
+    models: tuple[str, ...],
+    *,
+    registry: str,
+    host: str,
+    port: int,
+    queue: int,
+    api_keys: str | None = None,
+    rate: float | None = None,
+    burst: int = 20,
+) -> dict[str, Any]:
     """Serve until SIGTERM or Ctrl-C, finish what is in flight and return the address and the models.
 
-    Raises ConfigError (packages, port), BundleError (models), and what failed while models were compiled.
+    `api_keys` is a file of keys, `rate` and `burst` bound the requests of each. Raises ConfigError (packages, port,
+    keys), BundleError (models), and what failed while models were compiled.
     """
     _check_packages()
     import uvicorn
 
     from mmjax.serving.app import make_app
     from mmjax.serving.engine import load_models, make_engine
+    from mmjax.serving.limits import Limits, load_keys, open_to_others
+    from mmjax.serving.log import RequestLog
+    from mmjax.serving.outer import unparsed
+    from mmjax.serving.protocol import make_protocol
 
+    limits = Limits(keys=load_keys(api_keys, os.environ), rate=rate, burst=burst)
+    if warning := open_to_others(host, limits):
+        echo(warning)
     started = time.perf_counter()
     with _listen(host, port) as listener:
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
@@ -48,11 +69,15 @@ def serve(models: tuple[str, ...], *, registry: str, host: str, port: int, queue
             elif engine.ready.is_set():
                 echo(f"ready after {time.perf_counter() - started:.1f} s; stop with Ctrl-C")
 
-        server = uvicorn.Server(_uvicorn_config(make_app(engine, warmed=warmed)))
+        log = RequestLog(STANDARD_ERROR, lost=engine.metrics.line_lost)
+        protocol = make_protocol(limits, refused=unparsed(engine.metrics, log))
+        app = make_app(engine, warmed=warmed, limits=limits, log=log)
+        server = uvicorn.Server(_uvicorn_config(app, protocol))
         names = [str(model) for model in engine.models]
         listener.listen(BACKLOG)  # so that nobody who reads the next line is refused
         echo(f"serving {', '.join(names)} on {url}")
         _run_until_stopped(server, listener)
+        log.close()
     if failure:
         raise failure[0]
     return {"url": url, "models": names}
@@ -94,12 +119,13 @@ def _run_until_stopped(server: Any, listener: socket.socket) -> None:
             raise
 
 
-def _uvicorn_config(app: Any) -> Any:
+def _uvicorn_config(app: Any, protocol: Any) -> Any:
     import uvicorn
 
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=protocol,
+        proxy_headers=False,  # the address of a client is the one that it has, not one that it says
         ws="none",
         lifespan="on",
         log_level="warning",
@@ -134,12 +160,34 @@ def _uvicorn_config(app: Any) -> Any:
 @click.option(
     "--registry", default="registry", show_default=True, type=click.Path(), help="Where models are registered."
 )
+@click.option(
+    "--api-keys", type=click.Path(), metavar="FILE", help="Ask for one of these keys (NAME:sha256:HEX a line)."
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests a second of one key; 429 beyond.")
+@click.option(
+    "--burst",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Requests of one key at once, with --rate.",
+)
 @json_option
-def command(models: tuple[str, ...], host: str, port: int, queue: int, registry: str) -> dict[str, Any]:
+def command(
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    queue: int,
+    registry: str,
+    api_keys: str | None,
+    rate: float | None,
+    burst: int,
+) -> dict[str, Any]:
     """Serve registered models."""
     for note in configure().notes:
         echo(note)
-    return serve(models, registry=registry, host=host, port=port, queue=queue)
+    return serve(
+        models, registry=registry, host=host, port=port, queue=queue, api_keys=api_keys, rate=rate, burst=burst
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,73 @@
+// What a model says: labels, probabilities as bars, where the time went; or why it says nothing.
+
+import { facts, make, short } from "./dom.js";
+
+const MOST_BARS = 10;
+
+/** What the first row of a reply says. */
+export function answer(description, { document: reply, milliseconds, timing }) {
+  const parts = [headline(description, reply)];
+  if (reply.probabilities) parts.push(bars(description.classes, reply.probabilities[0]));
+  const stages = timing.map(([name, took]) => [`… ${name}`, duration(took)]);
+  const version = reply.model.version == null ? "" : `, version ${reply.model.version}`;
+  parts.push(
+    facts([
+      ["Compiled call", duration(reply.inference_time_ms)],
+      ...stages,
+      ["Seen from here", duration(milliseconds)],
+      ["Answered by", `${reply.model.name}${version}`],
+      ["Request", make("code", {}, reply.request_id)],
+    ]),
+  );
+  return parts;
+}
+
+function headline(description, reply) {
+  const what = reply.labels ? reply.labels[0] : number(reply.predictions[0]);
+  return make("p", { class: "answer" }, make("small", {}, description.target), short(String(what), 200));
+}
+
+function bars(classes, probabilities) {
+  const ranked = classes.map((name, i) => [name, probabilities[i]]).sort((a, b) => b[1] - a[1]);
+  const list = make("ul", { class: "bars", "aria-label": "Probabilities" });
+  for (const [name, share] of ranked.slice(0, MOST_BARS)) {
+    const bar = make("div");
+    bar.style.width = `${100 * share}%`;
+    const track = make("div", { class: "track", "aria-hidden": "true" }, bar);
+    list.append(make("li", {}, make("span", {}, short(name, 120)), make("span", { class: "share" }, percent(share)), track));
+  }
+  if (ranked.length <= MOST_BARS) return list;
+  const rest = ranked.slice(MOST_BARS).reduce((sum, [, share]) => sum + share, 0);
+  list.append(make("li", {}, make("span", {}, `${ranked.length - MOST_BARS} more classes`), make("span", { class: "share" }, percent(rest))));
+  return list;
+}
+
+/** Why there is no answer. Lines about a field stand there; `others` are all the rest. */
+export function refusal(error, others, told) {
+  const lines = others.length ? make("ul", {}, ...others.map((line) => make("li", {}, line))) : "";
+  const heading = make("strong", {}, told ? "The server could not take what is marked in the form." : "The server refused.");
+  const status = error.status ? `${error.status} ${error.reason}` : error.reason;
+  return [
+    make("div", { class: "alert", role: "alert" }, heading, lines),
+    facts([
+      ["Reason", make("code", {}, status)],
+      ["Request", error.requestId && make("code", {}, error.requestId)],
+    ]),
+  ];
+}
+
+/** `0.1234` as a share of a hundred. */
+export function percent(share) {
+  if (share > 0 && share < 0.001) return "< 0.1 %";
+  if (share < 1 && share > 0.999) return "> 99.9 %";
+  return `${(100 * share).toFixed(1)} %`;
+}
+
+/** Milliseconds with three digits. */
+export function duration(milliseconds) {
+  return milliseconds >= 1000 ? `${(milliseconds / 1000).toPrecision(3)} s` : `${number(milliseconds, 3)} ms`;
+}
+
+function number(value, digits = 6) {
+  return value.toLocaleString("en", { maximumSignificantDigits: digits, useGrouping: false });
+}

@@ -52,7 +52,9 @@ LAYERS: dict[int, dict[str, str]] = {
         "resume": "resume",
         "drill": "drill",
         "serving": """serving/answering serving/app serving/batcher serving/client serving/engine serving/health
-            serving/limits serving/log serving/observe serving/open_inference serving/open_inference_model
+            serving/limits serving/log serving/observe serving/compression serving/numbers serving/open_inference serving/open_inference_extras
+            serving/open_inference_inputs serving/open_inference_model serving/open_inference_reply
+            serving/open_inference_request serving/open_inference_tensors
             serving/openapi serving/outer serving/page serving/parity serving/protocol serving/routes
             serving/wire""",
     },

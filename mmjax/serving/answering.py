@@ -61,22 +61,55 @@ async def answer(
     (see `client_gone`). Raises Refused: 400 for cells that are none, 422 for an answer that is not finite, 499 when the
     client left, 503 when the device fails or the model is not ready, 504 past the deadline.
     """
-    batcher = served.batcher
-    if batcher is None:
-        raise Refused(503, "not-ready", f"model: {served} is being compiled; try again", retry_after_s=1)
+    _batcher(served)
     started = time.perf_counter()
     cells = sum(map(len, columns.values()))
     if served.modality == "table" and cells <= INLINE_CELLS:
         batch = _encoded(served, columns)
     else:
         batch = await in_thread(engine, lambda: _encoded(served, columns))
-    decode_s = time.perf_counter() - started
+    return await answer_batch(
+        engine,
+        served,
+        batch,
+        request_id=request_id,
+        columns=columns,
+        decode_s=time.perf_counter() - started,
+        deadline=deadline,
+        deterministic=deterministic,
+        gone=gone,
+    )
+
+
+async def answer_batch(
+    engine: Engine,
+    served: Served,
+    batch: Batch,
+    *,
+    request_id: str,
+    columns: Columns | None = None,
+    decode_s: float = 0.0,
+    deadline: float | None = None,
+    deterministic: bool = False,
+    gone: Gone | None = None,
+) -> Answered:
+    """Return what `answer` does, of rows that are encoded already, in `decode_s` seconds.
+
+    `columns` are what they were encoded from; None for a matrix of numbers, in which no cell is unknown.
+    """
+    batcher = _batcher(served)
     job = submit(batcher, batch, deadline=deadline, deterministic=deterministic)
     scores = await _result(batcher, job, gone)
     _refuse_non_finite(scores)
     queue_s = job.started - job.arrived
     _count(engine, served, columns, batch, scores, (queue_s, decode_s, job.infer_s))
     return Answered(scores, queue_s, decode_s, job.infer_s, job.bucket)
+
+
+def _batcher(served: Served) -> Batcher:
+    if served.batcher is None:
+        raise Refused(503, "not-ready", f"model: {served} is being compiled; try again", retry_after_s=1)
+    return served.batcher
 
 
 def client_gone(receive: Callable[[], Awaitable[Any]]) -> Gone:
@@ -163,7 +196,7 @@ def _refuse_non_finite(scores: Scores) -> None:
 def _count(
     engine: Engine,
     served: Served,
-    columns: Columns,
+    columns: Columns | None,
     batch: Batch,
     scores: Scores,
     seconds: tuple[float, float, float],
@@ -186,16 +219,16 @@ def _count(
             metrics.predicted(label, classes[index], count)
 
 
-def _count_cells(engine: Engine, served: Served, columns: Columns, batch: Batch) -> None:
+def _count_cells(engine: Engine, served: Served, columns: Columns | None, batch: Batch) -> None:
     """Count cells that are missing, unknown or out of range, by column."""
     label, schema = str(served), served.predictor.schema
     numeric, category = batch.get("numeric"), batch.get("category")
     if numeric is not None and np.isnan(numeric).any():
         for name, count in zip(schema.numeric_features, np.isnan(numeric).sum(axis=0).tolist(), strict=True):
             column = name.removesuffix(".elapsed_days")
-            if count and column in columns:
+            if count and (columns is None or column in columns):
                 engine.metrics.cells(label, column, "missing", count)
-    if category is not None and not category.all():
+    if columns is not None and category is not None and not category.all():
         unknown = {name: sum(found.values()) for name, found in unknown_categories(schema, columns).items()}
         for column, count in zip(schema.category_columns, (category == 0).sum(axis=0).tolist(), strict=True):
             engine.metrics.cells(label, column.name, "unknown", unknown.get(column.name, 0))

@@ -1,55 +1,72 @@
-"""The routes of the Open Inference Protocol V2 (`/v2`), as KServe and Triton speak it."""
+"""The routes of the Open Inference Protocol V2 (`/v2`), as KServe and Triton speak it: health, metadata, inference."""
 
+import functools
+import time
 from importlib.metadata import version as version_of
-from typing import Any
+from typing import NamedTuple
 
-from litestar import MediaType, Request, Response, get
+import numpy as np
+from litestar import MediaType, Response, get, post
 from litestar.params import FromPath
 
-from mmjax.serving.engine import Served, phase
-from mmjax.serving.open_inference_model import PLATFORM, inputs_of, outputs_of
-from mmjax.serving.routes import engine_of
-from mmjax.serving.wire import Refused, encode_json
+from mmjax.errors import DataError
+from mmjax.schema import Batch, Columns
+from mmjax.serving.answering import Answered, answer, answer_batch, client_gone, deadline_of, in_thread
+from mmjax.serving.compression import check_coding, coding_asked, deflated, inflated
+from mmjax.serving.engine import Served, admitted, phase
+from mmjax.serving.numbers import is_matrix, numeric_batch
+from mmjax.serving.open_inference_extras import EXTRA_ROUTES, PLATFORM, AnyRequest, json_reply, named
+from mmjax.serving.open_inference_inputs import columns_of, matrix_of
+from mmjax.serving.open_inference_model import inputs_of, outputs_of
+from mmjax.serving.open_inference_reply import Reply, asked_outputs, encode_infer
+from mmjax.serving.open_inference_request import Asked, InferRequest, decode_infer
+from mmjax.serving.open_inference_tensors import raw_tensor
+from mmjax.serving.routes import INLINE_BYTES, TIMEOUT, engine_of, read_body, request_id_of, server_timing
+from mmjax.serving.wire import MAX_TENSOR_BYTES, Refused
 
 VERSION = version_of("mmjax")
-AnyRequest = Request[Any, Any, Any]
-
-EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "parameters", "statistics")
+HEADER_LENGTH = "inference-header-content-length"
+TYPES = ("application/json", "application/octet-stream")
+"""Content types of a request; without one it is taken as well, for Triton's client sends none."""
+INLINE_MATRIX_BYTES = 2**20
+"""Matrices up to this size are read on the event loop: nothing is done for each cell of them."""
+INLINE_OUTPUTS = 16_384
+"""Replies of up to so many numbers are written on the event loop."""
 
 
 @get("/v2")
-async def server(request: AnyRequest) -> Response[bytes]:
+async def server() -> Response[bytes]:
     """Answer what this server is."""
-    return _json({"name": "mmjax", "version": VERSION, "extensions": EXTENSIONS})
+    return json_reply({"name": "mmjax", "version": VERSION, "extensions": EXTENSIONS})
 
 
 @get("/v2/health/live")
 async def live() -> Response[bytes]:
     """Answer 200 while the event loop turns."""
-    return _json({"live": True})
+    return json_reply({"live": True})
 
 
 @get("/v2/health/ready")
 async def ready(request: AnyRequest) -> Response[bytes]:
     """Answer 200 when every model is compiled, else 503."""
     is_ready = phase(engine_of(request)) == "ready"
-    return _json({"ready": is_ready, "live": True}, status=200 if is_ready else 503)
+    return json_reply({"ready": is_ready, "live": True}, status=200 if is_ready else 503)
 
 
 @get("/v2/models")
 async def models(request: AnyRequest) -> Response[bytes]:
     """Answer the names of the models there are."""
-    return _json({"models": list(dict.fromkeys(model.name.name for model in engine_of(request).models))})
+    return json_reply({"models": list(dict.fromkeys(model.name.name for model in engine_of(request).models))})
 
 
 @get(["/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}"])
 async def metadata(request: AnyRequest, name: FromPath[str], version: FromPath[str | None] = None) -> Response[bytes]:
     """Answer the inputs and outputs of a model."""
-    found = named(request, name, version)
-    schema = found[0].predictor.schema
+    schema = named(request, name, version)[0].predictor.schema
     versions = [str(model.name.version) for model in named(request, name, None) if model.name.version is not None]
     document = {"name": name, "versions": versions, "platform": PLATFORM}
-    return _json(document | {"inputs": inputs_of(schema), "outputs": outputs_of(schema)})
+    return json_reply(document | {"inputs": inputs_of(schema), "outputs": outputs_of(schema)})
 
 
 @get(["/v2/models/{name:str}/ready", "/v2/models/{name:str}/versions/{version:str}/ready"])
@@ -57,25 +74,151 @@ async def model_ready(
     request: AnyRequest, name: FromPath[str], version: FromPath[str | None] = None
 ) -> Response[bytes]:
     """Answer 200 when the model is compiled, else 503."""
-    named(request, name, version)
-    is_ready = phase(engine_of(request)) == "ready"
-    return _json({"name": name, "ready": is_ready}, status=200 if is_ready else 503)
+    found = named(request, name, version)
+    is_ready = phase(engine_of(request)) == "ready" and all(model.batcher is not None for model in found)
+    return json_reply({"name": name, "ready": is_ready}, status=200 if is_ready else 503)
 
 
-ROUTES = (server, live, ready, models, metadata, model_ready)
+@post(
+    ["/v2/models/{name:str}/infer", "/v2/models/{name:str}/versions/{version:str}/infer"],
+    status_code=200,
+    request_max_body_size=MAX_TENSOR_BYTES,
+)
+async def infer(request: AnyRequest, name: FromPath[str], version: FromPath[str | None] = None) -> Response[bytes]:
+    """Answer for the rows or images of a request."""
+    engine, served = engine_of(request), _one(request, name, version)
+    coding, header_length = _expected(request)
+    deadline = deadline_of(engine, request.headers.get(TIMEOUT))
+    body = await read_body(request, MAX_TENSOR_BYTES)
+    with admitted(engine):
+        arrived, started = time.monotonic(), time.perf_counter()
+        work = functools.partial(_read, served, body, coding, header_length)
+        work_is_short = _is_short(served, len(body), coding, header_length)
+        asked = work() if work_is_short else await in_thread(engine, work)
+        if asked.request.timeout_us:
+            deadline = min(arrived + asked.request.timeout_us / 1e6, deadline or float("inf"))
+        decode_s = time.perf_counter() - started
+        answered = await _answered(request, served, asked, deadline, decode_s)
+        return await _replied(request, served, asked, answered, decode_s)
 
 
-def named(request: AnyRequest, name: str, version: str | None) -> list[Served]:
-    """Return the models of that name, and version; Refused (404) when there is none."""
-    engine = engine_of(request)
-    served = [model for model in engine.models if model.name.name == name]
-    found = [model for model in served if version is None or str(model.name.version) == version]
-    if not found:
-        there = ", ".join(map(str, served or engine.models))
-        wanted = f"{name[:100]}{'' if version is None else f':{version[:20]}'}"
-        raise Refused(404, "no-such-model", f"model: no '{wanted}' is served; there are {there}")
-    return found
+ROUTES = (server, live, ready, models, metadata, model_ready, infer, *EXTRA_ROUTES)
 
 
-def _json(document: dict[str, Any], *, status: int = 200) -> Response[bytes]:
-    return Response(encode_json(document), media_type=MediaType.JSON, status_code=status)
+# ---- a request is read
+
+
+class _Read(NamedTuple):
+    """A request as it goes to the device, and what it wants to hear."""
+
+    request: InferRequest
+    outputs: tuple[Asked, ...]
+    batch: Batch | None
+    """Of a matrix of numbers; else the Columns are encoded first."""
+    columns: Columns
+
+
+def _one(request: AnyRequest, name: str, version: str | None) -> Served:
+    """Return the model that is meant; Refused when it is none or several, and where the query asks for more."""
+    if request.query_params:
+        raise Refused(400, "bad-query", "query: expected nothing, got parameters; they belong into the body")
+    found = named(request, name, version)
+    if len(found) > 1:
+        there = ", ".join(str(model.name.version) for model in found)
+        raise Refused(400, "which-model", f"versions: expected one of {there}, got none; say /versions/N in the path")
+    return found[0]
+
+
+def _expected(request: AnyRequest) -> tuple[str, int | None]:
+    """Return (content coding, length of the JSON before raw tensors) of the headers; Refused where they are wrong."""
+    kind = request.headers.get("content-type", TYPES[0]).split(";")[0].strip().lower()
+    if kind not in TYPES:
+        raise Refused(415, "bad-content-type", f"Content-Type: expected {' or '.join(TYPES)}, got '{kind[:80]}'")
+    length = request.headers.get(HEADER_LENGTH)
+    if length is not None and not (length.isascii() and length.isdecimal() and len(length) < 16):
+        told = f"expected the length of the JSON in bytes, got '{length[:80]}'"
+        raise Refused(400, "bad-header-length", f"Inference-Header-Content-Length: {told}")
+    coding = check_coding(request.headers.get("content-encoding", "identity"))
+    return coding, None if length is None else int(length)
+
+
+def _is_short(served: Served, size: int, coding: str, header_length: int | None) -> bool:
+    """Return whether a body is read in so little time that a thread would cost more."""
+    if coding != "identity":
+        return False
+    binary = header_length is not None and header_length <= INLINE_BYTES and is_matrix(served.predictor.schema)
+    return size <= (INLINE_MATRIX_BYTES if binary else INLINE_BYTES)
+
+
+def _read(served: Served, body: bytes, coding: str, header_length: int | None) -> _Read:
+    schema = served.predictor.schema
+    if coding != "identity":
+        body = inflated(body, coding, MAX_TENSOR_BYTES)
+    if header_length == 0:
+        request = InferRequest(inputs=(raw_tensor(inputs_of(schema), body),), outputs=(), binary=True)
+    else:
+        request = decode_infer(body, header_length)
+    outputs = asked_outputs(schema, request)
+    if not is_matrix(schema):
+        return _Read(request, outputs, None, columns_of(schema, request.inputs))
+    try:
+        return _Read(request, outputs, numeric_batch(schema, matrix_of(schema, request.inputs)), {})
+    except DataError as error:
+        raise Refused(400, "bad-cell", error.problems) from error
+
+
+# ---- and answered
+
+
+async def _answered(
+    request: AnyRequest, served: Served, asked: _Read, deadline: float | None, decode_s: float
+) -> Answered:
+    engine, request_id, gone = engine_of(request), request_id_of(request), client_gone(request.receive)
+    deterministic = asked.request.deterministic
+    if asked.batch is None:
+        return await answer(
+            engine,
+            served,
+            asked.columns,
+            request_id=request_id,
+            deadline=deadline,
+            deterministic=deterministic,
+            gone=gone,
+        )
+    return await answer_batch(
+        engine,
+        served,
+        asked.batch,
+        request_id=request_id,
+        decode_s=decode_s,
+        deadline=deadline,
+        deterministic=deterministic,
+        gone=gone,
+    )
+
+
+async def _replied(
+    request: AnyRequest, served: Served, asked: _Read, answered: Answered, decode_s: float
+) -> Response[bytes]:
+    engine, started = engine_of(request), time.perf_counter()
+    coding = coding_asked(request.headers.get("accept-encoding", ""))
+    work = functools.partial(_written, served, asked, answered, coding)
+    is_short = np.size(answered.scores.outputs) <= INLINE_OUTPUTS and coding is None
+    reply = work() if is_short else await in_thread(engine, work)
+    encode_s = time.perf_counter() - started
+    engine.metrics.stage(str(served), "encode", encode_s)
+    if asked.batch is None:
+        decode_s += answered.decode_s
+    headers = {"server-timing": server_timing(answered, decode_s=decode_s, encode_s=encode_s)}
+    if reply.header_length is not None:
+        headers[HEADER_LENGTH] = str(reply.header_length)
+    if coding is not None:
+        headers |= {"content-encoding": coding, "vary": "accept-encoding"}
+    media_type = MediaType.JSON if reply.header_length is None else TYPES[1]
+    return Response(reply.body, media_type=media_type, headers=headers)
+
+
+def _written(served: Served, asked: _Read, answered: Answered, coding: str | None) -> Reply:
+    schema, name = served.predictor.schema, served.name
+    reply = encode_infer(schema, answered.scores, name, asked.outputs, request_id=asked.request.id)
+    return reply if coding is None else reply._replace(body=deflated(reply.body, coding))

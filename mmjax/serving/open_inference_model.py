@@ -5,15 +5,17 @@ from typing import Any
 import msgspec
 
 from mmjax.schema import Column, Schema
+from mmjax.serving.numbers import is_matrix
 
 FEATURES = "features"
 """The one input of a table whose columns are all numeric."""
 IMAGE = "image"
 """The one input of a model of one image a row."""
-PLATFORM = "mmjax_jax"
 
 NUMBERS = ("FP32", "FP64", "FP16", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
 """Datatypes that a numeric input may have; every one but the first is cast, values that do not fit are refused."""
+PIXELS = "UINT8"
+"""Datatype of images that are decoded already, [-1, H, W, 3]; as BYTES they are files."""
 CATEGORIES = ("BYTES", "BOOL", *NUMBERS)
 """Datatypes that a categorical or boolean input may have: 1 and 1.0 are one number, and one category."""
 
@@ -36,15 +38,14 @@ def inputs_of(schema: Schema) -> tuple[TensorSpec, ...]:
     if is_matrix(schema):
         exact = any(column.offset for column in schema.features)
         return (_spec(FEATURES, NUMBERS, (-1, len(schema.features)), exact=exact),)
-    columns = [_column_spec(column) for column in schema.features]
-    images = schema.image.columns if schema.image else ()
-    names = (IMAGE,) if len(images) == 1 and not columns else images
-    return (*columns, *(TensorSpec(name, "BYTES", (-1,), {"accepts": ("BYTES", "UINT8")}) for name in names))
+    images = (TensorSpec(name, "BYTES", (-1,), {"accepts": ("BYTES", PIXELS)}) for name in image_names(schema))
+    return (*(_column_spec(column) for column in schema.features), *images)
 
 
-def is_matrix(schema: Schema) -> bool:
-    """Return whether all columns are numeric, so that a request is one matrix."""
-    return schema.image is None and all(column.kind == "numeric" for column in schema.features)
+def image_names(schema: Schema) -> tuple[str, ...]:
+    """Return the inputs that are images, in the order of `schema.image.columns`."""
+    columns = schema.image.columns if schema.image else ()
+    return (IMAGE,) if len(columns) == 1 and not schema.features else columns
 
 
 def _column_spec(column: Column) -> TensorSpec:

@@ -61,7 +61,7 @@ async def predict_tabular(request: AnyRequest) -> Response[bytes]:
     _query(request)
     _expect_json(request)
     deadline = deadline_of(engine, request.headers.get(TIMEOUT))
-    body = await _body(request, MAX_TABLE_BYTES)
+    body = await read_body(request, MAX_TABLE_BYTES)
     with admitted(engine):
         started = time.perf_counter()
         work = functools.partial(_table, engine, body)
@@ -76,7 +76,7 @@ async def predict_image(request: AnyRequest) -> Response[bytes]:
     served = select(engine, *_query(request, "model", "version"), modality="image")
     _expect_plain(request)
     deadline = deadline_of(engine, request.headers.get(TIMEOUT))
-    body = await _body(request, MAX_IMAGE_BYTES)
+    body = await read_body(request, MAX_IMAGE_BYTES)
     with admitted(engine):
         started = time.perf_counter()
         files = image_files(request.headers.get("content-type", ""), body)
@@ -160,7 +160,8 @@ def server_timing(answered: Answered, *, decode_s: float, encode_s: float) -> st
     )
 
 
-async def _body(request: AnyRequest, limit: int) -> bytes:
+async def read_body(request: AnyRequest, limit: int) -> bytes:
+    """Return the body; Refused when it is larger than `limit` bytes (413), slow (408) or never finished (499)."""
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.body()

@@ -358,6 +358,6 @@ def encode_problem(refused: Refused, request_id: str) -> bytes:
     return _encode(problem)
 
 
-def encode_json(value: Mapping[str, Any]) -> bytes:
+def encode_json(value: Mapping[str, Any] | Sequence[Any]) -> bytes:
     """Return JSON-ready values as JSON."""
     return _encode(value)

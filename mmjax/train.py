@@ -35,7 +35,7 @@ from mmjax.data.audit import refuse
 from mmjax.data.findings import audit_lines, finding_line
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.quarantine import write_quarantine
-from mmjax.data.split import split_to_json
+from mmjax.data.split import split_json
 from mmjax.errors import BundleError, DataError
 from mmjax.interrupts import held
 from mmjax.parts import States, build_parts
@@ -217,7 +217,8 @@ def _save_inputs(run_dir: Path, config: Config, prepared: Prepared, decisions: t
     """Keep what decides the run: the resolved config, the schema, the realised split, the recipe's decisions."""
     (run_dir / "resolved.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     (run_dir / "schema.json").write_bytes(schema_to_json(prepared.schema))
-    (run_dir / "split.json").write_text(split_to_json(prepared.split, prepared.names), encoding="utf-8")
+    with (run_dir / "split.json").open("w", encoding="utf-8") as file:
+        file.writelines(split_json(prepared.split, prepared.names))
     write_json_atomic(run_dir / "decisions.json", [decision._asdict() for decision in decisions])
     write_json_atomic(run_dir / "audit.json", [finding._asdict() for finding in prepared.findings])
     if prepared.quarantined:

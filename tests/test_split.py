@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.data.split import split_rows, split_to_json
+from mmjax.data.split import split_json, split_rows
 from mmjax.errors import DataError
 
 THIRDS = (0.7, 0.1, 0.2)
@@ -139,7 +139,7 @@ def test_missing_arguments_are_a_programming_error():
 def test_json_tells_each_row_by_its_name():
     split = split_rows(20, strategy="random", fractions=THIRDS, seed=0)._replace(notes=("a note",))
     names = np.array([f"line{i}" for i in range(20)], dtype=object)
-    text = split_to_json(split, names)
+    text = "".join(split_json(split, names))
     again = json.loads(text)
     assert again["notes"] == ["a note"]
     assert [again[part] for part in ("train", "validation", "test")] == [rows.tolist() for rows in parts_of(split)]

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, assert_never
 
 import numpy as np
@@ -16,6 +16,8 @@ PARTS = ("train", "validation", "test")
 PART_NAMES = {"train": 0, "validation": 1, "val": 1, "valid": 1, "test": 2}
 """What a split column or folder may say, in any case."""
 SHOWN = 20
+PIECE = 100_000
+"""Rows put into words at a time."""
 
 
 class Split(NamedTuple):
@@ -66,14 +68,25 @@ def split_rows(
             assert_never(strategy)
 
 
-def split_to_json(split: Split, names: np.ndarray) -> str:
-    """Return the Split as one line of JSON: the indices of every part, the notes, and the name of each row.
+def split_json(split: Split, names: np.ndarray) -> Iterator[str]:
+    """Yield the Split as one line of JSON, piece by piece: the indices of every part, the notes, each row's name.
 
     Indices count the rows that were kept, so only their names (line, id or path) tell which rows of the data they are.
     """
-    parts = {name: rows.tolist() for name, rows in zip(PARTS, split[:3], strict=True)}
-    document = {**parts, "notes": split.notes, "names": list(map(str, names.tolist()))}
-    return json.dumps(document, separators=(",", ":")) + "\n"
+    for part, rows in zip(PARTS, split[:3], strict=True):
+        yield f'{"{" if part == PARTS[0] else ""}"{part}":['
+        yield from _joined(rows, lambda piece: piece.tolist())
+        yield "],"
+    yield f'"notes":{json.dumps(split.notes)},"names":['
+    yield from _joined(names, lambda piece: list(map(str, piece.tolist())))
+    yield "]}\n"
+
+
+def _joined(values: np.ndarray, plain: Callable[[np.ndarray], list]) -> Iterator[str]:
+    """Yield the inside of a JSON list, block by block: ten million texts at once would fill the memory."""
+    for start in range(0, len(values), PIECE):
+        piece = json.dumps(plain(values[start : start + PIECE]), separators=(",", ":"))
+        yield ("," if start else "") + piece[1:-1]
 
 
 def _given(found: np.ndarray | None, strategy: str, name: str) -> np.ndarray:

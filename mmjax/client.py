@@ -5,13 +5,14 @@ with mmjax.Client("http://localhost:8000") as client:
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 
+from mmjax.client_binary import as_matrix, binary_requests, read_binary
 from mmjax.client_bodies import Request, Rows, as_images, image_requests, table_requests
 from mmjax.client_http import Reply, ServerError, ask, close, make_server, send
 
@@ -71,13 +72,16 @@ class Client:
         exceeds the limits of a request is sent as several. Without `model` there must be only one that is meant.
         """
         images = as_images(rows)
-        found = self._meant("table" if images is None else "image", model, version)
         if images is not None:
-            requests = image_requests(images, model, version)
-        else:
-            description = None if found is None else self.describe(found.name, found.version)
-            requests = table_requests(rows, model, version, description)
-        return self._joined(list(self._replies(requests)))
+            return self._joined(list(self._replies(image_requests(images, model, version))))
+        if not isinstance(rows, Mapping | np.ndarray):  # these need no knowledge of the model
+            return self._joined(list(self._replies(table_requests(rows, model, version, None))))
+        try:
+            return self._by_column(rows, model, version)
+        except ServerError as error:
+            if error.status != 404 or version is not None:
+                raise
+            return self._by_column(rows, model, version)  # another version took its place between two requests
 
     def models(self) -> tuple[Model, ...]:
         """Return the models that are served."""
@@ -138,23 +142,25 @@ class Client:
     def _get(self, path: str) -> Reply:
         return send(self._server, "GET", path)
 
-    def _meant(self, modality: str, name: str | None, version: int | None) -> Model | None:
-        """Return the model that is meant; None where the server has to refuse, for it says best what there is."""
-        if (name, version) in self._described and name is not None:
-            told = self._described[name, version]
-            return Model(**{key: _tuples(told[key]) for key in Model._fields})
-        found = [
-            m
-            for m in self.models()
-            if m.modality == modality and name in (None, m.name) and version in (None, m.version)
-        ]
-        return found[0] if len(found) == 1 else None
+    def _by_column(self, rows: Mapping[str, Any] | np.ndarray, name: str | None, version: int | None) -> Answers:
+        """Return the Answers of the version whose order of columns the cells are sent in."""
+        found = [m for m in self.models() if name in (None, m.name) and version in (None, m.version)]
+        tables = [model for model in found if model.modality == "table"]
+        if len(tables) != 1:  # the server says best what there is
+            return self._joined(list(self._replies(table_requests(rows, name, version, None))))
+        name, version = tables[0].name, tables[0].version
+        description = self.describe(name, version)
+        matrix = as_matrix(rows, description)
+        if matrix is None:
+            return self._joined(list(self._replies(table_requests(rows, name, version, description))))
+        return self._joined(list(self._replies(binary_requests(matrix, description))))
 
     def _replies(self, requests: Iterator[Request]) -> Iterator[dict[str, Any]]:
         first = 1
         for request in requests:
             try:
-                yield send(self._server, "POST", request.path, request.body, request.headers).json()
+                reply = send(self._server, "POST", request.path, request.body, request.headers)
+                yield read_binary(reply) if request.path.startswith("/v2/") else reply.json()
             except ServerError as error:
                 if first > 1:
                     error.where += f", the part from row {first:,} on, where rows are counted from 1 again"
@@ -169,14 +175,14 @@ class Client:
             told = f"expected one version to answer all parts, got {', '.join(map(str, sorted(models)))}; ask again"
             raise ServerError("predict", told, status=None, reason="model-changed", request_id=ids[-1])
         ((name, version),) = models
-        labels = [label for reply in replies for label in reply["labels"] or ()]
         taken = sum(reply["inference_time_ms"] for reply in replies)
-        if replies[0]["labels"] is None:
-            values = np.array([value for reply in replies for value in reply["predictions"]], np.float64)
-            return Answers(values, None, (), name, version, taken, ids)
-        probabilities = np.array([row for reply in replies for row in reply["probabilities"]], np.float32)
+        told = [reply["predictions"] for reply in replies]
+        if replies[0]["probabilities"] is None:
+            return Answers(np.concatenate(told).astype(np.float64), None, (), name, version, taken, ids)
+        probabilities = np.concatenate([np.asarray(reply["probabilities"], np.float32) for reply in replies])
         classes = tuple(self.describe(name, version)["classes"])
-        return Answers(np.array(labels, dtype=object), probabilities, classes, name, version, taken, ids)
+        labels = np.array(classes, dtype=object)[np.concatenate(told).astype(np.int64)]
+        return Answers(labels, probabilities, classes, name, version, taken, ids)
 
 
 def _tuples(value: Any) -> Any:

@@ -166,7 +166,7 @@ def _cells(where: str, cells: Any) -> list[Any]:
     if isinstance(cells, np.ndarray) and cells.dtype.kind in "biuf":
         values = cells.astype(np.float64) if cells.dtype.kind == "f" else cells
         if cells.dtype.kind == "f" and np.isinf(values).any():
-            raise _infinite(f"{where}, cell {int(np.flatnonzero(np.isinf(values))[0]) + 1}")
+            raise infinite(f"{where}, cell {int(np.flatnonzero(np.isinf(values))[0]) + 1}")
         return [None if value != value else value for value in values.tolist()]
     if isinstance(cells, str | bytes) or not hasattr(cells, "__len__"):
         raise DataError(f"{where}: expected a list or an array of cells, got {type(cells).__name__}")
@@ -181,12 +181,13 @@ def _cell(where: str, value: Any) -> Any:
         return value
     if isinstance(value, float):
         if math.isinf(value):
-            raise _infinite(where)
+            raise infinite(where)
         return None if math.isnan(value) else value
     if isinstance(value, date):
         return value.isoformat()
     raise DataError(f"{where}: expected a number, a text, a boolean, a date or None, got {type(value).__name__}")
 
 
-def _infinite(where: str) -> DataError:
+def infinite(where: str) -> DataError:
+    """Return the error of a cell that is infinite."""
     return DataError(f"{where}: expected a finite number, or NaN or None for missing, got infinity")

@@ -23,7 +23,6 @@ BUSY = (429, 503)
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
 """Before the second try and at most before a later one, where the server does not say; jitter takes off up to half."""
-KEY_HEADER = "X-API-Key"
 
 
 class ServerError(MmjaxError):
@@ -100,7 +99,7 @@ def make_server(url: str, *, api_key: str | None, timeout_s: float, retries: int
         raise ConfigError(f"{url}: expected http://host:port, got no such address; give that of a server")
     if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
         raise ConfigError("api_key: expected printable ASCII characters, got others, or none")
-    headers = {} if api_key is None else {KEY_HEADER: api_key}
+    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     place = (parts.scheme, parts.hostname or "", parts.port, parts.path.rstrip("/"))
     return Server(*place, headers, timeout_s, retries, queue.LifoQueue())
 

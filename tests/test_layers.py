@@ -31,7 +31,7 @@ LAYERS: dict[int, dict[str, str]] = {
         "training": """training/callbacks training/classification_metrics training/event_types training/losses
             training/metrics training/optimizer training/outputs training/state training/stopping""",
         "artifact": "artifact/files artifact/golden artifact/manifest artifact/tree",
-        "client": "client client_bodies client_http",
+        "client": "client client_binary client_bodies client_http",
         "analysis": "analysis/card analysis/compare analysis/log analysis/present analysis/report analysis/tables",
     },
     2: {

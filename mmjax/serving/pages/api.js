@@ -17,7 +17,7 @@ export class Refused extends Error {
 
 /** The document at a path, what the server says of its time, and how long it took from here. */
 export async function ask(path, options = {}) {
-  const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
+  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   const started = performance.now();
   let reply;
   try {

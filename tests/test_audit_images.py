@@ -8,7 +8,7 @@ from PIL import Image
 
 from mmjax.config import Audit
 from mmjax.data.audit import audit, perceptual_hashes
-from mmjax.data.audit_images import NEAR_BITS, near_pairs, same_pixels
+from mmjax.data.audit_images import NEAR_BITS, PARTNERS, near_pairs, same_pixels
 from mmjax.data.decode import decode_images
 from mmjax.data.idx import read_idx
 from mmjax.schema import ImageSpec
@@ -144,6 +144,16 @@ def test_equal_hashes_are_chained():
     pairs = near_pairs(hashes)
     assert len(pairs) == 498
     assert 250 not in pairs
+
+
+def test_the_frames_of_a_film_do_not_make_pairs_without_end():
+    rng = np.random.default_rng(0)
+    frames = np.repeat(rng.integers(0, 2**63, (1, 4), np.uint64), 3000, axis=0)
+    frames[:, 0] ^= np.uint64(1) << rng.integers(0, 64, 3000, np.uint64)
+    frames[:, 1] ^= np.uint64(1) << rng.integers(0, 64, 3000, np.uint64)
+    pairs = near_pairs(frames)
+    assert 2000 < len(pairs) <= PARTNERS * 3000, "of 4.5 million pairs that are near"
+    assert len(np.unique(pairs)) > 2500
 
 
 def test_same_pixels_allow_for_brightness_and_contrast():

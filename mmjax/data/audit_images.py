@@ -15,6 +15,7 @@ from mmjax.data.audit_copies import answer
 from mmjax.data.audit_rows import SHOWN, Rows, copies, counted, finding, mix, noun, parts_of, places
 from mmjax.data.prepared import Finding
 from mmjax.data.split import PARTS
+from mmjax.data.stream import gather
 
 FREQUENCIES = 16
 BANDS = 16
@@ -30,7 +31,12 @@ FLAT = 2.0
 """Standard deviation of pixels, in grey levels, up to which an image is one even colour."""
 WINDOW = 256
 """In a band, each image is compared with so many at most that agree with it there."""
+PARTNERS = 4
+"""So many that may look like an image are looked at, at most: frames of a film would make millions of pairs."""
 BLOCK_IMAGES = 1024
+BLOCK_BYTES = 8 << 20
+CACHED_BYTES = 1 << 19
+"""Pixels that are compared at a time, so that they stay in the processor's cache."""
 
 
 def perceptual_hashes(images: np.ndarray) -> np.ndarray:
@@ -110,28 +116,35 @@ def _alike(rows: Rows, hashes: np.ndarray) -> np.ndarray:
         present = rows.batch["image_present"]
         wanted &= (np.asarray(present[ends, pairs % count]) > 0).all(axis=1)
     pairs, kept = pairs[wanted], []
-    for start in range(0, len(pairs), BLOCK_IMAGES):
-        block = pairs[start : start + BLOCK_IMAGES]
-        left, right = (np.asarray(images[block[:, i] // count, block[:, i] % count]) for i in (0, 1))
+    size = max(1, BLOCK_BYTES // max(1, images[:1].nbytes))
+    for start in range(0, len(pairs), size):
+        block = pairs[start : start + size]
+        ends = (gather({"image": images}, block[:, i] // count)["image"] for i in (0, 1))
+        left, right = (found[np.arange(len(block)), block[:, i] % count] for i, found in enumerate(ends))
         kept.append(block[same_pixels(left, right)])
     return np.unique(np.sort(np.concatenate(kept) // count, axis=1), axis=0) if kept else pairs
 
 
 def same_pixels(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return bool[P]: which pairs of images u8[P, H, W, 3] show the same but for brightness and contrast."""
-    a, b = (images.reshape(len(images), -1).astype(np.float32) for images in (left, right))
-    near = np.abs(a - b).mean(axis=1) <= FLAT
-    a -= a.mean(axis=1, keepdims=True)
-    b -= b.mean(axis=1, keepdims=True)
-    size = a.shape[1]
-    spread_a, spread_b = np.sqrt((a * a).sum(axis=1) / size), np.sqrt((b * b).sum(axis=1) / size)
-    product = (a * b).sum(axis=1) / size
+    size = max(1, CACHED_BYTES // max(1, left[:1].nbytes))
+    starts = range(0, len(left), size)
+    found = [_same_pixels(left[start : start + size], right[start : start + size]) for start in starts]
+    return np.concatenate(found) if found else np.zeros(0, bool)
+
+
+def _same_pixels(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    left, right = left.reshape(len(left), -1), right.reshape(len(right), -1)
+    near = (np.maximum(left, right) - np.minimum(left, right)).mean(axis=1) <= FLAT
+    a, b = (pixels - pixels.mean(axis=1, dtype=np.float32, keepdims=True) for pixels in (left, right))
+    squares_a, squares_b, product = (np.einsum("ij,ij->i", x, y) / a.shape[1] for x, y in ((a, a), (b, b), (a, b)))
+    spread_a, spread_b = np.sqrt(squares_a), np.sqrt(squares_b)
     flat = np.minimum(spread_a, spread_b) <= FLAT
     return np.where(flat, near, product >= NEAR_PIXELS * spread_a * spread_b)
 
 
 def near_pairs(hashes: np.ndarray) -> np.ndarray:
-    """Return i64[P, 2], pairs of rows of `hashes u64[N, 4]` that differ in at most NEAR_BITS bits.
+    """Return i64[P, 2], pairs of rows of `hashes u64[N, 4]` that differ in at most NEAR_BITS bits: PARTNERS of a row.
 
     Rows with one hash are chained to their neighbours, not all paired. Others are found where one of 16 bands of 16
     bits is equal: all that differ in 15 bits, and all but 1 in 1,000 of those that differ in 16.
@@ -148,7 +161,7 @@ def near_pairs(hashes: np.ndarray) -> np.ndarray:
     unlike = hashes[rows]
     for band in _bands(unlike):
         found += [rows[pair] for pair in _close_in_band(unlike, band)]
-    return np.unique(np.concatenate(found), axis=0)
+    return _nearest(hashes, np.unique(np.concatenate(found), axis=0))
 
 
 def _bands(hashes: np.ndarray) -> np.ndarray:
@@ -159,14 +172,26 @@ def _bands(hashes: np.ndarray) -> np.ndarray:
 
 
 def _close_in_band(hashes: np.ndarray, band: np.ndarray) -> list[np.ndarray]:
-    """Return i64[P, 2] arrays of pairs whose band is equal and whose hashes are near."""
+    """Return i64[P, 2] arrays of pairs whose band is equal and whose hashes are near, PARTNERS of a row at most."""
     order = np.argsort(band, kind="stable")
     keys, found = band[order], []
+    at, partners = np.arange(len(order)), np.zeros(len(order), np.int64)
     for step in range(1, min(WINDOW, len(order) - 1) + 1):
-        at = np.flatnonzero(keys[step:] == keys[:-step])
+        at = at[at < len(order) - step]
+        at = at[(keys[at + step] == keys[at]) & (partners[at] < PARTNERS)]
         if not len(at):
             break
         left, right = order[at], order[at + step]
         near = np.bitwise_count(hashes[left] ^ hashes[right]).sum(axis=1) <= NEAR_BITS
+        partners[at] += near
         found.append(np.stack([left[near], right[near]], axis=1))
     return found
+
+
+def _nearest(hashes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return i64[Q, 2], of each first row the PARTNERS pairs with the fewest different bits, ascending."""
+    distance = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]).sum(axis=1)
+    pairs = pairs[np.lexsort((pairs[:, 1], distance, pairs[:, 0]))]
+    rank = np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0])
+    pairs = pairs[rank < PARTNERS]
+    return pairs[np.lexsort(pairs.T[::-1])]

@@ -11,10 +11,11 @@ from mmjax.artifact.bundle import BundleContents
 from mmjax.artifact.parity import ROW_BY_ROW, SAME, Answers, Comparison, compare, joined, rounding, row_by_row
 from mmjax.artifact.predictor import Predictor
 from mmjax.artifact.sample import Sample, as_bytes, row_mappings, typed_rows
+from mmjax.client_http import ServerError
 from mmjax.errors import BundleError, DataError
 from mmjax.schema import Schema
 from mmjax.serving.answering import answer
-from mmjax.serving.client import ask, connected
+from mmjax.serving.client import connected, reply_to
 from mmjax.serving.engine import Engine, Served, make_engine, stop, warm
 from mmjax.serving.wire import ModelName, Refused, decode_table, encode_reply, image_columns, image_files, table_columns
 
@@ -92,13 +93,14 @@ def live_answers(predictor: Predictor, sample: Sample, url: str) -> tuple[Answer
     kind = "tabular" if schema.image is None else "image"
     with connected(url, predictor.digest) as live:
         for row, body in enumerate(bodies(schema, sample, {"model": live.name, "version": live.version}), 1):
-            status, document = ask(live, body, kind=kind)
-            if status == 200:
-                found.append(reply_answers(schema, document))
-            elif document.get("type") == f"urn:mmjax:{NO_NUMBER}":
+            try:
+                found.append(reply_answers(schema, reply_to(live, body, kind=kind)))
+            except ServerError as error:
+                if error.reason != NO_NUMBER:
+                    raise _refused(
+                        f"live server {url}", row, [f"{error.status}: {'; '.join(error.problems)}"]
+                    ) from error
                 found.append(_no_answer(schema))
-            else:
-                raise _refused(f"live server {url}", row, [f"{status}: {document.get('detail', document)}"])
         return joined(found), live.platform
 
 

@@ -9,7 +9,7 @@ import math
 import re
 import struct
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import inspect
@@ -21,12 +21,16 @@ from mmjax.errors import did_you_mean
 
 _BROKEN = object()
 
+T = TypeVar("T", bound=msgspec.Struct)
+
 
 class Findings(NamedTuple):
     """What is wrong so far: `problems` for the user, and `broken`, the key paths whose value could not be taken."""
 
     problems: list[str]
     broken: set[str]
+    root: type[msgspec.Struct] = Config
+    """What the tree is to become."""
 
     def reject(self, node: Node, path: str, problem: str) -> object:
         """Note a problem with the value at `path` and return the mark of a value that could not be taken."""
@@ -39,6 +43,13 @@ def build_config(tree: Node, findings: Findings) -> Config:
     """Return the Config in `tree`; what is wrong goes to `findings`, and its default stands in its place."""
     config = _build(inspect.type_info(Config), tree, "", findings)
     return config if isinstance(config, Config) else _placeholder(inspect.type_info(Config))
+
+
+def build_struct(kind: type[T], tree: Node, problems: list[str]) -> T | None:
+    """Return another struct than the Config in `tree`, checked in the same way; None when problems were added."""
+    before = len(problems)
+    made = _build(inspect.type_info(kind), tree, "", Findings(problems, set(), kind))
+    return made if len(problems) == before else None
 
 
 def _build(kind: inspect.Type, node: Node, path: str, findings: Findings) -> Any:
@@ -128,7 +139,7 @@ def _placeholder(kind: inspect.Type) -> Any:
 
 def _reject_unknown(key: str, node: Node, path: str, options: tuple[str, ...], findings: Findings) -> None:
     key_path = join_path(path, key)
-    elsewhere = _same_name_elsewhere(key, path)
+    elsewhere = _same_name_elsewhere(key, path, findings.root)
     near = difflib.get_close_matches(key[:60].lower(), options, n=1, cutoff=0.6)
     findings.broken.update(elsewhere or [join_path(path, name) for name in near])
     findings.broken.update(guess.rpartition(".")[0] for guess in elsewhere if path)
@@ -141,16 +152,16 @@ def _reject_unknown(key: str, node: Node, path: str, options: tuple[str, ...], f
     findings.reject(node, key_path, f"unknown key; options: {', '.join(options)}{hint}")
 
 
-def _same_name_elsewhere(key: str, path: str) -> list[str]:
-    paths = [known for known in key_paths() if known.rpartition(".")[2] == key]
+def _same_name_elsewhere(key: str, path: str, root: type[msgspec.Struct]) -> list[str]:
+    paths = [known for known in key_paths(root) if known.rpartition(".")[2] == key]
     nearer = [known for known in paths if path and known.startswith(path.partition(".")[0] + ".")]
     return (nearer or paths)[:3]
 
 
 @functools.cache
-def key_paths() -> tuple[str, ...]:
+def key_paths(root: type[msgspec.Struct] = Config) -> tuple[str, ...]:
     """Return every key path of a config that is no section, in the order of the structs."""
-    return tuple(path for path, _ in walk_fields(inspect.type_info(Config)))
+    return tuple(path for path, _ in walk_fields(inspect.type_info(root)))
 
 
 def walk_fields(kind: inspect.Type, path: str = "") -> Iterator[tuple[str, inspect.Field]]:

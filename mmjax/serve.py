@@ -1,65 +1,60 @@
 """`python -m mmjax.serve`: registered models answer over HTTP.
 
-What is needed is checked before the port is taken into use: packages, port, digests and golden rows. Then the port
-answers at once (`/health/live`), and requests from the moment that every batch size is compiled (`/health/ready`).
+What is needed is checked before the port is taken into use: packages, port, keys and digests. Then the port answers at
+once (`/health/live`), and requests from the moment that every batch size is compiled and has given the golden answers
+(`/health/ready`). SIGTERM ends it in good order, a second one at once; SIGHUP loads what aliases mean now.
 """
 
+import gc
 import importlib.util
 import os
 import socket
+import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
 from mmjax.errors import ConfigError
-from mmjax.interrupts import Terminated
+from mmjax.serving.settings import Settings, help_of, load_settings, option
+
+if TYPE_CHECKING:  # all else of `serving` needs the packages of the extra
+    from mmjax.serving.engine import Engine
+    from mmjax.serving.limits import Limits
+    from mmjax.serving.log import RequestLog
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 GRACE_S = 30
 """Time that requests in flight get after SIGTERM."""
 BACKLOG = 1024
 """Connections that wait to be taken."""
-STANDARD_ERROR = 2
-"""Where the log of requests goes; standard output is for people, and for `--json`."""
 KEEP_ALIVE_S = 65
 """Longer than the 60 s of common load balancers, so that they and not we close idle connections."""
 
 
-def serve(
-    models: tuple[str, ...],
-    *,
-    registry: str,
-    host: str,
-    port: int,
-    queue: int,
-    api_keys: str | None = None,
-    rate: float | None = None,
-    burst: int = 20,
-) -> dict[str, Any]:
+def serve(settings: Settings) -> dict[str, Any]:
     """Serve until SIGTERM or Ctrl-C, finish what is in flight and return the address and the models.
 
-    `api_keys` is a file of keys, `rate` and `burst` bound the requests of each. Raises ConfigError (packages, port,
-    keys), BundleError (models), and what failed while models were compiled.
+    Raises ConfigError (packages, port, keys), BundleError (models), and what failed while models were compiled.
     """
     _check_packages()
-    import uvicorn
-
     from mmjax.serving.app import make_app
     from mmjax.serving.engine import load_models, make_engine
-    from mmjax.serving.limits import Limits, load_keys, open_to_others
+    from mmjax.serving.life import Plan, Server
     from mmjax.serving.log import RequestLog
-    from mmjax.serving.outer import unparsed
-    from mmjax.serving.protocol import make_protocol
+    from mmjax.serving.reload import Source
 
-    limits = Limits(keys=load_keys(api_keys, os.environ), rate=rate, burst=burst)
-    if warning := open_to_others(host, limits):
-        echo(warning)
     started = time.perf_counter()
-    with _listen(host, port) as listener:
-        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        engine = make_engine(load_models(models, registry), queue=queue)
+    limits = _limits(settings)
+    with _listen(settings.host, settings.port) as listener:
+        source = Source(settings.registry, settings.max_batch)
+        models = load_models(settings.models, source.registry, max_batch=source.max_batch)
+        engine = make_engine(models, queue=settings.queue, deadline_s=settings.deadline_ms / 1e3)
+        log = RequestLog(sys.stderr.fileno(), lost=engine.metrics.line_lost) if settings.log == "requests" else None
         failure: list[BaseException] = []
 
         def warmed(error: BaseException | None) -> None:
@@ -67,17 +62,22 @@ def serve(
                 failure.append(error)
                 server.should_exit = True
             elif engine.ready.is_set():
+                gc.freeze()  # what lives as long as the server need not be looked at again
                 echo(f"ready after {time.perf_counter() - started:.1f} s; stop with Ctrl-C")
 
-        log = RequestLog(STANDARD_ERROR, lost=engine.metrics.line_lost)
-        protocol = make_protocol(limits, refused=unparsed(engine.metrics, log))
+        def tell(event: str, facts: dict[str, Any]) -> None:
+            echo(f"{event}: {', '.join(f'{key} {value}' for key, value in facts.items())}")
+
         app = make_app(engine, warmed=warmed, limits=limits, log=log)
-        server = uvicorn.Server(_uvicorn_config(app, protocol))
+        plan = Plan(source, settings.drain_delay_s, settings.watch_s, tell)
+        server = Server(_uvicorn_config(app, limits, engine, log), engine, plan)
         names = [str(model) for model in engine.models]
         listener.listen(BACKLOG)  # so that nobody who reads the next line is refused
+        url = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{listener.getsockname()[1]}"
         echo(f"serving {', '.join(names)} on {url}")
-        _run_until_stopped(server, listener)
-        log.close()
+        server.run(sockets=[listener])
+        if log is not None:
+            log.close()
     if failure:
         raise failure[0]
     return {"url": url, "models": names}
@@ -110,22 +110,26 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _run_until_stopped(server: Any, listener: socket.socket) -> None:
-    """Run the server; a signal that it has obeyed in good order is no error, so the process ends with 0."""
-    try:
-        server.run(sockets=[listener])
-    except (Terminated, KeyboardInterrupt):
-        if not server.started or server.force_exit:
-            raise
+def _limits(settings: Settings) -> "Limits":
+    """Return what requests may be; a warning goes to the user where others can reach a server without keys."""
+    from mmjax.serving.limits import Limits, load_keys, open_to_others
+
+    keys = load_keys(settings.api_keys, os.environ)
+    limits = Limits(keys=keys, rate=settings.rate, burst=settings.burst)
+    if (warning := open_to_others(settings.host, limits)) is not None:
+        echo(f"warning: {warning}")
+    return limits
 
 
-def _uvicorn_config(app: Any, protocol: Any) -> Any:
+def _uvicorn_config(app: Any, limits: "Limits", engine: "Engine", log: "RequestLog | None") -> Any:
     import uvicorn
+
+    from mmjax.serving.outer import unparsed
+    from mmjax.serving.protocol import make_protocol
 
     return uvicorn.Config(
         app,
-        http=protocol,
-        proxy_headers=False,  # the address of a client is the one that it has, not one that it says
+        http=make_protocol(limits, refused=unparsed(engine.metrics, log)),
         ws="none",
         lifespan="on",
         log_level="warning",
@@ -137,57 +141,33 @@ def _uvicorn_config(app: Any, protocol: Any) -> Any:
     )
 
 
+def _option(key: str, **more: Any) -> Callable[[F], F]:
+    """Return the option of the command line for a key of Settings."""
+    return click.option(option(key), key, default=None, help=help_of(key), **more)
+
+
 @click.command(name="serve", help="Answer requests over HTTP with registered models.")
-@click.option(
-    "--model",
-    "models",
-    required=True,
-    multiple=True,
-    metavar="NAME[:VERSION|@ALIAS]",
-    help="A registered model, or a bundle's folder; may be given several times.",
-)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes any."
-)
-@click.option(
-    "--queue",
-    default=256,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Requests in the server at a time; more are answered with 503.",
-)
-@click.option(
-    "--registry", default="registry", show_default=True, type=click.Path(), help="Where models are registered."
-)
-@click.option(
-    "--api-keys", type=click.Path(), metavar="FILE", help="Ask for one of these keys (NAME:sha256:HEX a line)."
-)
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests a second of one key; 429 beyond.")
-@click.option(
-    "--burst",
-    default=20,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Requests of one key at once, with --rate.",
-)
+@click.option("--config", "path", metavar="FILE", help="A YAML file of these settings, such as configs/serve.yaml.")
+@click.option("--model", "models", multiple=True, metavar="NAME[:VERSION|@ALIAS]", help=help_of("models"))
+@_option("host")
+@_option("port", type=int)
+@_option("registry")
+@_option("queue", type=int)
+@_option("max_batch", type=int)
+@_option("deadline_ms", type=int)
+@_option("drain_delay_s", type=float)
+@click.option("--watch", "watch_s", is_flag=False, flag_value=5.0, default=None, type=float, help=help_of("watch_s"))
+@_option("api_keys", metavar="FILE")
+@_option("rate", type=float)
+@_option("burst", type=int)
+@_option("log")
 @json_option
-def command(
-    models: tuple[str, ...],
-    host: str,
-    port: int,
-    queue: int,
-    registry: str,
-    api_keys: str | None,
-    rate: float | None,
-    burst: int,
-) -> dict[str, Any]:
+def command(path: str | None, **options: Any) -> dict[str, Any]:
     """Serve registered models."""
+    settings = load_settings(path, options | {"models": options["models"] or None})
     for note in configure().notes:
         echo(note)
-    return serve(
-        models, registry=registry, host=host, port=port, queue=queue, api_keys=api_keys, rate=rate, burst=burst
-    )
+    return serve(settings)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from mmjax.errors import MmjaxError
 from mmjax.serve import serve
 from mmjax.serving.app import make_app
 from mmjax.serving.engine import load_models, make_engine
+from mmjax.serving.settings import Settings
 from mmjax.serving.wire import MAX_IMAGE_BYTES, MAX_ROWS, MAX_TABLE_BYTES, ModelName, Refused, encode_reply
 from mmjax.train import fit
 from mmjax.training.scoring import Scores
@@ -476,7 +477,7 @@ def test_an_answer_that_is_not_finite_is_no_answer(kinds: Predictor):
 def test_the_door_refuses_with_words(home: Path, server: Server, monkeypatch: pytest.MonkeyPatch):
     def refuse(model: str, port: int = 0) -> str:
         with pytest.raises(MmjaxError) as refused:
-            serve((model,), registry=str(home / "registry"), host="127.0.0.1", port=port, queue=1)
+            serve(Settings(models=(model,), registry=str(home / "registry"), port=port))
         return f"{refused.value.exit_code} {refused.value}"
 
     taken = refuse("kinds", server.port)

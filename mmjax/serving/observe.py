@@ -71,6 +71,9 @@ class Metrics:
         )
         self._predicted = Counter("mmjax_predicted", "Answers by class.", ("model", "label"), registry=registry)
         self._model = Gauge("mmjax_model_info", "Models served.", ("name", "version", "digest"), registry=registry)
+        self._reloads = Counter(
+            "mmjax_reloads", "Attempts to serve another version.", ("reference", "outcome"), registry=registry
+        )
         self._lines_lost = Counter(
             "mmjax_log_lines_lost", "Log lines dropped as the log was blocked.", registry=registry
         )
@@ -143,6 +146,10 @@ class Metrics:
         """Tell that a model is served no more."""
         self._model.labels(name, str(version or ""), digest)  # so that removing it cannot fail
         self._model.remove(name, str(version or ""), digest)
+
+    def reloaded(self, reference: str, outcome: Literal["done", "failed"]) -> None:
+        """Count an attempt to serve another version of what a reference means."""
+        self._reloads.labels(reference, outcome).inc()
 
     def watch(self, name: Literal["waiting", "in_flight"], read: Callable[[], float]) -> None:
         """Read a gauge whenever figures are asked for: requests `waiting` in queues, or `in_flight` in the server."""

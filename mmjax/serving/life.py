@@ -1,0 +1,84 @@
+"""The life of the server process: signals end it in good order or at once, or bring in new versions of models."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from types import FrameType
+from typing import NamedTuple
+
+import uvicorn
+
+from mmjax.serving.engine import Engine, drain
+from mmjax.serving.reload import Source, Tell, reload_models, watch
+
+CLOSE = (b"connection", b"close")
+
+
+class Plan(NamedTuple):
+    """How a server lives and ends."""
+
+    source: Source
+    drain_delay_s: float
+    """Time after SIGTERM in which requests are taken still."""
+    watch_s: float | None
+    """How often to look for other versions; None for never."""
+    tell: Tell
+    """Hears of reloads."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends as an operator expects.
+
+    SIGTERM: not ready at once, requests taken for the drain delay still, those in flight finished, then the end with
+    code 0. SIGINT: the same without delay. A second of either ends the process at once, as the system does. SIGHUP:
+    every model is brought up to the version that its reference means now.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, plan: Plan) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._plan = plan
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked = False
+        self._watching: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and listen for SIGHUP and for other versions."""
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        if threading.current_thread() is threading.main_thread():
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        if self._plan.watch_s is not None:
+            looking = watch(self._engine, self._plan.source, self._plan.tell, every_s=self._plan.watch_s)
+            self._watching = self._loop.create_task(looking)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, finish what is in flight, end the engine."""
+        drain(self._engine)
+        if self._watching is not None:
+            self._watching.cancel()
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End: in good order at the first signal, at once at the second. Runs between two instructions of the loop."""
+        if self._asked:
+            signal.signal(sig, signal.SIG_DFL)
+            os.kill(os.getpid(), sig)
+        self._asked = True
+        drain(self._engine)
+        waits = sig == signal.SIGTERM and self._engine.ready.is_set() and self._plan.drain_delay_s > 0
+        if self._loop is None or not waits:
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        """Answer on, asking each client to connect anew, elsewhere; end after the delay."""
+        self.config.encoded_headers.append(CLOSE)
+        asyncio.get_running_loop().call_later(self._plan.drain_delay_s, setattr, self, "should_exit", True)
+
+    def _reload(self) -> None:
+        if self._engine.ready.is_set() and not self._asked:
+            self._engine.keeper.submit(reload_models, self._engine, self._plan.source, self._plan.tell)

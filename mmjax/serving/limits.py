@@ -112,14 +112,14 @@ def load_keys(path: str | Path | None, environment: Mapping[str, str]) -> tuple[
 def _parsed(line: str, *, plain: bool) -> Key | str:
     """Return the Key of a line, or what was expected; never what was given, as it may be a key."""
     name, _, rest = line.partition(":")
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or not rest:
         return "expected NAME:sha256:HEX with a name of letters, digits and ._-, got another; see mmjax.serving.limits"
     if found := _HASHED.fullmatch(rest):
         return Key(name, bytes.fromhex(found[1]))
     if not plain or rest.startswith("sha256:"):
-        return f"key of '{name}': expected sha256: and 64 lowercase hex digits, got something else; give the key's hash"
+        return "expected sha256: and 64 lowercase hex digits after the name, got something else; give the key's hash"
     if len(rest) < SHORTEST_KEY or not rest.isascii():
-        return f"key of '{name}': expected at least {SHORTEST_KEY} ASCII characters, got fewer; use a random one"
+        return f"expected a key of at least {SHORTEST_KEY} ASCII characters, got fewer; use a random one"
     return Key(name, _digest(rest))
 
 

@@ -1,12 +1,12 @@
 """Triton's additions to the Open Inference Protocol: statistics, configuration, the index; and what is not offered."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from litestar import HttpMethod, MediaType, Request, Response, get, post, route
 from litestar.params import FromPath
 
+from mmjax.serving.answering import in_thread
 from mmjax.serving.engine import Served, phase
 from mmjax.serving.observe import Metrics
 from mmjax.serving.open_inference_model import TensorSpec, inputs_of, outputs_of
@@ -57,31 +57,41 @@ async def stats(
     """Answer how often models were asked since the start, and where the time went."""
     engine = engine_of(request)
     found = list(engine.models) if name is None else named(request, name, version)
-    return json_reply({"model_stats": [_stats(engine.metrics, model) for model in found]})
+    figures = await in_thread(engine, lambda: _figures(engine.metrics))
+    return json_reply({"model_stats": [_stats(figures, model) for model in found]})
 
 
-def _stats(metrics: Metrics, served: Served) -> dict[str, Any]:
+Figures = dict[tuple[str, str, str], float]
+"""(name of the series, model, stage or "") -> value."""
+
+
+def _figures(metrics: Metrics) -> Figures:
+    """Return the figures of all models."""
+    return {
+        (sample.name, sample.labels["model"], sample.labels.get("stage", "")): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name.endswith(("_sum", "_count")) and "model" in sample.labels
+    }
+
+
+def _stats(figures: Figures, served: Served) -> dict[str, Any]:
     """Return a model's figures in Triton's words, times in nanoseconds; they are those of `/metrics`."""
-    model = {"model": str(served)}
-    stages = {told: _figures(metrics, model | {"stage": stage}) for told, stage in STAGES.items()}
-    counted = stages["compute_output"]["count"]
-    success = {"count": counted, "ns": sum(stage["ns"] for stage in stages.values())}
+    model = str(served)
+    stages = {told: _stage(figures, model, stage) for told, stage in STAGES.items()}
+    success = {"count": stages["compute_output"]["count"], "ns": sum(stage["ns"] for stage in stages.values())}
     return {
         "name": served.name.name,
         "version": "" if served.name.version is None else str(served.name.version),
-        "inference_count": int(_value(metrics, "mmjax_batch_rows_sum", model)),
-        "execution_count": int(_value(metrics, "mmjax_batch_rows_count", model)),
+        "inference_count": int(figures.get(("mmjax_batch_rows_sum", model, ""), 0)),
+        "execution_count": int(figures.get(("mmjax_batch_rows_count", model, ""), 0)),
         "inference_stats": {"success": success, **stages},
     }
 
 
-def _figures(metrics: Metrics, labels: Mapping[str, str]) -> dict[str, int]:
-    seconds = _value(metrics, "mmjax_stage_seconds_sum", labels)
-    return {"count": int(_value(metrics, "mmjax_stage_seconds_count", labels)), "ns": round(1e9 * seconds)}
-
-
-def _value(metrics: Metrics, name: str, labels: Mapping[str, str]) -> float:
-    return metrics.registry.get_sample_value(name, dict(labels)) or 0.0
+def _stage(figures: Figures, model: str, stage: str) -> dict[str, int]:
+    seconds = figures.get(("mmjax_stage_seconds_sum", model, stage), 0.0)
+    return {"count": int(figures.get(("mmjax_stage_seconds_count", model, stage), 0)), "ns": round(1e9 * seconds)}
 
 
 class IndexRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

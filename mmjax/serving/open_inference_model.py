@@ -20,7 +20,7 @@ CATEGORIES = ("BYTES", "BOOL", *NUMBERS)
 """Datatypes that a categorical or boolean input may have: 1 and 1.0 are one number, and one category."""
 
 
-class TensorSpec(msgspec.Struct, frozen=True):
+class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """An input or output of a model."""
 
     name: str
@@ -28,6 +28,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
     """-1 is any length."""
     parameters: dict[str, Any] = {}
+    """`accepts`: the datatypes that an input may have."""
 
 
 def inputs_of(schema: Schema) -> tuple[TensorSpec, ...]:

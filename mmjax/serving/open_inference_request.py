@@ -197,7 +197,7 @@ def _outputs(outputs: Iterable[WireOutput], *, binary: bool) -> tuple[Asked, ...
     return tuple(found)
 
 
-UNSUPPORTED = {"shared_memory": "shared memory", "sequence": "sequences of requests"}
+UNSUPPORTED = {"shared_memory": "shared memory is", "sequence": "sequences of requests are"}
 
 
 def _known(given: Parameters, known: Mapping[str, type], where: str) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _known(given: Parameters, known: Mapping[str, type], where: str) -> dict[str
     for name, value in list(found.items())[:100]:
         unsupported = next((what for start, what in UNSUPPORTED.items() if name.startswith(start)), None)
         if unsupported:
-            wrong.append(f"{where}, {name[:100]}: {unsupported} are not supported; send the data with each request")
+            wrong.append(f"{where}, {name[:100]}: {unsupported} not supported; send the data with each request")
         elif name not in known:
             wrong.append(f"{where}: unknown parameter '{name[:100]}'{did_you_mean(name[:100], known)}; remove it")
         elif type(value) is not known[name]:

@@ -18,6 +18,9 @@ from mmjax.client_http import Reply, ServerError, ask, close, make_server, send
 
 __all__ = ["Answers", "Client", "Model", "ServerError"]
 
+ANSWER = {"predictions", "labels", "probabilities", "inference_time_ms", "model", "request_id"}
+"""What every answer tells."""
+
 
 class Model(NamedTuple):
     """A model that is served."""
@@ -160,7 +163,7 @@ class Client:
         for request in requests:
             try:
                 reply = send(self._server, "POST", request.path, request.body, request.headers)
-                yield read_binary(reply) if request.path.startswith("/v2/") else reply.json()
+                yield read_binary(reply) if request.path.startswith("/v2/") else _checked(reply)
             except ServerError as error:
                 if first > 1:
                     error.where += f", the part from row {first:,} on, where rows are counted from 1 again"
@@ -183,6 +186,15 @@ class Client:
         classes = tuple(self.describe(name, version)["classes"])
         labels = np.array(classes, dtype=object)[np.concatenate(told).astype(np.int64)]
         return Answers(labels, probabilities, classes, name, version, taken, ids)
+
+
+def _checked(reply: Reply) -> dict[str, Any]:
+    """Return the answer in a reply; ServerError where it is none."""
+    document = reply.json()
+    if not set(document) >= ANSWER:
+        told = "expected an answer of mmjax, got something else"
+        raise ServerError(reply.where, told, status=reply.status, reason="not-mmjax", request_id=reply.request_id)
+    return document
 
 
 def _tuples(value: Any) -> Any:

@@ -26,6 +26,7 @@ def loaded_by(statement: str) -> set[str]:
         ("import mmjax.errors, mmjax.config, mmjax.config_load, mmjax.schema", set()),
         ("import mmjax.artifact.predictor, mmjax.data.encode", {"jax", "flax", "PIL"}),
         ("from mmjax import load_config", set()),
+        ("from mmjax import Client", set()),
     ],
 )
 def test_an_import_loads_only_what_it_needs(statement: str, allowed: set[str]):

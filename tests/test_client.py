@@ -1,0 +1,361 @@
+"""`mmjax.Client` against a live server with keys, and against servers that misbehave."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mmjax
+from mmjax.artifact.models import load_model
+from mmjax.artifact.predictor import Predictions
+from mmjax.client import Answers, ServerError
+from mmjax.client_bodies import MOST_ROWS, image_requests, table_requests
+from mmjax.client_http import retry_after_s
+from mmjax.data.decode import encode_png
+from mmjax.errors import ConfigError, DataError
+from mmjax.serving.limits import new_key
+from tests.live import door
+from tests.untrained import KINDS, NUMBERS, PRICE, SHADES, add_model, kinds_columns, picture
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("client") / "registry"
+    for name, schema in (("kinds", KINDS), ("numbers", NUMBERS), ("price", PRICE), ("shades", SHADES)):
+        add_model(root, name, schema)
+    return root
+
+
+@pytest.fixture(scope="module")
+def place(registry: Path) -> Iterator[tuple[str, str]]:
+    """URL and key of a server."""
+    key, line = new_key("tests")
+    (registry / "keys").write_text(line)
+    models = [word for name in ("kinds", "numbers", "price", "shades") for word in ("--model", name)]
+    with door(registry, *models, "--api-keys", str(registry / "keys")) as server:
+        yield f"http://127.0.0.1:{server.port}", key
+
+
+@pytest.fixture
+def client(place: tuple[str, str]) -> Iterator[mmjax.Client]:
+    with mmjax.Client(*place) as client:
+        yield client
+
+
+def check(answers: Answers, expected: Predictions) -> None:
+    """The answers are those of the model in this process, bit for bit."""
+    np.testing.assert_array_equal(answers.prediction, expected.prediction)
+    assert answers.classes == expected.classes
+    if expected.probabilities is None:
+        assert answers.probabilities is None
+    else:
+        assert answers.probabilities is not None
+        assert answers.probabilities.dtype == np.float32
+        np.testing.assert_array_equal(answers.probabilities, expected.probabilities)
+
+
+def test_the_answers_are_predictions_and_more():
+    assert Answers._fields[:3] == Predictions._fields
+
+
+def test_rows_and_columns_of_every_kind_get_the_answers_of_the_model(client: mmjax.Client, registry: Path):
+    columns = kinds_columns(40)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    expected = load_model("kinds", registry=registry).predict(rows)
+    check(client.predict(rows, model="kinds"), expected)
+    check(client.predict(columns, model="kinds", version=1), expected)
+    check(client.predict(columns | {"id": ["x"] * 40, "kind": ["a"] * 40}, model="kinds"), expected)
+    in_order = [[row[name] for name in ("size", "colour", "flag", "when")] for row in rows]
+    check(client.predict(in_order, model="kinds"), expected)
+    as_arrays = {name: np.array(cells, dtype=object) for name, cells in columns.items()}
+    answers = client.predict(as_arrays, model="kinds")
+    check(answers, expected)
+    assert (answers.model, answers.version, len(answers.request_ids)) == ("kinds", 1, 1)
+    assert answers.inference_time_ms > 0
+
+
+def test_cells_of_python_and_numpy_are_taken(client: mmjax.Client):
+    plain = client.predict([{"size": None, "colour": "1", "flag": True, "when": "2024-03-04"}], model="kinds")
+    row = {"size": float("nan"), "colour": np.int64(1), "flag": np.True_, "when": date(2024, 3, 4)}
+    odd = client.predict([row], model="kinds")
+    np.testing.assert_array_equal(odd.probabilities, plain.probabilities)
+    times = {name: np.array([cell]) for name, cell in row.items()} | {"when": np.array(["2024-03-04"], "datetime64[D]")}
+    np.testing.assert_array_equal(client.predict(times, model="kinds").probabilities, plain.probabilities)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_large_table_of_numbers_goes_as_tensors_with_the_same_bits(client: mmjax.Client, registry: Path, dtype):
+    values = np.random.default_rng(1).normal(size=(MOST_ROWS + 900, 5)).astype(dtype)
+    values[::7, 1] = np.nan
+    names = [column.name for column in NUMBERS.features]
+    predictor = load_model("numbers", registry=registry)
+    columns = {name: values[:, i] for i, name in enumerate(names)}
+    parts = [
+        predictor.predict({n: c[s] for n, c in columns.items()}) for s in (slice(MOST_ROWS), slice(MOST_ROWS, None))
+    ]
+    expected = Predictions(
+        np.concatenate([part.prediction for part in parts]),
+        np.concatenate([np.asarray(part.probabilities) for part in parts]),
+        parts[0].classes,
+    )
+    for rows in (values, columns):
+        answers = client.predict(rows, model="numbers")
+        check(answers, expected)
+        assert len(answers.request_ids) == 2
+        assert answers.inference_time_ms > 0
+    check(client.predict(values.tolist()[:MOST_ROWS], model="numbers"), parts[0])
+
+
+def test_a_regression_keeps_the_digits_of_large_numbers(client: mmjax.Client, registry: Path):
+    rng = np.random.default_rng(2)
+    columns = {"seconds": 1.7e9 + rng.normal(size=2000), "size": rng.normal(size=2000)}
+    expected = load_model("price", registry=registry).predict(columns)
+    check(client.predict(columns, model="price"), expected)
+    few = {name: cells[:3] for name, cells in columns.items()}
+    check(client.predict(few, model="price"), load_model("price", registry=registry).predict(few))
+
+
+def test_images_are_paths_or_bytes_one_or_many(client: mmjax.Client, registry: Path, tmp_path: Path):
+    files = [encode_png(picture(5 * i)) for i in range(20)]
+    paths = [tmp_path / f"{i}.png" for i in range(20)]
+    for path, content in zip(paths, files, strict=True):
+        path.write_bytes(content)
+    predictor = load_model("shades", registry=registry)
+    one = predictor.predict([{"image": files[0]}])
+    for image in (files[0], paths[0], str(paths[0]), [paths[0]], [{"image": paths[0]}], {"image": [files[0]]}):
+        check(client.predict(image), one)
+    answers = client.predict(paths, model="shades", version=1)
+    assert len(answers.request_ids) == 2
+    expected = predictor.predict({"image": files})
+    np.testing.assert_array_equal(answers.prediction, expected.prediction)
+    np.testing.assert_allclose(np.asarray(answers.probabilities), np.asarray(expected.probabilities), atol=1e-6)
+
+
+def test_models_and_health_are_told(client: mmjax.Client, registry: Path):
+    client.wait_until_ready()
+    found = {model.name: model for model in client.models()}
+    assert found["numbers"].classes == ("a:b", "ü", "10")
+    assert found["numbers"].features == tuple(column.name for column in NUMBERS.features)
+    assert found["shades"].modality == "image"
+    assert found["price"].digest == load_model("price", registry=registry).digest
+    assert client.describe("kinds")["schema"]["missing_markers"] == ["NA"]
+    assert client.health()["status"] == "ok"
+
+
+def refusal(client: mmjax.Client, rows: Any, **model: Any) -> ServerError:
+    with pytest.raises(ServerError) as refused:
+        client.predict(rows, **model)
+    return refused.value
+
+
+def test_a_refusal_says_what_is_wrong(client: mmjax.Client, place: tuple[str, str]):
+    row = {"size": "much", "colour": 1, "flag": "no", "when": "soon"}
+    error = refusal(client, [row], model="kinds")
+    assert (error.status, error.reason, len(error.request_id)) == (400, "bad-cell", 32)
+    assert error.problems[0] == "column 'size', row 1: expected a number or null, got the text \"much\""
+    assert f"POST /predict/tabular: 400 bad-cell (request {error.request_id}): column 'size'" in str(error)
+    assert isinstance(error, mmjax.MmjaxError)
+    assert "unknown column 'sise'; did you mean 'size'?" in str(refusal(client, {"sise": [1]}, model="kinds"))
+    assert "there are kinds:1, numbers:1, price:1" in str(refusal(client, [[1.0]]))
+    assert refusal(client, {"size": [1]}).reason == "which-model"
+    assert refusal(client, [[1.0]], model="nothing").status == 404
+    assert refusal(client, {"size": [1]}, model="kinds", version=9).status == 404
+    assert refusal(client, b"no image").reason == "bad-image"
+    late = [[1e39] * 5 if i == MOST_ROWS + 5 else [0.0] * 5 for i in range(MOST_ROWS + 10)]
+    assert "the part from row 2,054 on" in str(refusal(client, late, model="numbers"))
+    for wrong in (None, "another-key-that-is-long-enough"):
+        with mmjax.Client(place[0], wrong) as stranger:
+            assert refusal(stranger, b"").status == 401
+            assert stranger.health()["status"] == "ok", "needs no key"
+
+
+BAD: list[tuple[Any, str]] = [
+    ([{"x": float("inf")}], "row 1, 'x': expected a finite number, or NaN or None for missing, got infinity"),
+    ({"x": np.array([0, np.inf])}, "column 'x', cell 2: expected a finite number"),
+    (np.full((1, 2), -np.inf), "column 1, cell 1: expected a finite number"),
+    ([[0.0, object()]], "row 1, cell 2: expected a number, a text, a boolean, a date or None, got object"),
+    ([1, 2], "row 1: expected a list or an array of cells, got int"),
+    ({"x": [1], "y": [1, 2]}, "rows: expected columns of equal length, got {'x': 1, 'y': 2}"),
+    ({"x": "text"}, "column 'x': expected a list or an array of cells, got str"),
+    (np.zeros(3), "rows: expected an array of rows and columns, got one of shape (3,)"),
+    ({1, 2}, "rows: expected dicts, lists, columns, an array, or paths or bytes of images, got set"),
+    (["a.png", 3], "rows: expected paths and bytes of images only, got 1 of another kind"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "told"), BAD, ids=lambda value: str(value)[:30])
+def test_what_cannot_be_sent_is_refused_here(rows: Any, told: str):
+    with mmjax.Client("http://127.0.0.1:9", retries=0) as nowhere, pytest.raises(DataError) as refused:
+        nowhere.predict(rows) if not isinstance(rows, dict | np.ndarray) else list(
+            table_requests(rows, None, None, None)
+        )
+    assert told in str(refused.value)
+
+
+def test_an_image_that_is_not_there_is_refused_here():
+    with pytest.raises(DataError, match=r"no\.png: expected an image file, got: No such file"):
+        list(image_requests(["no.png"], None, None))
+
+
+def test_threads_share_a_client_and_each_gets_its_own_answer(client: mmjax.Client, registry: Path):
+    asked = [[[float(i), 0.0, 1.0, 2.0, 3.0]] for i in range(64)]
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda rows: client.predict(rows, model="numbers"), asked))
+    together = load_model("numbers", registry=registry).predict(
+        {column.name: np.array([rows[0][i] for rows in asked]) for i, column in enumerate(NUMBERS.features)}
+    )
+    got = np.concatenate([np.asarray(answer.probabilities) for answer in answers])
+    np.testing.assert_allclose(got, np.asarray(together.probabilities), atol=1e-6)
+    assert len({answer.request_ids for answer in answers}) == 64
+
+
+# ---- servers that misbehave
+
+ANSWER = {
+    "predictions": [1.5], "labels": None, "probabilities": None, "inference_time_ms": 0.1, "request_id": "r",
+    "model": {"name": "m", "version": 1},
+}  # fmt: skip
+
+
+class Script(BaseHTTPRequestHandler):
+    """A server that does what it is told, one step a request: (status, headers, body), or seconds to say nothing."""
+
+    protocol_version = "HTTP/1.1"
+    steps: list[Any]
+    seen: list[dict[str, str]]
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.seen.append({name.lower(): value for name, value in self.headers.items()})
+        step = self.steps.pop(0)
+        if isinstance(step, float):
+            time.sleep(step)
+            self.close_connection = True
+            return
+        status, headers, body = step
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"content-length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def scripted() -> Iterator[tuple[str, type[Script]]]:
+    class Told(Script):
+        steps: list[Any] = []  # noqa: RUF012
+        seen: list[dict[str, str]] = []  # noqa: RUF012
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Told) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", Told
+        server.shutdown()
+        thread.join()
+
+
+BUSY = (503, {"Retry-After": "0"}, {"type": "urn:mmjax:overloaded", "errors": ["full"], "request_id": "x"})
+GONE = 0.0
+FINE = (200, {}, ANSWER)
+
+
+@pytest.mark.parametrize(
+    "steps", [[FINE], [BUSY, FINE], [GONE, BUSY, GONE, (429, {}, {"error": "rate"}), FINE]], ids=str
+)
+def test_a_busy_or_broken_server_is_asked_again(scripted, steps: list[Any]):
+    url, script = scripted
+    script.steps[:] = steps
+    with mmjax.Client(url, "a key", timeout_s=20) as client:
+        answers = client.predict([[1.0]])
+    assert answers.prediction.tolist() == [1.5]
+    assert script.steps == []
+    assert {seen["authorization"] for seen in script.seen} == {"Bearer a key"}
+    assert len({seen["x-request-id"] for seen in script.seen}) == 1, "one request, however often it is sent"
+    left = [int(seen["x-request-timeout-ms"]) for seen in script.seen]
+    assert left == sorted(left, reverse=True)
+    assert left[0] <= 20_000
+
+
+def test_retry_after_is_waited_for(scripted):
+    url, script = scripted
+    script.steps[:] = [(429, {"Retry-After": "1"}, {"error": "rate"}), FINE]
+    started = time.monotonic()
+    with mmjax.Client(url) as client:
+        client.predict([[1.0]])
+    assert 1 <= time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("steps", "status", "reason", "told"),
+    [
+        ([BUSY] * 3, 503, "overloaded", "full"),
+        ([(429, {"Retry-After": "60"}, {"error": "rate"})], 429, "refused", "rate"),
+        ([GONE] * 3, None, "no-answer", "expected an answer, got: "),
+        ([3.0], None, "timeout", "expected an answer within 1.5 s"),
+        ([(502, {}, b"<html>")], 502, "refused", "Bad Gateway, told by something that is not mmjax"),
+        ([(200, {}, b"<html>")], 200, "not-mmjax", "expected a JSON object, got something else"),
+        ([(200, {}, b"{}")], 200, "not-mmjax", "expected an answer of mmjax, got something else"),
+    ],
+)
+def test_what_goes_wrong_for_good_is_told(scripted, steps, status, reason, told):
+    url, script = scripted
+    script.steps[:] = steps
+    with mmjax.Client(url, timeout_s=1.5, retries=2) as client:
+        error = refusal(client, [[1.0]])
+    assert (error.status, error.reason, script.steps) == (status, reason, [])
+    assert told in str(error)
+
+
+def test_a_connection_that_the_server_closed_is_replaced_at_once(scripted):
+    url, script = scripted
+    script.steps[:] = [FINE, GONE, FINE]
+    with mmjax.Client(url, retries=0) as client:
+        client.predict([[1.0]])
+        assert client.predict([[1.0]]).prediction.tolist() == [1.5]
+
+
+def test_parts_answered_by_two_versions_are_refused(scripted):
+    url, script = scripted
+    script.steps[:] = [FINE, (200, {}, ANSWER | {"model": {"name": "m", "version": 2}})]
+    with mmjax.Client(url) as client:
+        error = refusal(client, [[1.0]] * (MOST_ROWS + 1))
+    assert (error.reason, error.status) == ("model-changed", None)
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "localhost:8000", "http://", "http://[::1", "http://u:p@x", "http://x?y=1"])
+def test_a_url_of_no_server_is_refused(url: str):
+    with pytest.raises(ConfigError, match="expected http://host:port, got no such address"):
+        mmjax.Client(url)
+
+
+def test_a_key_that_no_header_can_hold_is_refused():
+    with pytest.raises(ConfigError, match="api_key: expected printable ASCII"):
+        mmjax.Client("http://x", "a\nb")
+
+
+def test_retry_after_may_be_a_date():
+    assert 3000 < retry_after_s(time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 3600))) <= 3600
+    assert retry_after_s("Mon, 01 Jan 2001 00:00:00 GMT") == 0
+
+
+def test_the_client_needs_no_jax():
+    code = "import mmjax, sys; mmjax.Client('http://x'); print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert set(done.stdout.split()) & {"jax", "flax", "PIL", "pandas", "litestar", "msgspec"} == set()

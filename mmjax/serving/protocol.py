@@ -168,7 +168,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stop(self._large_head())
         hosts = [value for name, value in self.headers if name == b"host"]
         assert self.parser is not None
-        old = self.parser.get_http_version() == "1.0" and not hosts
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            self._stop(Refused(400, "bad-http", f"request: expected HTTP/1.1 or 1.0, got {version}"))
+        old = version == "1.0" and not hosts
         if not old and (len(hosts) != 1 or not HOST.fullmatch(hosts[0])):
             self._stop(Refused(400, "bad-host", "Host: expected one name or address with an optional port"))
         self._stop_timer()

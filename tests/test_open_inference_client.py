@@ -14,7 +14,7 @@ from mmjax.artifact.predictor import Predictions, Predictor
 from mmjax.data.decode import encode_png
 from mmjax.schema import Schema
 from tests.inference_server import served
-from tests.untrained import KINDS, NUMBERS, PRICE, SHADES, add_model, kinds_columns, matrix, picture
+from tests.untrained import NUMBERS, PRICE, kinds_columns, matrix, picture, registry_of_all
 
 pytest.importorskip("tritonclient.http")
 import tritonclient.http as triton
@@ -26,12 +26,7 @@ pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models of every shape, `price` in two versions."""
-    root = tmp_path_factory.mktemp("models") / "registry"
-    for name, schema in (("numbers", NUMBERS), ("kinds", KINDS), ("shades", SHADES), ("price", PRICE)):
-        add_model(root, name, schema)
-    add_model(root, "price", PRICE, seed=1)
-    return root
+    return registry_of_all(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

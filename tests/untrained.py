@@ -100,3 +100,14 @@ def add_model(root: Path, name: str, schema: Schema, *, seed: int = 0) -> None:
     folder = root.parent / f"{name}-{seed}"
     save_bundle(folder, BundleContents(config, schema, kept, {"test": {"accuracy": 0.5}}, golden, {}, "", {}))
     register(root, name, folder, run_id=f"{name}-{seed}")
+
+
+def registry_of_all(base: Path) -> Path:
+    """The registry below `base`, a folder of the test session, with a model of each schema, `price` in two versions."""
+    root = base / "untrained" / "registry"
+    if not root.exists():
+        root.parent.mkdir()
+        for name, schema in (("numbers", NUMBERS), ("kinds", KINDS), ("shades", SHADES), ("price", PRICE)):
+            add_model(root, name, schema)
+        add_model(root, "price", PRICE, seed=1)
+    return root

@@ -1,0 +1,99 @@
+"""Tensors of the Open Inference Protocol, and matrices of numbers, without a server: laws and refusals."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from mmjax.data.encode import encode
+from mmjax.errors import DataError
+from mmjax.schema import Column, Schema
+from mmjax.serving.numbers import is_matrix, numeric_batch
+from mmjax.serving.open_inference_tensors import DTYPES, from_binary, from_json, pack_texts
+from mmjax.serving.wire import Refused
+from tests.untrained import NUMBERS
+
+
+def columns(schema: Schema, values: np.ndarray) -> dict[str, np.ndarray]:
+    return {column.name: values[:, i] for i, column in enumerate(schema.features)}
+
+
+NUMBER_TYPES = st.sampled_from(["<f4", "<f8", "<f2", "<i1", "<i4", "<i8", "<u1", "<u8"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_matrix_becomes_what_the_encoder_makes_of_its_columns(data: st.DataObject):
+    offsets = data.draw(st.lists(st.sampled_from([0.0, 1.7e9, -0.1, 1e-30]), min_size=1, max_size=4))
+    markers = data.draw(st.sampled_from([(), ("?",), ("-999.0", "7")]))
+    made = tuple(Column(name=f"c{i}", kind="numeric", offset=offset) for i, offset in enumerate(offsets))
+    schema = Schema(target=NUMBERS.target, columns=made, missing_markers=markers)
+    assert is_matrix(schema)
+    dtype = data.draw(NUMBER_TYPES)
+    values = data.draw(arrays(dtype, (data.draw(st.integers(1, 4)), len(offsets))))
+    outcome = []
+    for work in (lambda: encode(schema, columns(schema, values)), lambda: numeric_batch(schema, values)):
+        try:
+            outcome.append(work())
+        except DataError as error:
+            outcome.append(error.problems)
+    expected, got = outcome
+    if isinstance(expected, tuple):
+        assert got == expected
+        return
+    assert list(got) == list(expected) == ["numeric"]
+    assert got["numeric"].dtype == expected["numeric"].dtype == np.float32
+    np.testing.assert_array_equal(got["numeric"], expected["numeric"])
+    assert got["numeric"].flags.c_contiguous
+
+
+# ---- tensors
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(max_size=6), max_size=5))
+def test_texts_survive_raw_bytes(texts: list[str]):
+    got = from_binary("BYTES", [len(texts)], memoryview(pack_texts(texts)), "input 'x'")
+    assert [cell.decode() for cell in got.tolist()] == texts
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "told"),
+    [
+        (struct.pack("<I", 5) + b"abc", [1], "element 1: expected 5 bytes, got the end of data"),
+        (struct.pack("<I", 0xFFFFFFFF), [1], "element 1: expected 4,294,967,295 bytes, got the end"),
+        (pack_texts(["a", "b"]), [1], "expected 5 bytes in 1 elements, got 5 more"),
+        (b"\x00", [1], "expected 1 elements of BYTES, got 1 bytes"),
+        (pack_texts(["abcd"]), [2], "element 2: expected"),
+        (b"", [1 << 39], "elements of BYTES, got 0 bytes"),
+    ],
+)
+def test_raw_texts_that_do_not_add_up_are_refused(data: bytes, shape: list[int], told: str):
+    with pytest.raises(Refused, match=told) as refused:
+        from_binary("BYTES", shape, memoryview(data), "input 'x'")
+    assert refused.value.status == 400
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_nested_and_flat_json_and_raw_bytes_are_one_tensor(data: st.DataObject):
+    datatype = data.draw(st.sampled_from(sorted(set(DTYPES) - {"FP16"})))
+    shape = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    limits = {"allow_nan": False, "allow_infinity": False} if datatype.startswith("FP") else {}
+    values = data.draw(arrays(DTYPES[datatype], tuple(shape), elements=limits or None))
+    expected = from_binary(datatype, shape, memoryview(values.tobytes()), "x")
+    np.testing.assert_array_equal(expected, values)
+    for told in (values.tolist(), values.reshape(-1).tolist()):
+        got = from_json(datatype, shape, json.dumps(told).encode(), "x")
+        assert got.shape == tuple(shape)
+        np.testing.assert_array_equal(got.astype(values.dtype), values)
+
+
+def test_raw_booleans_are_0_and_1():
+    np.testing.assert_array_equal(from_binary("BOOL", [2], memoryview(b"\x00\x01"), "x"), [False, True])
+    with pytest.raises(Refused, match="x: expected bytes 0 and 1 for BOOL"):
+        from_binary("BOOL", [2], memoryview(b"\x00\x02"), "x")

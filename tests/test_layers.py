@@ -55,8 +55,8 @@ LAYERS: dict[int, dict[str, str]] = {
             serving/health serving/life serving/limits serving/log serving/numbers serving/observe
             serving/open_inference serving/open_inference_extras serving/open_inference_inputs
             serving/open_inference_model serving/open_inference_reply serving/open_inference_request
-            serving/open_inference_tensors serving/openapi serving/outer serving/page serving/parity
-            serving/protocol serving/reload serving/routes serving/settings serving/wire""",
+            serving/open_inference_tensors serving/openapi serving/openapi_schemas serving/outer serving/page
+            serving/parity serving/protocol serving/reload serving/routes serving/settings serving/wire""",
     },
     6: {
         door: door

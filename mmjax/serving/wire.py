@@ -70,7 +70,7 @@ class ModelName(msgspec.Struct, frozen=True):
 class Reply(msgspec.Struct, frozen=True):
     """The answer for N rows or images, in the order they came."""
 
-    predictions: list[int] | list[float]
+    predictions: list[int | float]
     """Class indices, or values."""
     labels: list[str] | None
     """Class texts; null for regression."""

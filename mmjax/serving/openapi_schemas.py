@@ -89,11 +89,12 @@ def body_schema(model: Served, tables: Sequence[Served]) -> Json:
     schema, name = model.predictor.schema, model.name
     cells = [cell_schema(column, schema) for column in schema.features]
     in_order = {"type": "array", "prefixItems": cells, "items": False, "minItems": len(cells), "maxItems": len(cells)}
-    common: Json = {"model": {"const": name.name}, "deterministic": {"type": "boolean"}}
-    if name.version is not None:
-        common["version"] = {"const": name.version}
     needed = ["model"] if len({other.name.name for other in tables}) > 1 else []
     needed += ["version"] if sum(other.name.name == name.name for other in tables) > 1 else []
+    common: Json = {"model": {"enum": [name.name]}, "version": {"enum": [name.version]}}
+    for key, words in common.items():
+        words["enum"] += [None] if key not in needed and None not in words["enum"] else []
+    common["deterministic"] = {"type": "boolean"}
     forms = {"rows": reference(f"Row.{_label(model)}"), "features": in_order}
     return {
         "description": f"Rows for {model}.",

@@ -197,10 +197,10 @@ def _query(request: AnyRequest, *known: str) -> tuple[str | None, int | None]:
         there = " and ".join(known) if known else "no names"
         raise Refused(400, "bad-query", f"query: expected {there}, each once, got '{wrong[0][:80]}'")
     found = dict(given)
-    version = str(found.get("version", ""))
-    if version and not (version.isascii() and version.isdecimal() and len(version) < 10):
+    version = found.get("version")
+    if version is not None and not (version.isascii() and version.isdecimal() and len(version) < 10):
         raise Refused(400, "bad-query", f"version: expected a whole number, got '{version[:80]}'")
-    return found.get("model"), int(version) if version else None
+    return found.get("model"), None if version is None else int(version)
 
 
 def _json(document: dict[str, Any], *, status: int = 200) -> Response[bytes]:

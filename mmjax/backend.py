@@ -39,10 +39,13 @@ class Backend(NamedTuple):
     """XLA's compiler options, as the numerics check chose them; read only."""
 
 
-def configure(*, device: str = "auto", threads: int | None = None, precision: str = "float32") -> Backend:
+def configure(
+    *, device: str = "auto", threads: int | None = None, precision: str = "float32", overlap: bool = True
+) -> Backend:
     """Return the Backend after choosing the device, the CPU threads and the compile cache.
 
-    `precision` is what will be computed in: a note says where the device has no arithmetic of its own for it. Threads
+    `precision` is what will be computed in: a note says where the device has no arithmetic of its own for it. Without
+    `overlap` a CPU computes in the thread that asks: right for a server, which waits for each result anyway. Threads
     and platform are those of the first array made in this process: call this before. Raises ConfigError when `device:
     gpu` is asked for and there is none, TrainingError when the device computes wrongly (`mmjax.numerics`).
     """
@@ -51,6 +54,8 @@ def configure(*, device: str = "auto", threads: int | None = None, precision: st
         _set_threads(threads)
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
+    if not overlap:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     cache = _set_compile_cache(notes)
     found = _first_device()
     if device == "gpu" and found.platform != "gpu":

@@ -88,7 +88,14 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def of_kind(self, *kinds: Kind) -> tuple[Column, ...]:
         """Return the columns of these kinds, in the order of the table."""
+        if len(kinds) == 1:
+            return self._by_kind.get(kinds[0], ())
         return tuple(column for column in self.columns if column.kind in kinds)
+
+    @cached_property
+    def _by_kind(self) -> dict[Kind, tuple[Column, ...]]:
+        kinds: dict[Kind, None] = dict.fromkeys(column.kind for column in self.columns)
+        return {kind: tuple(column for column in self.columns if column.kind == kind) for kind in kinds}
 
     @cached_property
     def features(self) -> tuple[Column, ...]:

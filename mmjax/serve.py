@@ -165,7 +165,7 @@ def _option(key: str, **more: Any) -> Callable[[F], F]:
 def command(path: str | None, **options: Any) -> dict[str, Any]:
     """Serve registered models."""
     settings = load_settings(path, options | {"models": options["models"] or None})
-    for note in configure().notes:
+    for note in configure(overlap=False).notes:
         echo(note)
     return serve(settings)
 

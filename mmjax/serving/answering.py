@@ -11,10 +11,10 @@ from mmjax.data.encode import encode, unknown_categories
 from mmjax.data.pipeline import batch_rows
 from mmjax.errors import DataError
 from mmjax.schema import Batch, Columns
-from mmjax.serving.batcher import Batcher, Job, leave, submit
+from mmjax.serving.batcher import Batcher, Job, at_once, leave, submit
 from mmjax.serving.engine import Engine, Served
 from mmjax.serving.wire import Refused
-from mmjax.training.scoring import Scores
+from mmjax.training.scoring import Scores, bucket_of
 
 INLINE_CELLS = 512
 """Requests of at most so many cells are encoded on the event loop: a thread would cost more."""
@@ -98,12 +98,30 @@ async def answer_batch(
     `columns` are what they were encoded from; None for a matrix of numbers, in which no cell is unknown.
     """
     batcher = _batcher(served)
-    job = submit(batcher, batch, deadline=deadline, deterministic=deterministic)
-    scores = await _result(batcher, job, gone)
+    if (found := _at_once(batcher, batch, deterministic=deterministic)) is not None:
+        (scores, infer_s), queue_s, bucket = found, 0.0, bucket_of(batch_rows(batch), batcher.largest)
+    else:
+        job = submit(batcher, batch, deadline=deadline, deterministic=deterministic)
+        scores = await _result(batcher, job, gone)
+        queue_s, infer_s, bucket = job.started - job.arrived, job.infer_s, job.bucket
     _refuse_non_finite(scores)
-    queue_s = job.started - job.arrived
-    _count(engine, served, columns, batch, scores, (queue_s, decode_s, job.infer_s))
-    return Answered(scores, queue_s, decode_s, job.infer_s, job.bucket)
+    _count(engine, served, columns, batch, scores, (queue_s, decode_s, infer_s))
+    return Answered(scores, queue_s, decode_s, infer_s, bucket)
+
+
+def _at_once(batcher: Batcher, batch: Batch, *, deterministic: bool) -> tuple[Scores, float] | None:
+    """Return the Scores of a small model that is idle, and the seconds they took; None where the rows must wait."""
+    if deterministic and batch_rows(batch) > 1:
+        return None
+    try:
+        return at_once(batcher, batch)
+    except Exception as error:  # whatever the device raises
+        raise _device_failed() from error
+
+
+def _device_failed() -> Refused:
+    told = "the device failed on these rows; try again, or ask without them"
+    return Refused(503, "device-failed", told, retry_after_s=1)
 
 
 def _batcher(served: Served) -> Batcher:
@@ -169,9 +187,7 @@ async def _result(batcher: Batcher, job: Job, gone: Gone | None) -> Scores:
     except Refused:
         raise
     except Exception as error:
-        raise Refused(
-            503, "device-failed", "the device failed on these rows; try again, or ask without them", retry_after_s=1
-        ) from error
+        raise _device_failed() from error
     finally:
         if timer:
             timer.cancel()

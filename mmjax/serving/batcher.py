@@ -5,6 +5,9 @@ in the order it came, at most the largest bucket's rows. A request of more rows 
 
 The event loop appends to `waiting` and hands over a turn; the device's thread takes from it in that turn. A deque and a
 SimpleQueue are all they share, so nobody waits for a lock.
+
+Waking a thread and being woken takes longer than a small model does, so `at_once` runs that one on the event loop, if
+nothing waits and the device is idle.
 """
 
 import asyncio
@@ -20,13 +23,16 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from mmjax.artifact.predictor import concatenate
-from mmjax.data.pipeline import batch_rows, padded_slices, take
+from mmjax.data.pipeline import batch_rows, pad_rows, padded_slices, take
 from mmjax.schema import Batch
 from mmjax.serving.wire import Refused
 from mmjax.training.scoring import Scores, bucket_of
 
 Program = Callable[[Batch], Scores]
 """A compiled forward pass of one bucket: a host Batch of exactly that many rows to Scores on the host."""
+
+INLINE_S = 2e-4
+"""Models that answer within this are asked on the event loop."""
 
 T = TypeVar("T")
 
@@ -39,19 +45,23 @@ class Device(NamedTuple):
 
     turns: SimpleQueue[Callable[[], None] | None]
     thread: threading.Thread
+    busy: threading.Lock
+    """Held while something runs on the device."""
 
 
 def start_device() -> Device:
     """Return a Device whose thread waits for turns."""
     turns: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+    busy = threading.Lock()
 
     def work() -> None:
         while (turn := turns.get()) is not None:
-            turn()
+            with busy:
+                turn()
 
     thread = threading.Thread(target=work, name="device", daemon=True)
     thread.start()
-    return Device(turns, thread)
+    return Device(turns, thread, busy)
 
 
 def on_device(device: Device, function: Callable[[], T]) -> T:
@@ -160,6 +170,31 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     raw = np.zeros(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def at_once(batcher: Batcher, batch: Batch) -> tuple[Scores, float] | None:
+    """Return the Scores of a host Batch and the seconds they took; None where it has to wait for its turn.
+
+    On the event loop, which it holds for `INLINE_S` at most, as far as one can tell.
+    """
+    rows = batch_rows(batch)
+    bucket = bucket_of(rows, batcher.largest)
+    quick = rows <= batcher.largest and batcher.service_s[bucket] <= INLINE_S
+    if not quick or batcher.waiting or not batcher.device.busy.acquire(blocking=False):
+        return None
+    try:
+        started = time.monotonic()
+        scores = batcher.programs[bucket](pad_rows(batch, bucket))
+        seconds = time.monotonic() - started
+    finally:
+        batcher.device.busy.release()
+    _learn(batcher, bucket, seconds)
+    batcher.observe(rows, bucket)
+    return (scores if rows == bucket else _rows(scores, 0, rows)), seconds
+
+
+def _learn(batcher: Batcher, bucket: int, seconds: float) -> None:
+    batcher.service_s[bucket] += 0.1 * (seconds - batcher.service_s[bucket])
 
 
 def submit(batcher: Batcher, batch: Batch, *, deadline: float | None = None, deterministic: bool = False) -> Job:
@@ -278,7 +313,7 @@ def _together(batcher: Batcher, pieces: Sequence[Piece]) -> list[Outcome]:
     bucket = bucket_of(count, batcher.largest)
     scores = batcher.programs[bucket](_filled(batcher.hosts[bucket], pieces, count, bucket))
     seconds = time.monotonic() - started
-    batcher.service_s[bucket] += 0.1 * (seconds - batcher.service_s[bucket])
+    _learn(batcher, bucket, seconds)
     outcomes, start = [], 0
     for piece in pieces:
         outcomes.append(Outcome(piece, _rows(scores, start, start + piece.rows), seconds, bucket))
@@ -306,7 +341,7 @@ def _filled(host: Batch, pieces: Sequence[Piece], count: int, bucket: int) -> Ba
 
 def _rows(scores: Scores, start: int, stop: int) -> Scores:
     probabilities = None if scores.probabilities is None else scores.probabilities[start:stop]
-    return Scores(scores.outputs[start:stop], scores.prediction[start:stop], probabilities)
+    return Scores(scores.outputs, scores.prediction[start:stop], probabilities)
 
 
 # ---- on the event loop again

@@ -44,6 +44,8 @@ from mmjax.training.scoring import Forward, Scores
 Modality = Literal["table", "image"]
 Phase = Literal["starting", "ready", "stopping"]
 
+NO_OUTPUTS = np.empty((0, 0), np.float32)
+"""In the place of raw outputs, which nobody asks a server for."""
 RETRY_MOST_S = 30
 """Longest time that a client is told to wait."""
 
@@ -224,15 +226,16 @@ def warmed(engine: Engine, model: Served) -> Served:
 
 def compile_bucket(forward: Forward, states: States, blank: Batch) -> Program:
     """Return the forward pass compiled for as many rows as `blank` has; it refuses any other shape."""
-    executable = precompiled(forward, *states, blank).run
+    executable, on_gpu = precompiled(forward, *states, blank).run, platform() != "cpu"
 
     def program(batch: Batch) -> Scores:
-        outputs, (prediction, probabilities) = executable(*states, batch)
-        for leaf in (outputs, prediction, probabilities):
-            if leaf is not None:
-                leaf.copy_to_host_async()
-        told = None if probabilities is None else np.asarray(probabilities)
-        return Scores(np.asarray(outputs), np.asarray(prediction), told)
+        _, (prediction, probabilities) = executable(*states, batch)
+        if probabilities is None:
+            return Scores(NO_OUTPUTS, np.asarray(prediction), None)
+        if on_gpu:
+            prediction.copy_to_host_async()
+        told = np.asarray(probabilities)
+        return Scores(NO_OUTPUTS, np.asarray(prediction), told)
 
     return program
 

@@ -200,7 +200,14 @@ def _from_lists(names: list[str], rows: list[list[Cell]]) -> Columns:
     ]
     if wrong:
         raise Refused(400, "bad-row", wrong[:SHOWN])
-    return {name: _cells([row[k] for row in rows]) for k, name in enumerate(names)}
+    return _columns(names, rows)
+
+
+def _columns(names: list[str], rows: list[list[Cell]]) -> Columns:
+    cells = np.empty((len(rows), len(names)), dtype=object)
+    if names:
+        cells[:] = rows
+    return {name: cells[:, k] for k, name in enumerate(names)}
 
 
 def _from_mappings(schema: Schema, names: list[str], rows: list[dict[str, Cell]]) -> Columns:
@@ -215,13 +222,7 @@ def _from_mappings(schema: Schema, names: list[str], rows: list[dict[str, Cell]]
             wrong += error.problems
     if wrong:
         raise Refused(400, "bad-row", wrong[:SHOWN])
-    return {name: _cells([row[name] for row in rows]) for name in names}
-
-
-def _cells(values: list[Cell]) -> np.ndarray:
-    cells = np.empty(len(values), dtype=object)
-    cells[:] = values
-    return cells
+    return _columns(names, [[row[name] for name in names] for row in rows])
 
 
 def _refuse_texts(schema: Schema, columns: Columns) -> None:

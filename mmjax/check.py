@@ -1,6 +1,7 @@
 """`python -m mmjax.check`: what a config would do, without training: data, network, memory, time."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,10 +58,10 @@ class Checked(NamedTuple):
     """All steps, compilation and an allowance for evaluation of a third of a step per scored batch."""
 
 
-def check(config: Config) -> Checked:
+def check(config: Config, tell: Callable[[str], None] = lambda line: None) -> Checked:
     """Return the Checked config: everything of a run but the training. Raises what training would raise."""
     backend = configure(device=config.device, threads=config.threads, precision=config.precision)
-    prepared = prepare(config)
+    prepared = prepare(config, tell)
     config, decisions = resolve(
         config,
         prepared.schema,
@@ -211,7 +212,7 @@ def command(
         echo(format_origins(loaded))
     if show_batch is not None:
         _expect_drawable(loaded.config, show_batch)
-    checked = check(loaded.config)
+    checked = check(loaded.config, echo)
     tell(checked)
     if show_batch is not None:
         count = write_batch(checked, show_batch)

@@ -122,7 +122,7 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 check_writable(registry)  # now, not when the training is done
             backend = configure(device=config.device, threads=config.threads, precision=config.precision)
         with record.stage("data"):
-            prepared = prepare(config)
+            prepared = prepare(config, tell)
             if run.resumed is not None:
                 refuse_other_data(run.resumed, prepared)
                 if run.resumed.record.status == "finished":

@@ -56,8 +56,8 @@ def test_what_was_written_is_read_and_not_written_again(tmp_path: Path) -> None:
         assert entry.bytes == 500 * 34
         assert entry.digests == {name: array_digest(values) for name, values in entry.batch.items()}
         assert all(isinstance(values, np.memmap) and not values.flags.writeable for values in entry.batch.values())
-    assert made.note == f"cache: 1.58e-05 GiB at {made.path}, made now"
-    assert found.note == f"cache: 1.58e-05 GiB at {made.path}, found there; nothing is read or decoded again"
+    assert made.note == f"cache: 16.6 KiB at {made.path}, made now"
+    assert found.note == f"cache: 16.6 KiB at {made.path}, found there; nothing is read or decoded again"
     assert names(tmp_path / "c") == ["KEY", "KEY.lock"]
     other = open_or_build(Cache(path=str(tmp_path / "c")), KEY | {"size": 13}, blocks(1))
     assert other.key != made.key

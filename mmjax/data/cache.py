@@ -23,6 +23,7 @@ import numpy as np
 from mmjax.backend import cache_home
 from mmjax.config import Cache
 from mmjax.data.fingerprint import BLOCK_BYTES, close_digest
+from mmjax.data.loading import in_units
 from mmjax.errors import DataError
 from mmjax.schema import Batch
 
@@ -261,7 +262,7 @@ def _open(path: Path, how: str) -> Cached:
         raise ValueError(f"{error.filename} is missing") from error
     batch = {name: _mapped(path / f"{name}.bin", stored) for name, stored in arrays.items()}
     total = sum(stored.bytes for stored in arrays.values())
-    note = f"cache: {total / GIB:.3g} GiB at {path}, {how}"
+    note = f"cache: {in_units(total)} at {path}, {how}"
     return Cached(path, path.name, batch, json.loads(facts), digests, total, note)
 
 

@@ -18,7 +18,7 @@ def choose_loading(wanted: Loading, encoded_bytes: int, *, free_bytes: int | Non
     `free_bytes` is `free_memory()` unless given.
     """
     free = free_memory() if free_bytes is None else free_bytes
-    sizes = f"the encoded rows take {encoded_bytes / GIB:.3g} GiB of the {free / GIB:.3g} GiB of memory that are free"
+    sizes = f"the encoded rows take {in_units(encoded_bytes)} of the {in_units(free)} of memory that are free"
     match wanted:
         case "streamed":
             return True, "loading: streamed, as data.loading says"
@@ -30,6 +30,18 @@ def choose_loading(wanted: Loading, encoded_bytes: int, *, free_bytes: int | Non
             return large, f"loading: streamed, as {sizes}; data.loading: resident keeps them there" if large else ""
         case never:
             assert_never(never)
+
+
+def in_units(size: int) -> str:
+    """Return a number of bytes in the largest unit that fits.
+
+    >>> in_units(16967), in_units(3 << 30)
+    ('16.6 KiB', '3 GiB')
+    """
+    for unit, name in ((GIB, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size} bytes"
 
 
 def free_memory(root: Path = Path("/")) -> int:

@@ -27,6 +27,7 @@ LIMITS_S = {
     "streaming": 600,
     "decoding": 600,
     "image_memory": 900,
+    "large_table": 300,
 }
 """Benchmark -> the longest it may take. One that is no file here is left out."""
 ARGUMENTS = {"convolution": (RESULTS / "convolution.json",)}

@@ -17,7 +17,7 @@ from mmjax.errors import ConfigError, TrainingError
 from mmjax.train import FitResult, command, fit
 from mmjax.training.checkpoint import steps_in
 from mmjax.training.event_types import EpochEnded, Event
-from tests.doors import door, process, write_table
+from tests.doors import door, write_table
 
 YAML = """\
 name: tiny
@@ -279,13 +279,3 @@ def test_what_cannot_be_gone_on_with_is_refused_in_words(home: Path) -> None:
     (home / "broken" / "run.json").write_text("{")
     with pytest.raises(ConfigError, match=r"--run-dir broken: no run to go on with\nbroken/run.json: not readable"):
         fit(config(), run_dir="broken")
-
-
-def test_a_process_with_other_threads_says_that_the_bits_may_differ(home: Path) -> None:
-    run = interrupted(config())
-    then = record_of(run)["computes"]["threads"]
-    other = 2 if then == 1 else 1
-    ended = process("train", "--config", "tiny.yaml", "--resume", run, folder=home, NPROC=str(other))
-    assert ended.code == 0, ended.err
-    assert f"resume: the same bits are not promised: threads {then} then, {other} now" in ended.out
-    assert "registered as tiny:1" in ended.out

@@ -84,6 +84,15 @@ def test_patience_ends_the_run(getkey) -> None:
     assert [e.position.over for e in events if isinstance(e, Snapshot)] == [False, False, True]
 
 
+def test_without_early_stopping_a_late_best_epoch_is_the_best(getkey) -> None:
+    task, plan = make_task(rows(), falling([3.0, 4.0, 4.0, 1.0])), make_plan(patience=2)
+    stopping = EarlyStopping(enabled=False, patience=2)  # the recipe decides a patience all the same
+    plan = plan._replace(training=msgspec.structs.replace(plan.training, early_stopping=stopping))
+    events, result = told(make_state(task.learner, task.data, getkey()), task, plan)
+    assert (result.epochs, result.best_epoch) == (4, 4)
+    assert [e.improved for e in events if isinstance(e, EpochEnded)] == [True, False, False, True]
+
+
 def test_a_metric_that_is_never_a_number_still_leaves_a_model(getkey) -> None:
     task = make_task(rows(), falling([math.nan] * 4))
     _, result = told(make_state(task.learner, task.data, getkey()), task, make_plan())

@@ -297,7 +297,8 @@ def _after_epoch(
             f"monitor: expected one of {', '.join(metrics)}, got '{plan.monitor}'; set training.early_stopping.monitor"
         )
     stopping = plan.training.early_stopping
-    patience = stopping.patience if isinstance(stopping.patience, int) else epochs
+    # An inactive state improves no more: without early stopping, a late best epoch would not be seen.
+    patience = stopping.patience if stopping.enabled is True and isinstance(stopping.patience, int) else None
     stop, better = update_stop(
         position.stop,
         np.float32(metrics[plan.monitor]),
@@ -309,7 +310,7 @@ def _after_epoch(
     improved, best, best_epoch = bool(better), now.best, position.best_epoch
     if improved or best is None:  # a first metric of NaN still leaves something to keep
         best, best_epoch = _copy(eval_variables(now.state)), epoch
-    over = after.over or (stopping.enabled is True and not bool(stop.active))
+    over = after.over or not bool(stop.active)
     after = after._replace(stop=stop, best_epoch=best_epoch, over=over)
     return Snapshot(now.state, empty_totals(), best, after), improved
 

@@ -269,6 +269,18 @@ def test_an_unchanged_file_is_not_read_again_and_a_changed_one_is(tmp_path: Path
     assert not list((tmp_path / "cache").glob("*/survey")), "the survey's own files are gone"
 
 
+def test_a_first_block_of_rows_that_are_all_dropped_changes_nothing(tmp_path: Path) -> None:
+    rows = [(str(i - 30), str(i % 7), "ab"[i % 2]) for i in range(90)]
+    path = write(tmp_path / "t.csv", ["whole", "other", "y"], rows)
+    (tmp_path / "s.json").write_text('{"properties": {"whole": {"type": "integer", "minimum": 0}}}')
+    data = {"schema": str(tmp_path / "s.json"), "on_invalid": "drop"}
+    whole = content_of(prepare(config_of(path, tmp_path, "resident", **data)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmjax.data.encode_survey.BLOCK_ROWS", 20)
+        assert content_of(prepare(config_of(path, tmp_path, "streamed", **data))) == whole
+    assert len(prepare(config_of(path, tmp_path, "streamed", **data)).names) == 60
+
+
 def test_a_table_without_a_place_for_its_cache_stays_in_memory_where_that_is_left_open(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", ["id", *POOLS, "y"], made_up(4, 40, "classes"))
     (tmp_path / "cache").write_text("no folder")

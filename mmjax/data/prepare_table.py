@@ -198,8 +198,8 @@ def _in_memory(blocks: Iterable[Batch], rows: int) -> Batch:
 
 
 def _in_cache(writer: CacheWriter, blocks: Iterable[Batch], rows: int) -> Batch:
-    for i, block in enumerate(blocks):
-        if i == 0:
+    for block in blocks:
+        if not writer.expected and len(block["label"]):  # a block may hold none of the rows to keep
             writer.expect(sum(values.nbytes for values in block.values()) // len(block["label"]) * rows)
         writer.append(block)
     return writer.written()

@@ -326,7 +326,11 @@ def test_encoding_imports_neither_pandas_nor_pillow():
 
 
 NUMBERS = st.one_of(
-    st.none(), st.integers(), st.floats(), st.integers(-(10**400), 10**400), st.sampled_from([True, "1.5", "NA", -0.0])
+    st.none(),
+    st.integers(),
+    st.floats(),
+    st.integers(-(10**400), 10**400),
+    st.sampled_from([True, "1.5", "NA", -0.0, -999, -99.5]),
 )
 
 
@@ -334,8 +338,9 @@ NUMBERS = st.one_of(
 @given(st.integers(1, 3).flatmap(lambda n: st.lists(st.lists(NUMBERS, min_size=n, max_size=n), min_size=1, max_size=4)))
 def test_numbers_read_together_are_those_read_column_by_column(columns: list[list]):
     arrays = [cells(*values) for values in columns]
-    together = plain_numbers(arrays)
-    apart = [parse_numbers(array, ("NA",)) for array in arrays]
+    markers = ("NA", "-999", "-99.50")
+    together = plain_numbers(arrays, markers)
+    apart = [parse_numbers(array, markers) for array in arrays]
     plain = all(type(cell) in (int, float, type(None)) for values in columns for cell in values)
     if together is None:
         assert not plain or any(wrong.any() for _, wrong in apart)
@@ -348,7 +353,27 @@ def test_numbers_read_together_are_those_read_column_by_column(columns: list[lis
 
 def test_columns_of_floats_are_read_together_unless_one_is_too_large():
     narrow = [np.array([1.5, np.nan], np.float32), np.array([2, 3], np.int64)]
-    np.testing.assert_array_equal(plain_numbers(narrow), [[1.5, np.nan], [2.0, 3.0]])
-    assert plain_numbers([*narrow, np.array([1.0, 1e39])]) is None
-    assert plain_numbers([]) is None
-    assert plain_numbers([np.array(["2024-01-01"], "M8[ns]")]) is None
+    np.testing.assert_array_equal(plain_numbers(narrow, ()), [[1.5, np.nan], [2.0, 3.0]])
+    assert plain_numbers([*narrow, np.array([1.0, 1e39])], ()) is None
+    assert plain_numbers([], ()) is None
+    assert plain_numbers([np.array(["2024-01-01"], "M8[ns]")], ()) is None
+
+
+def test_a_number_that_equals_a_marker_is_missing_however_it_is_given():
+    markers = ("NA", "-999", "-99.9", "1e6")
+    given = {
+        "objects": cells(-999, -999.0, -99.9, np.float32(-99.9), 1e6, 10**6, 999, None),
+        "f64": np.array([-999, -99.9, 1e6, 7]),
+        "f32": np.array([-999, -99.9, 1e6, 7], np.float32),
+        "f16": np.array([-999, -99.9, 7, 8], np.float16),
+        "i32": np.array([-999, 10**6, 7, 8], np.int32),
+    }
+    missing = {name: np.isnan(parse_numbers(column, markers)[0]).sum() for name, column in given.items()}
+    assert missing == {"objects": 7, "f64": 3, "f32": 3, "f16": 2, "i32": 2}
+    assert parse_numbers(np.array([np.inf], np.float16), markers)[1].tolist() == [True]
+    for name, column in given.items():
+        together = plain_numbers([column], markers)
+        if name != "objects":  # which hold a scalar of NumPy
+            np.testing.assert_array_equal(together, [parse_numbers(column, markers)[0]])
+    texts = cells("-999", "-999.0", "-99.9", " NA ")
+    assert np.isnan(parse_numbers(texts, markers)[0]).tolist() == [True, False, True, True]

@@ -164,7 +164,7 @@ def _parse(schema: Schema, columns: Columns, bad: list[_Bad]) -> Columns:
     """Return the numbers, days and codes of the feature columns."""
     values: Columns = {}
     numeric = schema.of_kind("numeric")
-    plain = plain_numbers([columns[column.name] for column in numeric])
+    plain = plain_numbers([columns[column.name] for column in numeric], schema.missing_markers)
     for i, column in enumerate(numeric):
         if plain is not None:
             values[column.name] = plain[i]

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from mmjax.data.cells import LARGEST
 from mmjax.schema import Column, Schema
 from mmjax.serving.engine import Served
 from mmjax.serving.open_inference_request import DATATYPES, WireInfer
@@ -12,8 +13,6 @@ from mmjax.serving.wire import MAX_IMAGES, MAX_ROWS, Problem, Reply
 
 Json = dict[str, Any]
 
-LARGEST = 3.4e38
-"""What the door takes of numbers, as its refusals say."""
 ANY_CELL: Json = {"type": ["string", "number", "boolean", "null"]}
 TEXT: Json = {"type": "string"}
 STATUS: Json = {"type": "object", "required": ["status"], "properties": {"status": TEXT}}

@@ -8,12 +8,15 @@ const MOST_BARS = 10;
 export function answer(description, { document: reply, milliseconds, timing }) {
   const parts = [headline(description, reply)];
   if (reply.probabilities) parts.push(bars(description.classes, reply.probabilities[0]));
-  const stages = timing.map(([name, took]) => [`… ${name}`, duration(took)]);
+  const told = new Map(timing);
+  const stage = (name) => (told.has(name) ? duration(told.get(name)) : null);
   const version = reply.model.version == null ? "" : `, version ${reply.model.version}`;
   parts.push(
     facts([
+      ["Waiting", stage("queue")],
+      ["Decoding", stage("decode")],
       ["Compiled call", duration(reply.inference_time_ms)],
-      ...stages,
+      ["Encoding", stage("encode")],
       ["Seen from here", duration(milliseconds)],
       ["Answered by", `${reply.model.name}${version}`],
       ["Request", make("code", {}, reply.request_id)],

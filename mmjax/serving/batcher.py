@@ -220,9 +220,10 @@ def submit(batcher: Batcher, batch: Batch, *, deadline: float | None = None, det
 
 def expected_s(batcher: Batcher, rows: int) -> float:
     """Return the seconds until `rows` more would be answered, as far as one can tell."""
+    # A model that nothing waits for is judged by its warm-up: a stall must not have requests refused forever.
+    service_s = batcher.service_s if batcher.rows_waiting else batcher.warm_s
     whole, rest = divmod(batcher.rows_waiting + rows, batcher.largest)
-    seconds = whole * batcher.service_s[batcher.largest]
-    return seconds + (batcher.service_s[bucket_of(rest, batcher.largest)] if rest else 0.0)
+    return whole * service_s[batcher.largest] + (service_s[bucket_of(rest, batcher.largest)] if rest else 0.0)
 
 
 def late() -> Refused:

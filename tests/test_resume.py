@@ -200,6 +200,13 @@ def test_images_end_in_the_same_bits_resident_and_streamed(tmp_path: Path, monke
     assert_resumes(streamed(story, tmp_path, monkeypatch, steps=2), tmp_path / "streamed", [1], expected)
 
 
+def test_a_small_table_is_read_in_windows_no_larger_than_an_epoch(table: Story) -> None:
+    windows = events._streamed(table.task, table.plan.seed, 16)  # 32 MiB of so short rows are some 10,000 epochs
+    for first in (0, 3):
+        (window,) = windows(1, first)
+        assert (len(window.data["label"]), window.start, window.stop) == (5 * 16, 0, 5 - first)
+
+
 def test_patience_lasts_over_a_stop(table: Story, tmp_path: Path) -> None:
     stopping = EarlyStopping(enabled=True, patience=2, min_delta=10.0)  # only the first epoch improves
     training = msgspec.structs.replace(table.plan.training, early_stopping=stopping)

@@ -221,7 +221,7 @@ def _resident(task: Task, seed: int, batch_size: int) -> Callable[[int, int], It
 
 def _streamed(task: Task, seed: int, batch_size: int) -> Callable[[int, int], Iterator[_Window]]:
     """Return windows that are read ahead from disk, in the very order of resident rows."""
-    steps = window_steps(task.data, batch_size)
+    steps = min(window_steps(task.data, batch_size), len(task.rows) // batch_size)  # a small table fills no window
     rows = jax.device_put(np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size))
 
     def windows(epoch: int, first: int) -> Iterator[_Window]:

@@ -38,9 +38,10 @@ evaluate: install setup ## Evaluate the newest iris model on the sample CSV (tra
 	@test -d registry/iris || $(MAKE) --no-print-directory train
 	$(PY) -m mmjax.evaluate --model iris --data data/sample/iris.csv
 
-serve: install setup ## Serve the iris model on port 8000 (trains it first when there is none)
+serve: install setup ## Serve the sample models on port 8000 (trains first what is absent)
 	@test -d registry/iris || $(MAKE) --no-print-directory train
-	$(PY) -m mmjax.serve --model iris
+	@test -d registry/images || $(MAKE) --no-print-directory train-images
+	$(PY) -m mmjax.serve --config configs/serve.yaml
 
 lint: install ## Check style, imports and format
 	$(PY) -m ruff check .

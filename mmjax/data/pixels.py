@@ -119,12 +119,16 @@ def encoded_bytes(spec: ImageSpec) -> int:
 
 
 def key_of_files(paths: Sequence[str]) -> str:
-    """Return a sha256 of every path with the size and the time of change of its file; no file is opened."""
+    """Return a sha256 of every path and what changes with its file; no file is opened.
+
+    Size and time of writing do not tell all: images unpacked again may have both, and a file that could not be read
+    for its permissions keeps them when it can be. The system alone sets the inode and the time of its last change.
+    """
     digest = hashlib.sha256()
     for path in paths:
         try:
             found = os.stat(path)
-            state = f"{found.st_size} {found.st_mtime_ns}"
+            state = f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
         except (OSError, ValueError):
             state = "none"
         digest.update(f"{os.path.abspath(path)}\0{state}\0".encode("utf-8", "surrogatepass"))

@@ -27,6 +27,8 @@ from mmjax.schema import schema_from_json
 SHOWN = 10
 """Differences listed before the rest are only counted."""
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+HARMLESS = ("audit.", "data.loading", "data.cache.", *(f"training.checkpoint.{key}" for key in ("keep", "every_")))
+"""Beginnings of keys that change no bit of a run, so that a run may go on with others."""
 Tell = Callable[[str], None]
 
 
@@ -126,9 +128,10 @@ def _unfinished(config: Config, runs_dir: Path, held: contextlib.ExitStack, tell
 
 
 def config_changes(run: Run, config: Config) -> list[str]:
-    """Return what the config says otherwise than that of the run, a line for each key."""
+    """Return what the config says otherwise than that of the run, a line for each key that may change a bit."""
     before, now = _flat(run.record.config), _flat(plain(config_to_dict(config)))
-    keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+    changed = (key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key))
+    keys = [key for key in changed if not key.startswith(HARMLESS)]
     lines = [f"{key}: {_shown(before.get(key))} then, {_shown(now.get(key))} now" for key in keys]
     return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"and {len(lines) - SHOWN} more"]
 

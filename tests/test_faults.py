@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_while_checkpoints_are_written(home: Path, expected:
     (told,) = (home / "first.err").read_text().splitlines()  # no traceback of anybody's
     steps = steps_in(home / "run-then" / "checkpoints")
     folder = home / "small" / "run" / "checkpoints"
-    why = "cannot write the checkpoint: No space left on device; free space or set training.checkpoint.path"
+    why = "cannot write the checkpoint: No space left on device; free space, or begin anew with another training.checkpoint.path"
     left = f"the checkpoint of step {steps[0]} is whole: the same command goes on from it"
     assert told.startswith(f"error: {folder}/")
     assert told.endswith(f": {why}; {left}")
@@ -164,7 +164,7 @@ def test_disks_that_refuse_are_named(home: Path) -> None:
         (
             ("--run-dir", "run", "--set", "training.checkpoint.path=table.csv/kept"),
             3,
-            "cannot write the checkpoint: Not a directory; free space or set training.checkpoint.path; none is left",
+            "cannot write the checkpoint: Not a directory; free space, or begin anew with another training.checkpoint.path; none is left",
         ),
     ],
 )

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.registry import list_versions
 from mmjax.artifact.runs import list_runs
-from mmjax.config import Config
+from mmjax.config import Audit, Config
 from mmjax.config_load import config_from_dict
 from mmjax.errors import ConfigError, TrainingError
 from mmjax.train import FitResult, command, fit
@@ -279,3 +280,15 @@ def test_what_cannot_be_gone_on_with_is_refused_in_words(home: Path) -> None:
     (home / "broken" / "run.json").write_text("{")
     with pytest.raises(ConfigError, match=r"--run-dir broken: no run to go on with\nbroken/run.json: not readable"):
         fit(config(), run_dir="broken")
+
+
+def test_keys_that_change_no_bit_may_change(home: Path) -> None:
+    """How often to save, and what the audit does with what it finds, decide nothing that comes out."""
+    run = interrupted(config())
+    other = msgspec.structs.replace(
+        config(checkpoint={"every_seconds": 9.0, "keep": 3}), audit=Audit(columns="ignore", drift="fail")
+    )
+    result, lines = told(other)
+    assert result.run_dir == run
+    assert len(lines) == 1
+    assert load_bundle(result.bundle).digest == load_bundle(fit(other, registry=None, resume="never").bundle).digest

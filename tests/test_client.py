@@ -183,7 +183,7 @@ BAD: list[tuple[Any, str]] = [
     ([{"x": float("inf")}], "row 1, 'x': expected a finite number, or NaN or None for missing, got infinity"),
     ({"x": np.array([0, np.inf])}, "column 'x', cell 2: expected a finite number"),
     (np.full((1, 2), -np.inf), "column 1, cell 1: expected a finite number"),
-    ([[0.0, object()]], "row 1, cell 2: expected a number, a text, a boolean, a date or None, got object"),
+    ([[0.0, {"a": 1}]], "row 1, cell 2: expected a number, a text, a boolean, a date or None, got dict"),
     ([1, 2], "row 1: expected a list or an array of cells, got int"),
     ({"x": [1], "y": [1, 2]}, "rows: expected columns of equal length, got {'x': 1, 'y': 2}"),
     ({"x": "text"}, "column 'x': expected a list or an array of cells, got str"),

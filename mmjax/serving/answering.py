@@ -30,6 +30,12 @@ Gone = Callable[[], Awaitable[object]]
 T = TypeVar("T")
 
 
+class Encoded(NamedTuple):
+    """Rows of a matrix of numbers, encoded already (see `numeric_batch`)."""
+
+    batch: Batch
+
+
 class Answered(NamedTuple):
     """What a model says of the rows of a request, and where the time went."""
 
@@ -37,7 +43,7 @@ class Answered(NamedTuple):
     queue_s: float
     """Waiting for the device."""
     decode_s: float
-    """Encoding the columns, decoding images."""
+    """Reading the rows, encoding them, decoding images."""
     infer_s: float
     """The compiled calls with their transfers; those that rows of other requests shared count whole."""
     bucket: int
@@ -47,57 +53,25 @@ class Answered(NamedTuple):
 async def answer(
     engine: Engine,
     served: Served,
-    columns: Columns,
+    rows: Columns | Encoded,
     *,
     request_id: str,
+    decode_s: float = 0.0,
     deadline: float | None = None,
     deterministic: bool = False,
     gone: Gone | None = None,
 ) -> Answered:
     """Return what the model says of these rows, each row's answer in its place.
 
-    `deadline` is a time of `time.monotonic`, for waiting and computing together. With `deterministic` each row goes
-    alone through the bucket of one, so that its bits depend on nothing else. `gone()` returns when the client hangs up
-    (see `client_gone`). Raises Refused: 400 for cells that are none, 422 for an answer that is not finite, 499 when the
-    client left, 503 when the device fails or the model is not ready, 504 past the deadline.
+    `decode_s` is what was spent on reading them so far. `deadline` is a time of `time.monotonic`, for waiting and
+    computing together. With `deterministic` each row goes alone through the bucket of one, so that its bits depend on
+    nothing else. `gone()` returns when the client hangs up (see `client_gone`). Raises Refused: 400 for cells that are
+    none, 422 for an answer that is not finite, 499 when the client left, 503 when the device fails or the model is not
+    ready, 504 past the deadline.
     """
-    _batcher(served)
-    started = time.perf_counter()
-    cells = sum(map(len, columns.values()))
-    if served.modality == "table" and cells <= INLINE_CELLS:
-        batch = _encoded(served, columns)
-    else:
-        batch = await in_thread(engine, lambda: _encoded(served, columns))
-    return await answer_batch(
-        engine,
-        served,
-        batch,
-        request_id=request_id,
-        columns=columns,
-        decode_s=time.perf_counter() - started,
-        deadline=deadline,
-        deterministic=deterministic,
-        gone=gone,
-    )
-
-
-async def answer_batch(
-    engine: Engine,
-    served: Served,
-    batch: Batch,
-    *,
-    request_id: str,
-    columns: Columns | None = None,
-    decode_s: float = 0.0,
-    deadline: float | None = None,
-    deterministic: bool = False,
-    gone: Gone | None = None,
-) -> Answered:
-    """Return what `answer` does, of rows that are encoded already, in `decode_s` seconds.
-
-    `columns` are what they were encoded from; None for a matrix of numbers, in which no cell is unknown.
-    """
-    batcher = _batcher(served)
+    batcher, started = _batcher(served), time.perf_counter()
+    batch = rows.batch if isinstance(rows, Encoded) else await _batch(engine, served, rows)
+    decode_s += time.perf_counter() - started
     if (found := _at_once(batcher, batch, deterministic=deterministic)) is not None:
         (scores, infer_s), queue_s, bucket = found, 0.0, bucket_of(batch_rows(batch), batcher.largest)
     else:
@@ -105,8 +79,16 @@ async def answer_batch(
         scores = await _result(batcher, job, gone)
         queue_s, infer_s, bucket = job.started - job.arrived, job.infer_s, job.bucket
     _refuse_non_finite(scores)
+    columns = None if isinstance(rows, Encoded) else rows
     _count(engine, served, columns, batch, scores, (queue_s, decode_s, infer_s))
     return Answered(scores, queue_s, decode_s, infer_s, bucket)
+
+
+async def _batch(engine: Engine, served: Served, columns: Columns) -> Batch:
+    """Return the encoded columns; beside the event loop unless they are few."""
+    if served.modality == "table" and sum(map(len, columns.values())) <= INLINE_CELLS:
+        return _encoded(served, columns)
+    return await in_thread(engine, lambda: _encoded(served, columns))
 
 
 def _at_once(batcher: Batcher, batch: Batch, *, deterministic: bool) -> tuple[Scores, float] | None:

@@ -10,8 +10,8 @@ from litestar import MediaType, Response, get, post
 from litestar.params import FromPath
 
 from mmjax.errors import DataError
-from mmjax.schema import Batch, Columns
-from mmjax.serving.answering import Answered, answer, answer_batch, client_gone, deadline_of, in_thread
+from mmjax.schema import Columns
+from mmjax.serving.answering import Answered, Encoded, answer, client_gone, deadline_of, in_thread
 from mmjax.serving.compression import check_coding, coding_asked, deflated, inflated
 from mmjax.serving.engine import Served, admitted, phase
 from mmjax.serving.numbers import is_matrix, numeric_batch
@@ -21,7 +21,7 @@ from mmjax.serving.open_inference_model import inputs_of, outputs_of
 from mmjax.serving.open_inference_reply import Reply, asked_outputs, encode_infer
 from mmjax.serving.open_inference_request import Asked, InferRequest, decode_infer
 from mmjax.serving.open_inference_tensors import raw_tensor
-from mmjax.serving.routes import INLINE_BYTES, TIMEOUT, engine_of, read_body, request_id_of, server_timing
+from mmjax.serving.routes import INLINE_BYTES, TIMEOUT, engine_of, read_body, request_id_of, told_timing
 from mmjax.serving.wire import MAX_TENSOR_BYTES, Refused
 
 VERSION = version_of("mmjax")
@@ -97,9 +97,17 @@ async def infer(request: AnyRequest, name: FromPath[str], version: FromPath[str 
         asked = work() if work_is_short else await in_thread(engine, work)
         if asked.request.timeout_us:
             deadline = min(arrived + asked.request.timeout_us / 1e6, deadline or float("inf"))
-        decode_s = time.perf_counter() - started
-        answered = await _answered(request, served, asked, deadline, decode_s)
-        return await _replied(request, served, asked, answered, decode_s)
+        answered = await answer(
+            engine,
+            served,
+            asked.rows,
+            request_id=request_id_of(request),
+            decode_s=time.perf_counter() - started,
+            deadline=deadline,
+            deterministic=asked.request.deterministic,
+            gone=client_gone(request.receive),
+        )
+        return await _replied(request, served, asked, answered)
 
 
 ROUTES = (server, live, ready, models, metadata, model_ready, infer, *EXTRA_ROUTES)
@@ -113,9 +121,7 @@ class _Read(NamedTuple):
 
     request: InferRequest
     outputs: tuple[Asked, ...]
-    batch: Batch | None
-    """Of a matrix of numbers; else the Columns are encoded first."""
-    columns: Columns
+    rows: Columns | Encoded
 
 
 def _one(request: AnyRequest, name: str, version: str | None) -> Served:
@@ -160,9 +166,9 @@ def _read(served: Served, body: bytes, coding: str, header_length: int | None) -
         request = decode_infer(body, header_length)
     outputs = asked_outputs(schema, request)
     if not is_matrix(schema):
-        return _Read(request, outputs, None, columns_of(schema, request.inputs))
+        return _Read(request, outputs, columns_of(schema, request.inputs))
     try:
-        return _Read(request, outputs, numeric_batch(schema, matrix_of(schema, request.inputs)), {})
+        return _Read(request, outputs, Encoded(numeric_batch(schema, matrix_of(schema, request.inputs))))
     except DataError as error:
         raise Refused(400, "bad-cell", error.problems) from error
 
@@ -170,46 +176,12 @@ def _read(served: Served, body: bytes, coding: str, header_length: int | None) -
 # ---- and answered
 
 
-async def _answered(
-    request: AnyRequest, served: Served, asked: _Read, deadline: float | None, decode_s: float
-) -> Answered:
-    engine, request_id, gone = engine_of(request), request_id_of(request), client_gone(request.receive)
-    deterministic = asked.request.deterministic
-    if asked.batch is None:
-        return await answer(
-            engine,
-            served,
-            asked.columns,
-            request_id=request_id,
-            deadline=deadline,
-            deterministic=deterministic,
-            gone=gone,
-        )
-    return await answer_batch(
-        engine,
-        served,
-        asked.batch,
-        request_id=request_id,
-        decode_s=decode_s,
-        deadline=deadline,
-        deterministic=deterministic,
-        gone=gone,
-    )
-
-
-async def _replied(
-    request: AnyRequest, served: Served, asked: _Read, answered: Answered, decode_s: float
-) -> Response[bytes]:
-    engine, started = engine_of(request), time.perf_counter()
-    coding = coding_asked(request.headers.get("accept-encoding", ""))
+async def _replied(request: AnyRequest, served: Served, asked: _Read, answered: Answered) -> Response[bytes]:
+    started, coding = time.perf_counter(), coding_asked(request.headers.get("accept-encoding", ""))
     work = functools.partial(_written, served, asked, answered, coding)
     is_short = np.size(answered.scores.outputs) <= INLINE_OUTPUTS and coding is None
-    reply = work() if is_short else await in_thread(engine, work)
-    encode_s = time.perf_counter() - started
-    engine.metrics.stage(str(served), "encode", encode_s)
-    if asked.batch is None:
-        decode_s += answered.decode_s
-    headers = {"server-timing": server_timing(answered, decode_s=decode_s, encode_s=encode_s)}
+    reply = work() if is_short else await in_thread(engine_of(request), work)
+    headers = {"server-timing": told_timing(request, served, answered, encode_s=time.perf_counter() - started)}
     if reply.header_length is not None:
         headers[HEADER_LENGTH] = str(reply.header_length)
     if coding is not None:

@@ -11,20 +11,24 @@ from litestar.exceptions import HTTPException, InternalServerException
 from litestar.params import FromPath
 
 from mmjax.errors import DataError
-from mmjax.schema import Columns
-from mmjax.serving.answering import CLIENT_LEFT, Answered, answer, client_gone, deadline_of, in_thread
+from mmjax.schema import Columns, Schema
+from mmjax.serving.answering import CLIENT_LEFT, Answered, Encoded, answer, client_gone, deadline_of, in_thread
 from mmjax.serving.engine import Engine, Served, admitted, select
+from mmjax.serving.numbers import is_matrix, numeric_batch
 from mmjax.serving.observe import NOTES
 from mmjax.serving.wire import (
     MAX_IMAGE_BYTES,
     MAX_TABLE_BYTES,
     Refused,
+    TableRequest,
+    decode_numbers,
     decode_table,
     encode_json,
     encode_reply,
     image_columns,
     image_files,
     table_columns,
+    table_matrix,
 )
 
 BODY_TIMEOUT_S = 30.0
@@ -102,18 +106,29 @@ class Asked(NamedTuple):
     """What a request asks, and of which model."""
 
     served: Served
-    columns: Columns
+    rows: Columns | Encoded
     deterministic: bool = False
 
 
 def _table(engine: Engine, body: bytes) -> Asked:
-    asked = decode_table(body)
-    served = select(engine, _said(asked.model), _said(asked.version), modality="table")
     try:
-        columns = table_columns(served.predictor.schema, asked)
+        if (numbers := decode_numbers(body)) is not None and is_matrix(schema_of(served := _meant(engine, numbers))):
+            batch = numeric_batch(schema_of(served), table_matrix(schema_of(served), numbers))
+            return Asked(served, Encoded(batch), numbers.deterministic is True)
+        asked = decode_table(body)
+        served = _meant(engine, asked)
+        return Asked(served, table_columns(schema_of(served), asked), asked.deterministic is True)
     except DataError as error:
         raise Refused(400, "bad-cell", error.problems) from error
-    return Asked(served, columns, asked.deterministic is True)
+
+
+def _meant(engine: Engine, asked: TableRequest[Any]) -> Served:
+    return select(engine, _said(asked.model), _said(asked.version), modality="table")
+
+
+def schema_of(served: Served) -> Schema:
+    """Return the schema of a model."""
+    return served.predictor.schema
 
 
 def _said(value: T | msgspec.UnsetType) -> T | None:
@@ -124,13 +139,13 @@ async def _answered(
     request: AnyRequest, engine: Engine, asked: Asked, deadline: float | None, started: float
 ) -> Response[bytes]:
     """Return the reply; `started` is when decoding began, by `time.perf_counter`."""
-    request_id, (served, columns, deterministic) = request_id_of(request), asked
-    decoded = time.perf_counter()
+    request_id, (served, rows, deterministic) = request_id_of(request), asked
     answered = await answer(
         engine,
         served,
-        columns,
+        rows,
         request_id=request_id,
+        decode_s=time.perf_counter() - started,
         deadline=deadline,
         deterministic=deterministic,
         gone=client_gone(request.receive),
@@ -139,7 +154,12 @@ async def _answered(
     reply = encode_reply(
         served.predictor.schema, answered.scores, served.name, seconds=answered.infer_s, request_id=request_id
     )
-    encode_s = time.perf_counter() - got
+    headers = {"server-timing": told_timing(request, served, answered, encode_s=time.perf_counter() - got)}
+    return Response(reply, media_type=MediaType.JSON, headers=headers)
+
+
+def told_timing(request: AnyRequest, served: Served, answered: Answered, *, encode_s: float) -> str:
+    """Return the `Server-Timing` of a reply, after the log and the figures were told of it too."""
     request.scope[NOTES] |= {  # pyright: ignore[reportGeneralTypeIssues]
         "model": str(served),
         "rows": len(answered.scores.prediction),
@@ -147,15 +167,14 @@ async def _answered(
         "queue_ms": round(1e3 * answered.queue_s, 3),
         "infer_ms": round(1e3 * answered.infer_s, 3),
     }
-    engine.metrics.stage(str(served), "encode", encode_s)
-    timing = server_timing(answered, decode_s=decoded - started + answered.decode_s, encode_s=encode_s)
-    return Response(reply, media_type=MediaType.JSON, headers={"server-timing": timing})
+    engine_of(request).metrics.stage(str(served), "encode", encode_s)
+    return server_timing(answered, encode_s=encode_s)
 
 
-def server_timing(answered: Answered, *, decode_s: float, encode_s: float) -> str:
+def server_timing(answered: Answered, *, encode_s: float) -> str:
     """Return the `Server-Timing` of a reply, in milliseconds."""
     return (
-        f"queue;dur={1e3 * answered.queue_s:.3f}, decode;dur={1e3 * decode_s:.3f}, "
+        f"queue;dur={1e3 * answered.queue_s:.3f}, decode;dur={1e3 * answered.decode_s:.3f}, "
         f"infer;dur={1e3 * answered.infer_s:.3f}, encode;dur={1e3 * encode_s:.3f}"
     )
 

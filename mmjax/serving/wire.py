@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import multipart
@@ -36,6 +36,8 @@ IMAGE_PART = "file"
 
 Cell = str | int | float | bool | None
 
+C = TypeVar("C")
+
 
 class Refused(MmjaxError):
     """A request that is not answered: an HTTP status, a stable word for the reason, a line for each problem."""
@@ -47,12 +49,12 @@ class Refused(MmjaxError):
         self.retry_after_s = retry_after_s
 
 
-class TableRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TableRequest(msgspec.Struct, Generic[C], frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /predict/tabular`: exactly one of `features` and `rows`."""
 
-    features: list[list[Cell]] | msgspec.UnsetType = msgspec.UNSET
+    features: list[list[C]] | msgspec.UnsetType = msgspec.UNSET
     """Rows of cells in the order of the schema's features."""
-    rows: list[dict[str, Cell]] | msgspec.UnsetType = msgspec.UNSET
+    rows: list[dict[str, C]] | msgspec.UnsetType = msgspec.UNSET
     """Rows as column name -> cell."""
     model: str | msgspec.UnsetType | None = msgspec.UNSET
     version: int | msgspec.UnsetType | None = msgspec.UNSET
@@ -96,14 +98,15 @@ class Problem(msgspec.Struct, frozen=True):
     request_id: str
 
 
-_decoder = msgspec.json.Decoder(TableRequest)
+_decoder = msgspec.json.Decoder(TableRequest[Cell])
+_numbers_decoder = msgspec.json.Decoder(TableRequest[float | None])
 _encode = msgspec.json.Encoder().encode
 
 
 # ---- tables
 
 
-def decode_table(body: bytes) -> TableRequest:
+def decode_table(body: bytes) -> TableRequest[Cell]:
     """Return the request in a JSON body; Refused (400) when it is no JSON, has other keys or doubled ones."""
     try:
         request = _decoder.decode(body)
@@ -112,6 +115,24 @@ def decode_table(body: bytes) -> TableRequest:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         told = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise Refused(400, "bad-json", f"body: expected JSON, got something else: {told}") from error
+    _check_table(request, body)
+    return request
+
+
+def decode_numbers(body: bytes) -> TableRequest[float | None] | None:
+    """Return the request in a JSON body whose cells are all numbers or null, whole numbers as floats; else None.
+
+    The first text ends the try, so it costs others little. Refused where `decode_table` refuses such a body.
+    """
+    try:
+        request = _numbers_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    _check_table(request, body)
+    return request
+
+
+def _check_table(request: TableRequest[Any], body: bytes) -> None:
     if (request.features is msgspec.UNSET) == (request.rows is msgspec.UNSET):
         raise Refused(
             400,
@@ -120,7 +141,6 @@ def decode_table(body: bytes) -> TableRequest:
         )
     keys = sum(getattr(request, name) is not msgspec.UNSET for name in request.__struct_fields__)
     refuse_doubled(body, keys + sum(map(len, request.rows or ())))
-    return request
 
 
 PLACE = re.compile(r" - at `\$(?:\.(\w+))?(?:\[(\d+)\])?(?:\[(\d+|\.\.\.)\])?.*`$")
@@ -150,7 +170,7 @@ def refuse_doubled(body: bytes, keys: int) -> None:
 
     msgspec keeps the last, so the text has more colons than we have keys.
     """
-    if _STRING.sub(b"", body).count(b":") == keys:
+    if body.count(b":") == keys or _STRING.sub(b"", body).count(b":") == keys:
         return
     if lines := _doubled(body):
         raise Refused(400, "doubled-key", lines)
@@ -172,11 +192,27 @@ def _doubled(body: bytes) -> list[str]:
     ]
 
 
-def table_columns(schema: Schema, request: TableRequest) -> Columns:
+def table_columns(schema: Schema, request: TableRequest[Cell]) -> Columns:
     """Return the request's rows as Columns of the schema's features; Refused, or DataError, naming rows and columns.
 
     Texts in numeric columns are refused, unless they mean missing in the schema.
     """
+    rows, names = _rows(schema, request), [column.name for column in schema.features]
+    cells = np.empty((len(rows), len(names)), dtype=object)
+    if names:
+        cells[:] = rows
+    columns = {name: cells[:, k] for k, name in enumerate(names)}
+    _refuse_texts(schema, columns)
+    return columns
+
+
+def table_matrix(schema: Schema, request: TableRequest[float | None]) -> np.ndarray:
+    """Return the request's rows as f64[N, F] in the order of the schema's features, null as NaN; raises Refused."""
+    return np.array(_rows(schema, request), np.float64)
+
+
+def _rows(schema: Schema, request: TableRequest[C]) -> list[list[C]]:
+    """Return the request's rows in the order of the schema's features; Refused naming those that are none."""
     rows = request.features if request.rows is msgspec.UNSET else request.rows
     assert rows is not msgspec.UNSET
     if not rows:
@@ -185,14 +221,11 @@ def table_columns(schema: Schema, request: TableRequest) -> Columns:
         raise Refused(413, "too-many-rows", f"expected at most {MAX_ROWS:,} rows in a request, got {len(rows):,}")
     names = [column.name for column in schema.features]
     if request.rows is msgspec.UNSET:
-        columns = _from_lists(names, request.features or [])
-    else:
-        columns = _from_mappings(schema, names, request.rows)
-    _refuse_texts(schema, columns)
-    return columns
+        return _from_lists(names, request.features or [])
+    return _from_mappings(schema, names, request.rows)
 
 
-def _from_lists(names: list[str], rows: list[list[Cell]]) -> Columns:
+def _from_lists(names: list[str], rows: list[list[C]]) -> list[list[C]]:
     wrong = [
         f"row {i}: expected {len(names)} cells ({', '.join(names)}), got {len(row)}"
         for i, row in enumerate(rows, 1)
@@ -200,17 +233,10 @@ def _from_lists(names: list[str], rows: list[list[Cell]]) -> Columns:
     ]
     if wrong:
         raise Refused(400, "bad-row", wrong[:SHOWN])
-    return _columns(names, rows)
+    return rows
 
 
-def _columns(names: list[str], rows: list[list[Cell]]) -> Columns:
-    cells = np.empty((len(rows), len(names)), dtype=object)
-    if names:
-        cells[:] = rows
-    return {name: cells[:, k] for k, name in enumerate(names)}
-
-
-def _from_mappings(schema: Schema, names: list[str], rows: list[dict[str, Cell]]) -> Columns:
+def _from_mappings(schema: Schema, names: list[str], rows: list[dict[str, C]]) -> list[list[C]]:
     sound, wrong = set(), []
     for i, row in enumerate(rows, 1):
         if (keys := tuple(row)) in sound or len(wrong) >= SHOWN:
@@ -222,7 +248,7 @@ def _from_mappings(schema: Schema, names: list[str], rows: list[dict[str, Cell]]
             wrong += error.problems
     if wrong:
         raise Refused(400, "bad-row", wrong[:SHOWN])
-    return _columns(names, [[row[name] for name in names] for row in rows])
+    return [[row[name] for name in names] for row in rows]
 
 
 def _refuse_texts(schema: Schema, columns: Columns) -> None:

@@ -121,9 +121,9 @@ class Client(NamedTuple):
 
 
 def read_reply(connection: socket.socket) -> Reply:
-    reply = http.client.HTTPResponse(connection)
-    reply.begin()
-    return _reply(reply)
+    with contextlib.closing(http.client.HTTPResponse(connection)) as reply:
+        reply.begin()
+        return _reply(reply)
 
 
 def _reply(reply: http.client.HTTPResponse) -> Reply:

@@ -269,12 +269,11 @@ def test_a_changed_uvicorn_is_seen(monkeypatch: pytest.MonkeyPatch):
         def __init__(self, config, server_state, app_state, _loop=None):
             self.parser = self.transport = self.loop = self.flow = self.cycle = self.headers = None
 
-        def on_header(self, name, value, more):
+        def on_body(self, body, more):
             pass
 
     assert changed(Other) == [
-        "uvicorn: expected HttpToolsProtocol.on_header('name', 'value'), got ('name', 'value', 'more'); "
-        "see serving/protocol.py",
+        "uvicorn: expected HttpToolsProtocol.on_body('body',), got ('body', 'more'); see serving/protocol.py",
         "uvicorn: expected Other.scope, got none; see serving/protocol.py",
     ]
     monkeypatch.delattr(HttpToolsProtocol, "_unset_keepalive_if_required")

@@ -1,5 +1,6 @@
 """The log of requests: one JSON line each, written beside the event loop, which never waits for it."""
 
+import logging
 import os
 import threading
 from collections import deque
@@ -27,7 +28,9 @@ class RequestLog:
         self._waiting: deque[bytes] = deque()
         self._ending = threading.Event()
         self._logger = structlog.wrap_logger(
-            _Sink(self._keep), processors=[_stamped, _json], wrapper_class=structlog.BoundLogger
+            _Sink(self._keep),
+            processors=[_line],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         ).bind()
         self._thread = threading.Thread(target=self._write_on, name="log", daemon=True)
         self._thread.start()
@@ -68,11 +71,8 @@ class _Sink:
         self.info = keep
 
 
-def _stamped(logger: Any, level: str, facts: Any) -> Any:
-    """Return the facts after time and event."""
-    event = facts.pop("event")
-    return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
-
-
-def _json(logger: Any, level: str, facts: Any) -> bytes:
-    return _encode(facts) + b"\n"
+def _line(logger: Any, level: str, facts: Any) -> bytes:
+    """Return the facts as a line of JSON, after time and event."""
+    told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": facts.pop("event")}
+    told.update(facts)
+    return _encode(told) + b"\n"

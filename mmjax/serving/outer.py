@@ -146,11 +146,18 @@ def _finish(watch: Watch, visit: Visit) -> None:
     route = visit.scope.get("path_template") or UNMATCHED
     watch.metrics.request(route, visit.method, status, reason, seconds)
     if watch.log is not None and not visit.path.startswith(QUIET):
-        facts = {"request_id": visit.request_id}
+        facts: dict[str, Any] = {
+            "request_id": visit.request_id,
+            "route": route,
+            "method": visit.method,
+            "status": status,
+            "reason": reason,
+            "ms": round(1e3 * seconds, 3),
+        }
         if visit.trace:
-            facts |= {"trace_id": visit.trace[0], "parent_id": visit.trace[1]}
-        facts |= {"route": route, "method": visit.method, "status": status, "reason": reason}
-        watch.log.tell("request", facts | {"ms": round(1e3 * seconds, 3)} | visit.notes)
+            facts["trace_id"], facts["parent_id"] = visit.trace
+        facts.update(visit.notes)
+        watch.log.tell("request", facts)
 
 
 def unparsed(metrics: Metrics, log: RequestLog | None) -> Callable[[str, int, str, float, str], None]:

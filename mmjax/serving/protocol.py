@@ -25,7 +25,7 @@ from mmjax.serving.wire import Refused, encode_problem
 
 REFUSAL = "mmjax_refusal"
 """Where the scope keeps the (status, reason) of a refusal that the client got while the app was at work."""
-FRAMING_BYTES = 1024 * 1024
+FRAMING_BYTES = 256 * 1024
 """Chunk sizes, chunk extensions and trailers of one body."""
 HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
@@ -36,7 +36,6 @@ UVICORN: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "data_received": ("data",),
         "on_message_begin": (),
         "on_url": ("url",),
-        "on_header": ("name", "value"),
         "on_headers_complete": (),
         "on_body": ("body",),
         "on_message_complete": (),
@@ -130,13 +129,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._framing_bytes += len(data)
         try:
             self.parser.feed_data(data)
-            self._check_sizes()
+            if self._stage != "idle":
+                self._check_sizes()
         except (httptools.HttpParserError, _Stop) as error:
             self._refuse(self._problem or _not_http(error))
             return
         except httptools.HttpParserUpgrade:
             self.cycle.keep_alive = False  # answered as if no upgrade had been asked for, as RFC 9110 allows
-        self._time_the_rest()
+        if self._timer is None:
+            self._time_the_rest()
 
     # ---- the parser's callbacks
 
@@ -154,26 +155,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.url) > self.limits.max_url_bytes:
             self._stop(Refused(400, "long-url", f"URL: expected at most {self.limits.max_url_bytes:,} bytes, got more"))
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Refuse many headers, among them trailers."""
-        super().on_header(name, value)
-        if len(self.headers) > self.limits.max_headers:
-            told = f"headers: expected at most {self.limits.max_headers:,}, got more"
-            self._stop(Refused(431, "many-headers", told))
-
     def on_headers_complete(self) -> None:
-        """Refuse large headers and a Host that is none; then the app gets to work."""
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > self.limits.max_header_bytes:
-            self._stop(self._large_head())
-        hosts = [value for name, value in self.headers if name == b"host"]
-        assert self.parser is not None
-        version = self.parser.get_http_version()
-        if version not in ("1.0", "1.1"):
-            self._stop(Refused(400, "bad-http", f"request: expected HTTP/1.1 or 1.0, got {version}"))
-        old = version == "1.0" and not hosts
-        if not old and (len(hosts) != 1 or not HOST.fullmatch(hosts[0])):
-            self._stop(Refused(400, "bad-host", "Host: expected one name or address with an optional port"))
+        """Refuse many or large headers and a Host that is none; then the app gets to work."""
+        self._check_head()
         self._stop_timer()
         self._stage = "body"
         self._framing_bytes = 0
@@ -194,6 +178,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """End the time for the body."""
         self._stop_timer()
+        if len(self.headers) > self.limits.max_headers:  # trailers are among them
+            self._stop(self._many_headers())
         self._stage = "idle"
         super().on_message_complete()
 
@@ -206,11 +192,30 @@ class BoundedProtocol(HttpToolsProtocol):
 
     # ---- bounds
 
+    def _check_head(self) -> None:
+        size, hosts, host = len(self.url), 0, b""
+        for name, value in self.headers:
+            size += len(name) + len(value) + 4
+            if name == b"host":
+                hosts, host = hosts + 1, value
+        if len(self.headers) > self.limits.max_headers:
+            self._stop(self._many_headers())
+        if size > self.limits.max_header_bytes:
+            self._stop(self._large_head())
+        version = self.parser.get_http_version() if self.parser else ""
+        if version not in ("1.1", "1.0"):
+            self._stop(Refused(400, "bad-http", f"request: expected HTTP/1.1 or 1.0, got {version}"))
+        if (hosts or version == "1.1") and (hosts != 1 or not HOST.fullmatch(host)):
+            self._stop(Refused(400, "bad-host", "Host: expected one name or address with an optional port"))
+
     def _check_sizes(self) -> None:
         if self._stage == "head" and self._head_bytes > self.limits.max_header_bytes:
             self._stop(self._large_head())
         if self._stage == "body" and self._framing_bytes > FRAMING_BYTES:
             self._stop(Refused(400, "bad-chunks", "body: expected chunks, got mostly extensions or trailers"))
+
+    def _many_headers(self) -> Refused:
+        return Refused(431, "many-headers", f"headers: expected at most {self.limits.max_headers:,}, got more")
 
     def _large_head(self) -> Refused:
         told = f"headers: expected at most {self.limits.max_header_bytes:,} bytes, got more"
@@ -225,8 +230,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _time_the_rest(self) -> None:
         """Let a timer run while something of a request is missing; it is not set back by what comes."""
-        if self._timer is not None or self._stage == "refused":
-            return
         if self._stage == "body":
             answered = self.cycle is not None and self.cycle.response_complete
             self._start_timer(self.limits.unread_timeout_s if answered else self.limits.body_timeout_s)

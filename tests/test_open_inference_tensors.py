@@ -14,7 +14,7 @@ from mmjax.errors import DataError
 from mmjax.schema import Column, Schema
 from mmjax.serving.numbers import is_matrix, numeric_batch
 from mmjax.serving.open_inference_tensors import DTYPES, from_binary, from_json, pack_texts
-from mmjax.serving.wire import Refused
+from mmjax.serving.wire import Refused, TableRequest, decode_numbers, decode_table, table_columns, table_matrix
 from tests.untrained import NUMBERS
 
 
@@ -49,6 +49,46 @@ def test_a_matrix_becomes_what_the_encoder_makes_of_its_columns(data: st.DataObj
     assert got["numeric"].dtype == expected["numeric"].dtype == np.float32
     np.testing.assert_array_equal(got["numeric"], expected["numeric"])
     assert got["numeric"].flags.c_contiguous
+
+
+CELLS = st.one_of(
+    st.none(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.sampled_from([-999, 7])
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_rows_of_numbers_in_json_are_read_as_their_columns_are(data: st.DataObject):
+    rows = data.draw(st.lists(st.lists(CELLS, min_size=5, max_size=5), min_size=1, max_size=4))
+    document = {"features": rows}
+    if data.draw(st.booleans()):
+        document = {"rows": [dict(zip(["x4", "x3", "x2", "x1", "x0"], row[::-1], strict=True)) for row in rows]}
+    body = json.dumps(document).encode()
+    try:
+        expected = encode(NUMBERS, table_columns(NUMBERS, decode_table(body)))
+    except DataError as error:
+        with pytest.raises(DataError) as refused:
+            numeric_batch(NUMBERS, table_matrix(NUMBERS, numbers(body)))
+        places = [[line.split(":")[0] for line in told.problems] for told in (error, refused.value)]
+        assert places[0] == places[1]
+        return
+    got = numeric_batch(NUMBERS, table_matrix(NUMBERS, numbers(body)))
+    np.testing.assert_array_equal(got["numeric"].view(np.uint32), expected["numeric"].view(np.uint32))
+
+
+def numbers(body: bytes) -> TableRequest[float | None]:
+    request = decode_numbers(body)
+    assert request is not None
+    return request
+
+
+def test_texts_and_booleans_are_no_numbers():
+    for cell in ('"1.5"', "true", '"NA"', "[]", "1e999", "NaN"):
+        assert decode_numbers(f'{{"features": [[{cell}]]}}'.encode()) is None
+    for body in (b'{"features": [[1]], "features": [[1]]}', b'{"rows": [{"a": 1, "a": 2}]}'):
+        with pytest.raises(Refused, match="expected each key once"):
+            decode_numbers(body)
+    assert numbers(b'{"rows": [{"a:b": 1}]}').rows == [{"a:b": 1.0}]
 
 
 # ---- tensors

@@ -75,6 +75,8 @@ class Browser:
 
     def open(self, url: str) -> None:
         """Go to a page and wait until it is loaded."""
+        self.call("Page.navigate", url="about:blank")
+        self.until("location.href === 'about:blank'")
         self.call("Page.navigate", url=url)
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 

@@ -11,9 +11,9 @@ from mmjax.serving.wire import Refused
 
 FOLDER = Path(__file__).parent / "pages"
 TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
 """The only files that are sent, by their ending."""

@@ -58,15 +58,13 @@ def cell_schema(column: Column, schema: Schema) -> Json:
     match column.kind:
         case "numeric":
             return {"anyOf": [{"type": "number", "minimum": -LARGEST, "maximum": LARGEST}, *missing]}
-        case "boolean":
-            return {"anyOf": [{"enum": [True, False, *column.vocabulary]}, *missing]}
         case "datetime" if column.datetime_format == "iso":
             return {
                 "anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}, *missing]
             }
         case "datetime":
             return {"type": ["string", "null"], "description": f"a date as {column.datetime_format}"}
-        case _:
+        case _:  # what the vocabulary does not hold is an unknown category
             return ANY_CELL
 
 

@@ -1,7 +1,9 @@
 """Keys, rates and the bounds of the protocol: by themselves, and on a real socket."""
 
+import contextlib
 import hashlib
 import http.client
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -14,7 +16,17 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from mmjax.errors import ConfigError
 from mmjax.serving import limits as limits_module
-from mmjax.serving.limits import Gate, Key, Limits, holder, is_open, load_keys, new_key, open_to_others
+from mmjax.serving.limits import (
+    Gate,
+    Key,
+    Limits,
+    connections_allowed,
+    holder,
+    is_open,
+    load_keys,
+    new_key,
+    open_to_others,
+)
 from mmjax.serving.protocol import changed, make_protocol
 from mmjax.serving.wire import Refused
 from tests.live import GOOD, JSON, Client, Thread, make_home, read_reply, request, thread
@@ -256,6 +268,27 @@ def test_a_patient_connection_lives_on_between_requests(hasty: Client):
         connection.close()
 
 
+def test_who_only_holds_connections_gives_way_to_who_asks(registry: Path):
+    """Half-sent headers, half-sent bodies and silence, more of them than there is room."""
+    with thread(registry, Limits(max_connections=8)) as server, contextlib.ExitStack() as held:
+        before = server.client.good()
+        half = (b"GET /health HT", request("POST", "/predict/tabular", headers=["Content-Length: 99"]), b"")
+        for i in range(40):
+            connection = held.enter_context(server.client.connected())
+            connection.sendall(half[i % 3])
+            if i % 10 == 9:
+                assert server.client.ask("GET", "/health/live").status == 200
+        assert server.client.good() == before
+        gone = server.client.counted("requests", status="503", reason="many-connections")
+        assert 10 <= gone <= 60
+        assert server.client.counted("requests", status="499") == 0
+
+
+def test_files_leave_room_for_connections():
+    assert connections_allowed() > 0
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > connections_allowed()
+
+
 # ---- uvicorn
 
 
@@ -268,6 +301,7 @@ def test_a_changed_uvicorn_is_seen(monkeypatch: pytest.MonkeyPatch):
     class Other(HttpToolsProtocol):
         def __init__(self, config, server_state, app_state, _loop=None):
             self.parser = self.transport = self.loop = self.flow = self.cycle = self.headers = None
+            self.connections = set()
 
         def on_body(self, body, more):
             pass

@@ -9,6 +9,7 @@ import hmac
 import ipaddress
 import math
 import re
+import resource
 import secrets
 import time
 from collections import OrderedDict
@@ -27,6 +28,9 @@ SHORTEST_KEY = 24
 """Characters of a key at least: 128 bits in base64 are 22."""
 MOST_CALLERS = 10_000
 """Token buckets at a time; the one longest unused is forgotten for a new one."""
+MOST_FILES = 65_536
+OTHER_FILES = 128
+"""Open files that are no connections."""
 OPEN = frozenset(
     {"/", "/health", "/health/live", "/health/ready", "/health/startup", "/v2/health/live", "/v2/health/ready"}
 )
@@ -57,6 +61,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """From the last header to the last byte of the body."""
     unread_timeout_s: float = 5.0
     """For the rest of a body that was refused: read on, so that the client sees the reply, but not for ever."""
+    max_connections: int | None = None
+    """Connections at a time, beyond which those go that wait longest for their client; None: as files allow."""
     max_url_bytes: int = 8 * 1024
     max_header_bytes: int = 32 * 1024
     """Request line and headers together."""
@@ -141,6 +147,19 @@ def open_to_others(host: str, limits: Limits) -> str | None:
     if near or limits.keys:
         return None
     return f"--host {host}: others can reach this server and it asks for no API key; give it --api-keys FILE"
+
+
+def connections_allowed() -> int:
+    """Return how many connections the files that this process may open leave room for.
+
+    Raises its soft bound on open files, where there is one, to the hard one first, or to 65,536.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < MOST_FILES:
+        soft = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    files = MOST_FILES if soft == resource.RLIM_INFINITY else soft
+    return max(files - OTHER_FILES, files // 2)
 
 
 # ---- the gate

@@ -6,6 +6,7 @@ installed version, and `make_protocol` refuses to start on another.
 """
 
 import inspect
+import itertools
 import re
 import secrets
 import time
@@ -19,7 +20,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mmjax.errors import ConfigError
-from mmjax.serving.limits import Limits
+from mmjax.serving.limits import Limits, connections_allowed
 from mmjax.serving.routes import REQUEST_ID
 from mmjax.serving.wire import Refused, encode_problem
 
@@ -45,7 +46,7 @@ UVICORN: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Methods of uvicorn's protocol that are called or overridden, with their parameters."""
-UVICORN_FIELDS = ("parser", "transport", "loop", "flow", "cycle", "headers", "scope")
+UVICORN_FIELDS = ("parser", "transport", "loop", "flow", "cycle", "headers", "scope", "connections")
 """Fields of uvicorn's protocol that are read."""
 CYCLE_FIELDS = ("response_started", "response_complete", "keep_alive", "disconnected", "message_event", "scope")
 """Fields of uvicorn's cycle that are read, or, `keep_alive` and `disconnected`, written."""
@@ -79,6 +80,7 @@ def make_protocol(limits: Limits, *, refused: Told) -> type[HttpToolsProtocol]:
         """The protocol with these limits."""
 
     Bounded.limits = limits
+    Bounded.most = connections_allowed() if limits.max_connections is None else limits.max_connections
     Bounded.refused = staticmethod(refused)
     return Bounded
 
@@ -95,6 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     limits: Limits
     refused: Told
+    most: int
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
@@ -112,6 +115,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Start the time in which a request has to come."""
         super().connection_made(cast(Transport, transport))
         self._start_timer(self.limits.header_timeout_s)
+        if len(self.connections) > self.most:
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell of a client that left in the middle of its headers; one that left later is known to the app."""
@@ -252,6 +257,28 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(Refused(408, "slow-body", f"body: expected all of it within {seconds:g} s"))
         else:
             self.transport.close()
+
+    # ---- room
+
+    def _make_room(self) -> None:
+        """Close the connection that waits longest for its client, of a few that do: new ones always get in."""
+        others = (other for other in self.connections if isinstance(other, BoundedProtocol) and other is not self)
+        waiting = itertools.islice((other for other in others if other._waits()), 16)
+        if (oldest := min(waiting, key=lambda other: other._began, default=None)) is not None:
+            oldest._give_room()
+
+    def _waits(self) -> bool:
+        """Return whether it is the client's turn."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return not self.transport.is_closing() and (answered or self._stage == "body")
+
+    def _give_room(self) -> None:
+        if self._stage == "body" and not self.cycle.response_complete:
+            self.cycle.scope[REFUSAL] = (503, "many-connections")  # pyright: ignore[reportGeneralTypeIssues]
+        elif self._stage == "head":
+            self._tell(503, "many-connections")
+        self._stage = "refused"
+        self.transport.close()
 
     # ---- refusals
 

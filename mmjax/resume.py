@@ -16,7 +16,7 @@ import msgspec
 
 from mmjax.analysis.log import configure_logging, get_logger
 from mmjax.artifact.files import plain, write_json_atomic
-from mmjax.artifact.runs import LOCK, RECORD, Run, create_run, list_runs, load_run, locked
+from mmjax.artifact.runs import LOCK, RECORD, Run, RunBusy, create_run, list_runs, load_run, locked
 from mmjax.backend import Backend, versions
 from mmjax.config import Config
 from mmjax.config_load import config_to_dict, config_to_yaml
@@ -35,6 +35,11 @@ Tell = Callable[[str], None]
 class DataChanged(DataError):
     """The data are not those that an unfinished run was trained on."""
 
+    def __init__(self, problems: list[str], *, fingerprint: str) -> None:
+        super().__init__(problems)
+        self.fingerprint = fingerprint
+        """Of the data as they are."""
+
 
 class Chosen(NamedTuple):
     """The folder of a run, held for this process."""
@@ -48,9 +53,15 @@ class Chosen(NamedTuple):
 
 @contextlib.contextmanager
 def chosen_run(
-    config: Config, *, run_dir: str | Path | None, runs_dir: Path, resume: str | Path, tell: Tell
+    config: Config,
+    *,
+    run_dir: str | Path | None,
+    runs_dir: Path,
+    resume: str | Path,
+    tell: Tell,
+    fingerprint: str = "",
 ) -> Iterator[Chosen]:
-    """Yield the Chosen folder: `resume` is `auto`, `never` or the folder of a run.
+    """Yield the Chosen folder: `resume` is `auto`, `never` or the folder of a run; with `fingerprint`, of these data.
 
     ConfigError when the folder named is of another config (with what differs) or another process is at work in it.
     """
@@ -64,7 +75,7 @@ def chosen_run(
             there = (folder / RECORD).is_file()
             yield _enter(folder, config, held) if there and resume == "auto" else _new(folder, held)
         else:
-            found = _unfinished(config, runs_dir, held, tell) if resume == "auto" else None
+            found = _unfinished(config, runs_dir, held, tell, fingerprint) if resume == "auto" else None
             if found is not None:
                 yield Chosen(found.path, found, named=False)
             else:
@@ -105,22 +116,27 @@ def _just_begun(name: str) -> bool:
     return name in (LOCK, "config.yaml") or (name.startswith(f".{RECORD}.") and name.endswith(".tmp"))
 
 
-def _unfinished(config: Config, runs_dir: Path, held: contextlib.ExitStack, tell: Tell) -> Run | None:
+def _unfinished(config: Config, runs_dir: Path, held: contextlib.ExitStack, tell: Tell, fingerprint: str) -> Run | None:
     """Return the newest run to go on with, held; tells why the newest unfinished one is not."""
     first = True
     for run in list_runs(runs_dir, config.name):
         if run.record.status not in ("running", "killed", "interrupted", "failed") or not run.record.data_sha256:
             continue
+        if fingerprint and run.record.data_sha256 != fingerprint:
+            continue
         differences = config_changes(run, config)
         if not differences:
             try:
                 held.enter_context(locked(run.path))
-            except ConfigError:
+            except RunBusy:
                 tell(f"resume: process {run.record.process} is at work in {run.path}; this is a run of its own")
+                continue
+            except ConfigError as error:
+                tell(f"resume: not going on: {error}")
                 continue
             if (now := load_run(run.path)).record.status != "finished":
                 return now
-        elif first and run.record.status != "running":
+        elif first and not fingerprint and run.record.status != "running":
             told = "; ".join(differences)
             tell(f"resume: not going on with the unfinished {run.path}, which is of another config: {told}")
         first = False
@@ -164,7 +180,8 @@ def refuse_other_data(run: Run, prepared: Prepared) -> None:
         changed = [name for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)]
         lines += [f"columns understood otherwise than then: {', '.join(changed)}"] if changed else []
         lines += ["the target is understood otherwise than then"] if before.target != prepared.schema.target else []
-    raise DataChanged(lines if len(lines) > 1 else [*lines, "the same rows and columns hold other values"])
+    lines = lines if len(lines) > 1 else [*lines, "the same rows and columns hold other values"]
+    raise DataChanged(lines, fingerprint=prepared.fingerprint)
 
 
 def split_sizes(prepared: Prepared) -> dict[str, int]:
@@ -216,7 +233,8 @@ def recorded(run: Chosen, config: Config, tell: Tell) -> Iterator[Record]:
         yield record
     except KeyboardInterrupt:
         _save_end(record, status="interrupted")
-        tell(f"interrupted: the same command goes on with {run.folder}")
+        known = run.named or record.content.get("data_sha256")
+        tell(f"interrupted: the same command {f'goes on with {run.folder}' if known else 'starts anew'}")
         raise
     except DataChanged:
         _save_end(record, **(msgspec.to_builtins(before) if before else {"status": "failed"}))

@@ -94,6 +94,7 @@ def fit(
     Raises ConfigError, DataError, TrainingError or BundleError; the run's folder keeps what there was until then.
     """
     options = _Options(None if registry is None else Path(registry), tuple(callbacks), tell)
+    data = ""
     with chosen_run(config, run_dir=run_dir, runs_dir=Path(runs_dir), resume=resume, tell=tell) as run:
         try:
             return _fit(config, run, options)
@@ -101,7 +102,8 @@ def fit(
             if run.named:
                 raise
             tell(f"resume: not going on with {run.folder}: {'; '.join(changed.problems[1:])}")
-    with chosen_run(config, run_dir=None, runs_dir=Path(runs_dir), resume="never", tell=tell) as run:
+            data = changed.fingerprint  # an older run may be of these
+    with chosen_run(config, run_dir=None, runs_dir=Path(runs_dir), resume="auto", tell=tell, fingerprint=data) as run:
         return _fit(config, run, options)
 
 

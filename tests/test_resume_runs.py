@@ -178,6 +178,45 @@ def test_other_data_are_told_and_begin_anew_or_are_refused_where_the_run_is_name
     assert result.run_dir != run
 
 
+def test_of_unfinished_runs_that_of_the_data_at_hand_is_gone_on_with(home: Path, expected: FitResult) -> None:
+    older = interrupted(config(), epoch=2)
+    content = (home / "table.csv").read_bytes()
+    one_row_more(home / "table.csv")
+    newer = interrupted(config(), epoch=2)
+    assert newer != older
+    (home / "table.csv").write_bytes(content)
+    result, lines = told(config())
+    assert lines[0].startswith(f"resume: not going on with {newer}: ")
+    assert lines[1].startswith(f"resume: going on with {older} from step ")
+    assert (result.run_dir, digest(result)) == (older, digest(expected))
+    assert record_of(newer)["status"] == "interrupted"
+
+
+def test_interrupted_before_the_data_are_known_no_going_on_is_promised(home: Path) -> None:
+    def tell(line: str) -> None:
+        lines.append(line)
+        if line.startswith("run "):  # what follows the reading of the data
+            raise KeyboardInterrupt
+
+    for options, promised in (({}, "starts anew"), ({"run_dir": home / "named"}, f"goes on with {home / 'named'}")):
+        lines: list[str] = []
+        with pytest.raises(KeyboardInterrupt):
+            fit(config(), tell=tell, **options)
+        assert lines[-1] == f"interrupted: the same command {promised}"
+        lines = []
+        fit(config(), registry=None, tell=lines.append, **options)
+        assert any(line.startswith("resume: going on with") for line in lines) == (promised != "starts anew")
+
+
+def test_a_run_that_cannot_be_locked_is_told_and_left(home: Path) -> None:
+    run = interrupted(config(), epoch=1)
+    (run / "lock").unlink()
+    (run / "lock").mkdir()  # as one that belongs to another user: it cannot be opened for writing
+    result, lines = told(config())
+    assert lines == [f"resume: not going on: run {run}: cannot be locked: Is a directory; name another"]
+    assert result.run_dir != run
+
+
 def test_a_finished_run_that_is_named_prints_its_result(home: Path, capsys) -> None:
     first = door(capsys, command, "--config", "tiny.yaml", "--json", "--run-dir", "run")
     before = (home / "run" / "run.json").read_bytes()

@@ -1,13 +1,17 @@
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from mmjax.artifact import runs
 from mmjax.artifact.runs import (
     create_run,
     find_run,
@@ -135,6 +139,46 @@ def test_one_process_at_a_time_is_at_work_in_a_run(tmp_path):
     (folder / "lock").write_text("12345678901234567890\n")  # a longer name than ours, left by another
     with locked(folder):
         assert (folder / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_who_only_looks_whether_a_run_is_held_keeps_nobody_out(tmp_path):
+    folder = finished(tmp_path, status="running")
+    with locked(folder):
+        pass
+    with (folder / "lock").open() as looked, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(looked, fcntl.LOCK_SH)  # as `is_locked` does for a moment
+        freed = pool.submit(lambda: (time.sleep(0.05), fcntl.flock(looked, fcntl.LOCK_UN)))
+        with locked(folder):
+            assert is_locked(folder)
+        freed.result()
+
+
+def test_prune_leaves_a_run_that_is_taken_up_meanwhile_and_nobody_takes_up_one_that_goes(tmp_path, monkeypatch):
+    taken, gone = (long_made(finished(tmp_path, second=second)) for second in (2, 1))
+    remove = shutil.rmtree
+
+    def watched(folder):
+        with pytest.raises(ConfigError, match=f"run {folder}: process {os.getpid()} is at work in it"), locked(folder):
+            pass
+        remove(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    monkeypatch.setattr(runs, "_goes_on", lambda _run: False)  # nor was `taken` at work when prune looked
+    with locked(taken):
+        assert [run.path for run in prune(tmp_path, 0)] == [gone]
+    assert (taken.is_dir(), gone.exists()) == (True, False)
+
+
+def test_a_lock_of_a_folder_that_is_gone_holds_nothing(tmp_path, monkeypatch):
+    folder, lock = finished(tmp_path), fcntl.flock
+
+    def late(descriptor, operation):
+        shutil.rmtree(folder, ignore_errors=True)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(ConfigError, match="removed just now by another process"), locked(folder):
+        pass
 
 
 def test_a_process_that_dies_frees_its_run(tmp_path):

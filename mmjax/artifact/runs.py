@@ -27,6 +27,12 @@ RECORD = "run.json"
 LOCK = "lock"
 JUST_MADE_S = 2.0
 """Between the making of a folder and its lock."""
+LOOK_S = 0.25
+"""Who lists runs holds each lock for a moment, to see whether it is free: so long it is asked for again."""
+
+
+class RunBusy(ConfigError):
+    """A process is at work in the run."""
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,23 +86,41 @@ def create_run(root: Path, name: str, now: datetime) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process while the block lasts; ConfigError when another process holds it.
+    """Hold the run folder for this process while the block lasts; RunBusy when another process holds it.
 
-    The system frees it when the process ends, however it ends.
+    The system frees it when the process ends, however it ends. ConfigError where it cannot be held.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(descriptor)
-        raise ConfigError(f"run {folder}: process {holder} is at work in it; wait for it, or name another") from error
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ConfigError(f"run {folder}: cannot be locked: {error.strerror}; name another") from error
     try:
+        _lock(descriptor, folder)
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Lock the file; RunBusy when another process does not let go of it, ConfigError where there are no locks."""
+    until = time.monotonic() + LOOK_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() < until:
+                time.sleep(0.01)
+                continue
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise RunBusy(f"run {folder}: process {holder} is at work in it; wait for it, or name another") from error
+        except OSError as error:
+            told = "put runs where the file system has locks"
+            raise ConfigError(f"run {folder}: cannot be locked: {error.strerror}; {told}") from error
+        break
+    if not os.fstat(descriptor).st_nlink:
+        raise ConfigError(f"run {folder}: removed just now by another process; start again")
 
 
 def is_locked(folder: Path) -> bool:
@@ -174,9 +198,17 @@ def prune(root: Path, keep: int, *, name: str = "", dry_run: bool = False) -> li
         kept[run.path.parent.name] = kept.get(run.path.parent.name, 0) + 1
         if kept[run.path.parent.name] > keep:
             removed.append(run)
-    for run in removed if not dry_run else ():
-        shutil.rmtree(run.path)
-    return removed
+    return [run for run in removed if dry_run or _remove(run.path)]
+
+
+def _remove(folder: Path) -> bool:
+    """Return whether the run folder was removed: not where a process has taken the run up meanwhile."""
+    try:
+        with locked(folder):  # so that none takes it up while it goes
+            shutil.rmtree(folder)
+    except RunBusy:
+        return False
+    return True
 
 
 def _goes_on(run: Run) -> bool:

@@ -1,12 +1,14 @@
 """The life of the server process: signals end it in good order or at once, or bring in new versions of models."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import threading
+from collections.abc import Sequence
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvicorn
 
@@ -14,6 +16,8 @@ from mmjax.serving.engine import Engine, drain
 from mmjax.serving.reload import Source, Tell, reload_models, watch
 
 CLOSE = (b"connection", b"close")
+LAST_REQUESTS_S = 0.2
+"""Time in which connections that were just taken can send their request."""
 
 
 class Plan(NamedTuple):
@@ -59,7 +63,33 @@ class Server(uvicorn.Server):
         drain(self._engine)
         if self._watching is not None:
             self._watching.cancel()
+        if CLOSE not in self.config.encoded_headers:
+            self.config.encoded_headers.append(CLOSE)
+        await self._take_last(sockets or [])
         await super().shutdown(sockets)
+
+    async def _take_last(self, listeners: Sequence[socket.socket]) -> None:
+        """Take what waits to be accepted, and leave the newest connections the time to send their request.
+
+        uvicorn would close both, and the system would reset them: requests that a balancer cannot know to be lost.
+        """
+        last: list[socket.socket] = []
+        for listener in listeners:
+            with contextlib.suppress(OSError):  # nobody waits any more
+                while True:
+                    last.append(listener.accept()[0])
+        for server in self.servers:
+            server.close()
+        for connection in last:
+            connection.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+        if not self.force_exit:
+            await asyncio.sleep(LAST_REQUESTS_S)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """Return the protocol of a connection, as uvicorn makes it."""
+        made: Any = self.config.http_protocol_class
+        return made(config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=None)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End: in good order at the first signal, at once at the second. Runs between two instructions of the loop."""

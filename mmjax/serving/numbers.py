@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mmjax.data.cells import parse_numbers
+from mmjax.data.cells import marker_numbers, parse_numbers
 from mmjax.data.encode import encode
 from mmjax.schema import Batch, Schema
 
@@ -16,11 +16,14 @@ def numeric_batch(schema: Schema, values: np.ndarray) -> Batch:
     """Return what `encode` makes of the columns of a matrix [N, F] of integers or floats, N > 0; NaN is missing.
 
     The columns are the features of a schema that `is_matrix`, in order. DataError naming column and row of cells that
-    f32 cannot hold.
+    f32 cannot hold. Of an f32 matrix that needs nothing done, the result is the matrix.
     """
-    numbers, bad = parse_numbers(values.reshape(-1), schema.missing_markers)
+    offsets = np.array([column.offset for column in schema.features])
+    if values.dtype == np.float32 and not offsets.any() and not marker_numbers(schema.missing_markers):
+        numbers, bad = values, np.isinf(values)
+    else:
+        numbers, bad = parse_numbers(values.reshape(-1), schema.missing_markers)
+        numbers = numbers.reshape(values.shape) - offsets
     if bad.any():
         encode(schema, {column.name: values[:, i] for i, column in enumerate(schema.features)})  # raises with words
-    offsets = np.array([column.offset for column in schema.features])
-    numbers = numbers.reshape(values.shape)
-    return {"numeric": (numbers - offsets if offsets.any() else numbers).astype(np.float32)}
+    return {"numeric": np.require(numbers, np.float32, ["C", "A"])}

@@ -183,6 +183,22 @@ def test_a_line_a_request_and_never_a_body(server: Thread):
     assert (found[-1]["status"], found[-1]["reason"]) == (400, "bad-cell")
 
 
+def test_a_fault_of_ours_tells_the_client_nothing_and_the_log_all_in_one_line(server: Thread):
+    served = server.engine.serving["kinds"]
+    server.engine.serving["kinds"] = served._replace(predictor=served.predictor._replace(schema=None))
+    try:
+        reply = server.client.ask("POST", "/predict/tabular", GOOD, JSON | {"X-Request-ID": "broken"})
+    finally:
+        server.engine.serving["kinds"] = served
+    assert (reply.status, reply.json["type"]) == (500, "urn:mmjax:fault")
+    assert b"NoneType" not in reply.body
+    while (line := json.loads(server.log.readline()))["request_id"] != "broken":
+        pass
+    assert (line["status"], line["reason"]) == (500, "fault")
+    assert "AttributeError: 'NoneType' object" in line["traceback"]
+    server.client.good()
+
+
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 

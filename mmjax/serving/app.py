@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import traceback
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -52,7 +53,7 @@ def make_app(
         route_handlers=[*ROUTES, *health.ROUTES, *open_inference.ROUTES, *page.ROUTES, *openapi.ROUTES],
         exception_handlers={Refused: refused, HTTPException: http_error, Exception: fault},
         lifespan=[living],
-        state=State({"engine": engine, "pulse": pulse}),
+        state=State({"engine": engine, "pulse": pulse, "log": log}),
         openapi_config=None,
         logging_config=None,
         debug=False,
@@ -81,6 +82,10 @@ def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respons
 
 
 def fault(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Return the reply to a fault of ours, which tells nothing; the log tells all."""
-    logger.error("request %s failed", request_id_of(request), exc_info=error)
+    """Return the reply to a fault of ours, which tells nothing; the log tells all, in the request's own line."""
+    if request.app.state.log is None:
+        logger.error("request %s failed", request_id_of(request), exc_info=error)
+    else:
+        told = "".join(traceback.format_exception(error))
+        request.scope[NOTES]["traceback"] = told  # pyright: ignore[reportGeneralTypeIssues]
     return refused(request, Refused(500, "fault", "a fault of the server; its log tells more under this request_id"))

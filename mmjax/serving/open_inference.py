@@ -18,7 +18,7 @@ from mmjax.serving.numbers import is_matrix, numeric_batch
 from mmjax.serving.open_inference_extras import EXTRA_ROUTES, PLATFORM, AnyRequest, json_reply, named
 from mmjax.serving.open_inference_inputs import columns_of, matrix_of
 from mmjax.serving.open_inference_model import inputs_of, outputs_of
-from mmjax.serving.open_inference_reply import Reply, asked_outputs, encode_infer
+from mmjax.serving.open_inference_reply import asked_outputs, encode_infer
 from mmjax.serving.open_inference_request import Asked, InferRequest, decode_infer
 from mmjax.serving.open_inference_tensors import raw_tensor
 from mmjax.serving.routes import INLINE_BYTES, TIMEOUT, engine_of, read_body, request_id_of, told_timing
@@ -33,6 +33,8 @@ INLINE_MATRIX_BYTES = 2**20
 """Matrices up to this size are read on the event loop: nothing is done for each cell of them."""
 INLINE_OUTPUTS = 16_384
 """Replies of up to so many numbers are written on the event loop."""
+LEAST_PACKED = 1024
+"""Bytes of a reply from which on it is worth compressing."""
 
 
 @get("/v2")
@@ -42,9 +44,10 @@ async def server() -> Response[bytes]:
 
 
 @get("/v2/health/live")
-async def live() -> Response[bytes]:
-    """Answer 200 while the event loop turns."""
-    return json_reply({"live": True})
+async def live(request: AnyRequest) -> Response[bytes]:
+    """Answer 200 while the event loop and the device's thread turn, else 503."""
+    fresh = request.app.state.pulse.fresh()
+    return json_reply({"live": fresh}, status=200 if fresh else 503)
 
 
 @get("/v2/health/ready")
@@ -177,20 +180,15 @@ def _read(served: Served, body: bytes, coding: str, header_length: int | None) -
 
 
 async def _replied(request: AnyRequest, served: Served, asked: _Read, answered: Answered) -> Response[bytes]:
-    started, coding = time.perf_counter(), coding_asked(request.headers.get("accept-encoding", ""))
-    work = functools.partial(_written, served, asked, answered, coding)
-    is_short = np.size(answered.scores.outputs) <= INLINE_OUTPUTS and coding is None
-    reply = work() if is_short else await in_thread(engine_of(request), work)
-    headers = {"server-timing": told_timing(request, served, answered, encode_s=time.perf_counter() - started)}
-    if reply.header_length is not None:
-        headers[HEADER_LENGTH] = str(reply.header_length)
-    if coding is not None:
+    engine, started = engine_of(request), time.perf_counter()
+    name, schema = served.name, served.predictor.schema
+    work = functools.partial(encode_infer, schema, answered.scores, name, asked.outputs, request_id=asked.request.id)
+    is_short = np.size(answered.scores.outputs) <= INLINE_OUTPUTS
+    body, header_length = work() if is_short else await in_thread(engine, work)
+    headers: dict[str, str] = {} if header_length is None else {HEADER_LENGTH: str(header_length)}
+    coding = coding_asked(request.headers.get("accept-encoding", ""))
+    if coding is not None and len(body) >= LEAST_PACKED:
+        body = await in_thread(engine, functools.partial(deflated, body, coding))
         headers |= {"content-encoding": coding, "vary": "accept-encoding"}
-    media_type = MediaType.JSON if reply.header_length is None else TYPES[1]
-    return Response(reply.body, media_type=media_type, headers=headers)
-
-
-def _written(served: Served, asked: _Read, answered: Answered, coding: str | None) -> Reply:
-    schema, name = served.predictor.schema, served.name
-    reply = encode_infer(schema, answered.scores, name, asked.outputs, request_id=asked.request.id)
-    return reply if coding is None else reply._replace(body=deflated(reply.body, coding))
+    headers["server-timing"] = told_timing(request, served, answered, encode_s=time.perf_counter() - started)
+    return Response(body, media_type=MediaType.JSON if header_length is None else TYPES[1], headers=headers)

@@ -103,8 +103,9 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _threads_in_use() -> int:
-    """Return the size of XLA's pool; the first array of a process fixes it."""
-    return int(os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or _available_threads())
+    """Return the size of XLA's pool; the first array of a process fixes it. XLA passes over what is no count."""
+    said = (os.environ.get(name, "").strip() for name in ("PJRT_NPROC", "NPROC"))
+    return next((int(count) for count in said if count.isdecimal() and int(count)), _available_threads())
 
 
 def cache_home() -> Path:

@@ -164,6 +164,15 @@ def test_an_environment_that_stands_in_the_way() -> None:
     ]
 
 
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), (" 3 ", 3), ("many", None), ("0", None), ("-2", None)])
+def test_a_number_of_threads_that_is_none_stands_in_nobodys_way(
+    monkeypatch: pytest.MonkeyPatch, said: str, threads: int | None
+) -> None:
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    monkeypatch.setenv("NPROC", said)
+    assert configure().threads == (threads or len(os.sched_getaffinity(0)))
+
+
 def test_bfloat16_without_arithmetic_of_its_own() -> None:
     (note,) = configure(precision="bfloat16").notes
     assert note == "precision: bfloat16 is rounded to but not computed in on cpu, so expect no speed from it"

@@ -31,6 +31,7 @@ from tests.doors import (
 )
 
 EPOCHS = 24
+ADVICE = "free space, or begin anew with another training.checkpoint.path"
 YAML = f"""\
 name: tiny
 data:
@@ -114,7 +115,7 @@ def test_a_disk_that_is_full_while_checkpoints_are_written(home: Path, expected:
     (told,) = (home / "first.err").read_text().splitlines()  # no traceback of anybody's
     steps = steps_in(home / "run-then" / "checkpoints")
     folder = home / "small" / "run" / "checkpoints"
-    why = "cannot write the checkpoint: No space left on device; free space, or begin anew with another training.checkpoint.path"
+    why = f"cannot write the checkpoint: No space left on device; {ADVICE}"
     left = f"the checkpoint of step {steps[0]} is whole: the same command goes on from it"
     assert told.startswith(f"error: {folder}/")
     assert told.endswith(f": {why}; {left}")
@@ -153,7 +154,7 @@ def test_disks_that_refuse_are_named(home: Path) -> None:
     ]
     assert lines[5] == "3"
     assert lines[6].startswith(f"error: {home}/small/tiny-other/")
-    assert "cannot write the checkpoint: Read-only file system; free space or set training" in lines[6]
+    assert "cannot write the checkpoint: Read-only file system; free space, or begin anew" in lines[6]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_disks_that_refuse_are_named(home: Path) -> None:
         (
             ("--run-dir", "run", "--set", "training.checkpoint.path=table.csv/kept"),
             3,
-            "cannot write the checkpoint: Not a directory; free space, or begin anew with another training.checkpoint.path; none is left",
+            f"cannot write the checkpoint: Not a directory; {ADVICE}; none is left",
         ),
     ],
 )

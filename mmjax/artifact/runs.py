@@ -40,7 +40,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     status: str
-    """`running`, `finished`, `failed`, `interrupted`; `diverged` where a loss was not finite; as listed, also `killed`."""
+    """`running`, `finished`, `failed`, `interrupted`, `diverged` (a loss was not finite); as listed, also `killed`."""
     started: str = ""
     seconds: Any = None
     """Seconds in all, or by stage."""

@@ -135,8 +135,9 @@ def save(folder: Path, step: int, arrays: list[np.ndarray], position: bytes, *, 
         temporary.rename(path)
         sync_folder(path.parent)
     except (OSError, ValueError) as error:  # orbax and tensorstore say ValueError where a disk is full
-        told = f"cannot write the checkpoint: {_reason(error)}; free space, or begin anew with another training.checkpoint.path"
-        raise DataError(f"{path}: {told}; {_left(folder)}") from error
+        advice = "free space, or begin anew with another training.checkpoint.path"
+        told = f"cannot write the checkpoint: {_reason(error)}; {advice}; {_left(folder)}"
+        raise DataError(f"{path}: {told}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     steps = steps_in(folder)

@@ -27,6 +27,7 @@ TOLD = {
     503: "Not ready, or too busy; try again after a while",
     504: "The deadline has passed",
 }
+OIP = "Open Inference Protocol"
 ALWAYS = (400, 401, 405, 408, 429, 431, 500)
 """Statuses that every request with a key may get."""
 OF_PROBES = (400, 405, 408, 431, 500)
@@ -53,7 +54,7 @@ def document(models: Sequence[Served]) -> Json:
             "description": "Predictions of registered models, for rows of tables and for images.",
         },
         "security": SECURITY,
-        "tags": [{"name": "predict"}, {"name": "models"}, {"name": "health"}, {"name": "Open Inference Protocol"}],
+        "tags": [{"name": "predict"}, {"name": "models"}, {"name": "health"}, {"name": OIP}],
         "paths": _predict_paths(models) | _model_paths(models) | _health_paths() | _inference_paths(models),
         "components": {
             "schemas": components(models),
@@ -78,7 +79,7 @@ def operation(
     also: Json | None = None,
 ) -> Json:
     """Return an operation: `reply` is the content of 200, `statuses` are refusals, `also` other replies."""
-    problem = "application/json" if tag == "Open Inference Protocol" else "application/problem+json"
+    problem = "application/json" if tag == OIP else "application/problem+json"
     refusals = {str(status): _refusal(status, problem) for status in sorted(statuses)}
     fine = {"description": "The answer", "headers": REQUEST_ID | (headers or {}), "content": reply}
     made: Json = {"operationId": name, "summary": summary, "tags": [tag], "responses": {"200": fine, **refusals}}
@@ -112,6 +113,8 @@ def _one_of(name: str, place: str, values: Sequence[Any]) -> Json:
     known = list(dict.fromkeys(values))
     return {"name": name, "in": place, "required": place == "path", "schema": {"enum": known} if known else TEXT}
 
+
+STATS = _object(model_stats=array_of(_object(name=TEXT, version=TEXT, inference_stats={"type": "object"})))
 
 # ---- paths
 
@@ -172,7 +175,7 @@ def _health_paths() -> Json:
 
 
 def _inference_paths(models: Sequence[Served]) -> Json:
-    tag, name = "Open Inference Protocol", _one_of("name", "path", [model.name.name for model in models])
+    tag, name = OIP, _one_of("name", "path", [model.name.name for model in models])
     version = _one_of("version", "path", [str(m.name.version) for m in models if m.name.version is not None])
     boolean: Json = {"type": "boolean"}
     live, ready = _object(live=boolean), _object(ready=boolean, live=boolean)
@@ -187,28 +190,57 @@ def _inference_paths(models: Sequence[Served]) -> Json:
     if version["schema"] is not TEXT:
         kinds += (("/versions/{version}", (name, version), "Version"),)
     for suffix, parameters, end in kinds:
-        at = f"/v2/models/{{name}}{suffix}"
-        paths |= {
-            at: {
-                "get": operation(
-                    f"v2Metadata{end}", "Inputs and outputs of a model", tag, _json(reference("ModelMetadata")),
-                    statuses=(*ALWAYS, 404), parameters=parameters,
-                ),
-            },
-            f"{at}/ready": {
-                "get": operation(
-                    f"v2ModelReady{end}", "Whether a model is compiled", tag, _json(_object(name=TEXT, ready=boolean)),
-                    statuses=(*ALWAYS, 404, 503), parameters=parameters,
-                ),
-            },
-            f"{at}/infer": {"post": _infer(f"v2Infer{end}", parameters)},
-        }  # fmt: skip
-    return paths
+        paths |= _paths_of_a_model(f"/v2/models/{{name}}{suffix}", parameters, end)
+    return paths | _index_paths(tag)
+
+
+def _paths_of_a_model(at: str, parameters: Sequence[Json], end: str) -> Json:
+    tag, boolean = OIP, {"type": "boolean"}
+    return {
+        at: {
+            "get": operation(
+                f"v2Metadata{end}", "Inputs and outputs of a model", tag, _json(reference("ModelMetadata")),
+                statuses=(*ALWAYS, 404), parameters=parameters,
+            ),
+        },
+        f"{at}/ready": {
+            "get": operation(
+                f"v2ModelReady{end}", "Whether a model is compiled", tag, _json(_object(name=TEXT, ready=boolean)),
+                statuses=(*ALWAYS, 404, 503), parameters=parameters,
+            ),
+        },
+        f"{at}/infer": {"post": _infer(f"v2Infer{end}", parameters)},
+        f"{at}/config": {
+            "get": operation(
+                f"v2Config{end}", "Configuration in Triton's words", tag, _json(_object(name=TEXT, platform=TEXT)),
+                statuses=(*ALWAYS, 404), parameters=parameters,
+            ),
+        },
+        f"{at}/stats": {
+            "get": operation(
+                f"v2Stats{end}", "Statistics of a model", tag, _json(STATS), statuses=(*ALWAYS, 404),
+                parameters=parameters,
+            ),
+        },
+    }  # fmt: skip
+
+
+def _index_paths(tag: str) -> Json:
+    listed = array_of(_object(name=TEXT, state=TEXT, reason=TEXT))
+    asked = {"type": "object", "properties": {"ready": {"type": "boolean"}}, "additionalProperties": False}
+    index = operation(
+        "v2Index", "Which models there are", tag, _json(listed), statuses=(*ALWAYS, 413), body=_json(asked)
+    )
+    index["requestBody"]["required"] = False
+    return {
+        "/v2/models/stats": {"get": operation("v2AllStats", "Statistics of all models", tag, _json(STATS))},
+        "/v2/repository/index": {"post": index},
+    }
 
 
 def _probe(name: str, summary: str, schema: Json) -> Json:
     unwell = {"503": {"description": "It is not so", "headers": REQUEST_ID, "content": _json(schema)}}
-    made = operation(name, summary, "Open Inference Protocol", _json(schema), statuses=OF_PROBES, also=unwell)
+    made = operation(name, summary, OIP, _json(schema), statuses=OF_PROBES, also=unwell)
     return made | {"security": []}
 
 
@@ -217,7 +249,7 @@ def _infer(name: str, parameters: Sequence[Json]) -> Json:
     content = _json(reference("InferReply")) | {"application/octet-stream": binary}
     return operation(
         name, "Tensors in, tensors out; raw ones after the JSON where Inference-Header-Content-Length is given",
-        "Open Inference Protocol", content, statuses=(*ALWAYS, 404, *PREDICT), parameters=(*parameters, DEADLINE),
+        OIP, content, statuses=(*ALWAYS, 404, *PREDICT), parameters=(*parameters, DEADLINE),
         body=_json(reference("WireInfer")), headers={"Inference-Header-Content-Length": {"schema": TEXT}},
     )  # fmt: skip
 

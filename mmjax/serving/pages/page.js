@@ -51,6 +51,7 @@ async function pick(model) {
     byId("about").textContent = `Predicts ${description.target}${classes}.`;
     show("result", make("p", { class: "hint" }, "No question asked yet."));
     show("card", ...card(description.card));
+    byId("card-panel").hidden = !description.card.trim();
     if (description.modality === "image") imageForm(description);
     else tableForm(description);
     byId("failure").hidden = true;

@@ -156,6 +156,8 @@ def test_bodies_are_inflated_and_replies_packed_where_just_that_is_asked(server:
     assert outputs(got._replace(body=unpack(got.body))) == expected
     offered = server.infer("numbers", body, headers | {"Accept-Encoding": "gzip, deflate, br"})
     assert "content-encoding" not in offered.headers
+    small = server.infer("numbers", plain(), {"Accept-Encoding": coding})
+    assert "content-encoding" not in small.headers
 
 
 # ---- what is refused
@@ -224,6 +226,8 @@ BAD: list[tuple[Any, int, str]] = [
     (changed(datatype="BF16"), 400, "datatype: expected one of BYTES, BOOL"),
     (changed(datatype="STRING"), 400, "datatype: expected one of BYTES, BOOL"),
     (changed(datatype="BYTES", data=["1"] * 10), 400, "datatype: expected FP32 or FP64"),
+    (changed(datatype="BYTES", shape=[MAX_ROWS + 1]), 400, "expected at most 4,096 elements of BYTES, got 4,097"),
+    ({"inputs": plain()["inputs"] * 4097}, 413, "inputs: expected at most 4,096 of them, got 4,097"),
     (changed(datatype="BOOL", data=[True] * 10), 400, "datatype: expected FP32 or FP64"),
     (changed(parameters={"binary_data_size": 40}), 400, "or parameters.binary_data_size and raw bytes, got both"),
     (changed(parameters={"binary_data_sise": 40}), 400, "did you mean 'binary_data_size'"),
@@ -269,6 +273,7 @@ def raw(body: bytes, length: object, **headers: str) -> tuple[bytes, dict[str, s
 
 BODY, HEAD = binary(matrix(NUMBERS, 2))
 SIZE = int(HEAD[LENGTH])
+PACKED = gzip.compress(BODY, mtime=0)
 BAD_BINARY: list[tuple[bytes, dict[str, str], int, str]] = [
     (*raw(BODY, len(BODY) + 1), 400, f"expected 1 to {len(BODY):,}, the length of the body"),
     (*raw(BODY, "-1"), 400, "expected the length of the JSON in bytes, got '-1'"),
@@ -286,8 +291,8 @@ BAD_BINARY: list[tuple[bytes, dict[str, str], int, str]] = [
     (*raw(BODY, SIZE, **{"Content-Type": "text/html"}), 415, "Content-Type: expected application/json or"),
     (*raw(BODY, SIZE, **{"Content-Encoding": "br"}), 415, "Content-Encoding: expected gzip, deflate or none, got 'br'"),
     (*raw(BODY, SIZE, **{"Content-Encoding": "gzip"}), 400, "body: expected gzip data, got something else"),
-    (*raw(gzip.compress(BODY, mtime=0)[:-9], SIZE, **{"Content-Encoding": "gzip"}), 400, "one whole gzip stream, got only"),
-    (*raw(gzip.compress(BODY, mtime=0) * 2, SIZE, **{"Content-Encoding": "gzip"}), 400, "one whole gzip stream, got more"),
+    (*raw(PACKED[:-9], SIZE, **{"Content-Encoding": "gzip"}), 400, "one whole gzip stream, got only"),
+    (*raw(PACKED * 2, SIZE, **{"Content-Encoding": "gzip"}), 400, "one whole gzip stream, got more"),
     (*raw(zlib.compress(BODY), SIZE, **{"Content-Encoding": "gzip"}), 400, "body: expected gzip data"),
     (*raw(BODY, SIZE, **{"X-Request-Timeout-Ms": "soon"}), 400, "X-Request-Timeout-Ms"),
 ]  # fmt: skip

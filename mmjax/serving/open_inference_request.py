@@ -1,5 +1,6 @@
 """The body of `POST /v2/models/NAME/infer`: JSON, then perhaps raw tensors, become an InferRequest, strictly."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import msgspec
 
 from mmjax.errors import did_you_mean
 from mmjax.serving.open_inference_tensors import DTYPES, Tensor, check_shape, from_binary, from_json
-from mmjax.serving.wire import MAX_TABLE_BYTES, Refused, refuse_doubled
+from mmjax.serving.wire import MAX_ROWS, MAX_TABLE_BYTES, Refused, refuse_doubled
 
 Parameters = dict[str, str | int | float | bool | None] | msgspec.UnsetType | None
 
@@ -23,6 +24,7 @@ INPUT_PARAMETERS: dict[str, type] = {"binary_data_size": int, "content_type": st
 """Of an input. `content_type` is how MLServer's clients name their codec; the datatype says all that is needed."""
 OUTPUT_PARAMETERS: dict[str, type] = {"binary_data": bool, "classification": int}
 MOST_TIMEOUT_US = 3_600_000_000
+MOST_INPUTS = 4096
 MOST_ID = 1024
 """Characters of an id."""
 
@@ -88,6 +90,9 @@ def decode_infer(body: bytes, header_length: int | None) -> InferRequest:
         told = f"expected at most {MAX_TABLE_BYTES:,} bytes of JSON, got {len(header):,}; send tensors as binary data"
         raise Refused(413, "too-large", f"body: {told}")
     wire = _parsed(header)
+    if len(wire.inputs) > MOST_INPUTS:
+        told = f"expected at most {MOST_INPUTS:,} of them, got {len(wire.inputs):,}"
+        raise Refused(413, "too-many-inputs", f"inputs: {told}")
     inputs = _inputs(wire.inputs, memoryview(body)[len(header) :])
     refuse_doubled(header, _keys(wire))
     return _request(wire, inputs)
@@ -155,6 +160,8 @@ def _check_input(given: WireInput, size: int | None, where: str) -> None:
     if (given.data is msgspec.UNSET) == (size is None):
         got = "none" if size is None else "both"
         wrong.append(f"{where}: expected data in JSON, or parameters.binary_data_size and raw bytes, got {got}")
+    if given.datatype == "BYTES" and not wrong and math.prod(given.shape) > MAX_ROWS:
+        wrong.append(f"{where}, shape: expected at most {MAX_ROWS:,} elements of BYTES, got {math.prod(given.shape):,}")
     if size is not None and size < 0:
         wrong.append(f"{where}, binary_data_size: expected 0 or more bytes, got {size}")
     if wrong:
@@ -176,7 +183,7 @@ def _request(wire: WireInfer, inputs: tuple[Tensor, ...]) -> InferRequest:
     return InferRequest(
         inputs=inputs,
         outputs=_outputs(wire.outputs or (), binary=binary),
-        id=wire.id or None,
+        id=wire.id if isinstance(wire.id, str) else None,
         binary=binary,
         timeout_us=timeout,
         deterministic=parameters.get("deterministic", False),

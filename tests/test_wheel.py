@@ -41,6 +41,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path):
     code = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "mmjax").rglob("*.py")}
     assert code <= inside
     assert "mmjax/py.typed" in inside
+    pages = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "mmjax/serving/pages").iterdir()}
+    assert pages <= inside
     assert {name.split("/")[0].split("-")[0] for name in inside} == {"mmjax"}
     assert any(fnmatch(name, "*.dist-info/licenses/LICENSE") for name in inside)
 

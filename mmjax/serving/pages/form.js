@@ -37,8 +37,8 @@ function numeric(column, id) {
   // A text that is no number goes to the server as it is: it knows the schema's words for missing, and says what is wrong.
   const read = () => {
     const text = input.value.trim();
-    const number = Number(text);
-    return text === "" ? null : Number.isFinite(number) ? number : text;
+    const plain = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text) && Number.isFinite(Number(text));
+    return text === "" ? null : plain ? Number(text) : text;
   };
   return { inputs: [input], hint, read };
 }

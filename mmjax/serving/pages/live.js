@@ -19,7 +19,7 @@ export function watch() {
       if (before) history.push(between(before, seen));
       before = seen;
       if (history.length > KEPT) history.shift();
-      tell("");
+      tell(history.length ? "" : "The first figures come in two seconds.");
       if (history.length) draw(history);
     } catch (error) {
       before = null;

@@ -290,6 +290,8 @@ def test_probes_and_figures_answer_while_the_server_is_full(server: Thread):
     try:
         full = server.client.ask("POST", "/predict/tabular", GOOD, JSON)
         assert (full.status, full.json["type"]) == (503, "urn:mmjax:overloaded")
+        assert server.client.counted("shed", reason="overloaded") == 1
+        assert server.client.counted("requests", route="(shed)", reason="overloaded") == 1
         for path in ("/health", "/health/live", "/health/ready", "/health/startup", "/metrics"):
             assert server.client.ask("GET", path).status == 200
     finally:

@@ -13,7 +13,7 @@ from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp
 
 from mmjax.serving import health, open_inference, openapi, page
-from mmjax.serving.engine import Engine, stop, warm
+from mmjax.serving.engine import Engine, no_room, stop, warm
 from mmjax.serving.health import Pulse
 from mmjax.serving.limits import Gate, Limits
 from mmjax.serving.log import RequestLog
@@ -58,7 +58,7 @@ def make_app(
         logging_config=None,
         debug=False,
     )
-    return watched(app, Watch(engine.metrics, Gate(limits), log))
+    return watched(app, Watch(engine.metrics, Gate(limits), log, lambda: no_room(engine)))
 
 
 def refused(request: Request[Any, Any, Any], error: Refused) -> Response[bytes]:

@@ -281,27 +281,30 @@ def blank_batch(schema: Schema, rows: int) -> Batch:
 # ---- being asked
 
 
+def no_room(engine: Engine) -> Refused | None:
+    """Return why no request can be taken now: models are being compiled, or every place is taken. None where it can."""
+    if not engine.ready.is_set():
+        return Refused(503, "not-ready", "the models are being compiled; try again", retry_after_s=1)
+    places = engine.places
+    if places.taken < places.most:
+        return None
+    told = f"{places.most} requests are in the server, as many as may be; try again later"
+    return Refused(503, "overloaded", told, retry_after_s=retry_after_s(engine))
+
+
 @contextlib.contextmanager
 def admitted(engine: Engine) -> Iterator[None]:
     """Hold one of the places in the server; Refused (503) when there is none, or while models are being compiled.
 
     On the event loop, around all that a request does once its body is here.
     """
-    if not engine.ready.is_set():
-        raise Refused(503, "not-ready", "the models are being compiled; try again", retry_after_s=1)
-    places = engine.places
-    if places.taken >= places.most:
-        raise Refused(
-            503,
-            "overloaded",
-            f"{places.most} requests are in the server, as many as may be; try again later",
-            retry_after_s=retry_after_s(engine),
-        )
-    places.taken += 1
+    if (refused := no_room(engine)) is not None:
+        raise refused
+    engine.places.taken += 1
     try:
         yield
     finally:
-        places.taken -= 1
+        engine.places.taken -= 1
 
 
 def retry_after_s(engine: Engine) -> int:

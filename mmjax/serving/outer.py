@@ -20,10 +20,16 @@ from mmjax.serving.wire import Refused, encode_problem
 
 UNMATCHED = "(unmatched)"
 """The route of paths that are not there."""
+SHED_ROUTE = "(shed)"
+"""The route of requests that are turned away before it is known."""
+SHED = frozenset({429, 503, 504})
+"""Statuses of requests that are turned away for load."""
 UNPARSED = "(unparsed)"
 """The route of requests that are none."""
 QUIET = ("/health", "/metrics", "/v2/health")
 """Begins of paths that are counted but not logged."""
+WORK = ("/predict/", "/v2/models/")
+"""Begins of paths that are answered by a model."""
 PLAIN_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 """What an `X-Request-ID` may look like to be taken over."""
 TRACE = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
@@ -36,6 +42,8 @@ class Watch(NamedTuple):
     metrics: Metrics
     gate: Gate
     log: RequestLog | None
+    no_room: Callable[[], Refused | None]
+    """Why the server takes no work now, if so: told before routing and before the body, as that is cheapest."""
 
 
 def watched(app: ASGIApp, watch: Watch) -> ASGIApp:
@@ -53,10 +61,10 @@ def watched(app: ASGIApp, watch: Watch) -> ASGIApp:
             caller = watch.gate.admit(visit.path, visit.headers, visit.address)
             if caller is not None:
                 visit.notes["key"] = caller
+            if visit.method == "POST" and visit.path.startswith(WORK) and (refused := watch.no_room()) is not None:
+                raise refused
             await app(scope, visit.receive, visit.send)
         except Refused as refused:
-            if refused.status == 429:
-                watch.metrics.shed(refused.reason)
             await visit.refuse(refused)
         finally:
             inside -= 1
@@ -143,7 +151,9 @@ def _finish(watch: Watch, visit: Visit) -> None:
         status, reason = (499, "client-left") if visit.gone else (500, "fault")
     elif status >= 400 and reason == "ok":
         reason = str(status)
-    route = visit.scope.get("path_template") or UNMATCHED
+    if status in SHED and reason != str(status):
+        watch.metrics.shed(reason)
+    route = visit.scope.get("path_template") or (SHED_ROUTE if status in SHED else UNMATCHED)
     watch.metrics.request(route, visit.method, status, reason, seconds)
     if watch.log is not None and not visit.path.startswith(QUIET):
         facts: dict[str, Any] = {

@@ -390,17 +390,13 @@ def replaced(draw: Any, value: Any) -> Any:
     return draw(JUNK)
 
 
-@settings(max_examples=120, deadline=None)
-@given(st.data())
-def test_any_json_is_answered_or_refused_with_words(server: Server, data: st.DataObject):
+def ask_any_json(server: Server, data: st.DataObject) -> None:
     asked = plain(id="x", outputs=[{"name": "labels", "parameters": {"binary_data": False}}], parameters={"timeout": 0})
     model = data.draw(st.sampled_from(["numbers", "kinds", "shades", "price"]))
     check_any(server.infer(model, replaced(data.draw, asked)))
 
 
-@settings(max_examples=120, deadline=None)
-@given(st.data())
-def test_any_bytes_are_answered_or_refused_with_words(server: Server, data: st.DataObject):
+def ask_any_bytes(server: Server, data: st.DataObject) -> None:
     at, cut = data.draw(st.integers(0, len(BODY))), data.draw(st.integers(0, len(BODY)))
     body = (BODY[:at] + data.draw(st.binary(max_size=8)) + BODY[at:])[: cut if data.draw(st.booleans()) else None]
     length = data.draw(st.sampled_from([SIZE, 0, len(body)]) | st.integers(0, len(BODY) + 9))
@@ -408,6 +404,25 @@ def test_any_bytes_are_answered_or_refused_with_words(server: Server, data: st.D
     if data.draw(st.booleans()):
         headers["Content-Encoding"] = data.draw(st.sampled_from(["gzip", "deflate", "identity"]))
     check_any(server.infer(data.draw(st.sampled_from(["numbers", "shades"])), body, headers))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_any_json_is_answered_or_refused_with_words(server: Server, data: st.DataObject):
+    ask_any_json(server, data)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_any_bytes_are_answered_or_refused_with_words(server: Server, data: st.DataObject):
+    ask_any_bytes(server, data)
+
+
+@pytest.mark.soak
+@settings(max_examples=10_000, deadline=None)
+@given(st.data())
+def test_thousands_of_bodies_are_answered_or_refused_with_words(server: Server, data: st.DataObject):
+    (ask_any_json if data.draw(st.booleans()) else ask_any_bytes)(server, data)
 
 
 def check_any(answer: Answer) -> None:

@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from mmjax.data.decode import encode_png
 from mmjax.data.encode import encode
 from mmjax.errors import DataError
-from mmjax.schema import Column, Schema
+from mmjax.schema import Column, ImageSpec, Schema
 from mmjax.serving.numbers import is_matrix, numeric_batch
-from mmjax.serving.open_inference_tensors import DTYPES, from_binary, from_json, pack_texts
+from mmjax.serving.open_inference_inputs import columns_of
+from mmjax.serving.open_inference_model import inputs_of
+from mmjax.serving.open_inference_tensors import DTYPES, Tensor, from_binary, from_json, pack_texts
 from mmjax.serving.wire import Refused, TableRequest, decode_numbers, decode_table, table_columns, table_matrix
-from tests.untrained import NUMBERS
+from tests.untrained import KINDS, NUMBERS, picture
 
 
 def columns(schema: Schema, values: np.ndarray) -> dict[str, np.ndarray]:
@@ -137,3 +140,29 @@ def test_raw_booleans_are_0_and_1():
     np.testing.assert_array_equal(from_binary("BOOL", [2], memoryview(b"\x00\x01"), "x"), [False, True])
     with pytest.raises(Refused, match="x: expected bytes 0 and 1 for BOOL"):
         from_binary("BOOL", [2], memoryview(b"\x00\x02"), "x")
+
+
+def test_a_model_of_columns_and_images_has_an_input_for_each():
+    size, colour = KINDS.columns[0], KINDS.columns[2]
+    image = ImageSpec(columns=("front", "back"), height_px=4, width_px=4)
+    schema = Schema(target=KINDS.target, columns=(size, colour), image=image)
+    assert [(spec.name, spec.datatype) for spec in inputs_of(schema)] == [
+        ("size", "FP32"),
+        ("colour", "BYTES"),
+        ("front", "BYTES"),
+        ("back", "BYTES"),
+    ]
+    file, pixels = encode_png(picture(9)), np.stack([picture(9), picture(9)])
+    given = (
+        Tensor("back", "UINT8", pixels),
+        Tensor("front", "BYTES", np.array([file, file], object)),
+        Tensor("colour", "BYTES", np.array([b"red", None], object)),
+        Tensor("size", "FP32", np.array([1, 2], np.float32)),
+    )
+    batch = encode(schema, columns_of(schema, given))
+    np.testing.assert_array_equal(batch["image"][:, 0], batch["image"][:, 1])
+    assert batch["category"].tolist() == [[1], [0]]
+    with pytest.raises(Refused, match="inputs: expected as many rows in each, got 'back' 2, 'front' 1"):
+        columns_of(schema, (given[0], Tensor("front", "BYTES", np.array([file], object)), *given[2:]))
+    with pytest.raises(Refused, match="input 'colour', element 2: expected text in UTF-8"):
+        columns_of(schema, (*given[:2], Tensor("colour", "BYTES", np.array([b"a", b"\xff"], object)), given[3]))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -197,14 +198,15 @@ def test_ctrl_c_waits_for_nobody_to_be_sent_elsewhere(start: Callable[..., Proce
     assert server.process.wait(20) == 0
 
 
-def test_no_request_is_lost_while_servers_end_one_after_another(start: Callable[..., Process]):
-    """Two servers behind a client that tries the next where a connection is refused; one ends under load."""
+@pytest.mark.parametrize("ends", [1, pytest.param(100, marks=pytest.mark.soak)])
+def test_no_request_is_lost_while_servers_end_one_after_another(start: Callable[..., Process], ends: int):
+    """Two servers behind clients that try the next where a connection is refused; each in turn ends under load."""
     servers = [start("--model", "numbers", "--drain-delay", "0.5").ready() for _ in range(2)]
-    ended, statuses = threading.Event(), []
+    ended, statuses, codes = threading.Event(), [], []
 
     def client() -> None:
         while not ended.is_set():
-            for server in servers:
+            for server in list(servers):
                 try:
                     statuses.append(server.predict()[0])
                 except ConnectionRefusedError:
@@ -214,16 +216,19 @@ def test_no_request_is_lost_while_servers_end_one_after_another(start: Callable[
     clients = [threading.Thread(target=client) for _ in range(4)]
     for thread in clients:
         thread.start()
-    time.sleep(0.5)
-    servers[0].process.send_signal(signal.SIGTERM)
-    code = servers[0].process.wait(30)
+    for turn in range(ends):
+        time.sleep(0.3)
+        if turn:
+            servers[(turn - 1) % 2] = start("--model", "numbers", "--drain-delay", "0.5").ready()
+        servers[turn % 2].process.send_signal(signal.SIGTERM)
+        codes.append(servers[turn % 2].process.wait(30))
     time.sleep(0.3)
     ended.set()
     for thread in clients:
         thread.join(30)
-    assert code == 0
-    assert len(statuses) > 20
-    assert set(statuses) == {200}
+    assert codes == [0] * ends
+    assert len(statuses) > 20 * ends
+    assert set(statuses) == {200}, Counter(statuses)
 
 
 # ---- reloading

@@ -93,7 +93,7 @@ def last_words(code):
     print("last words", code, flush=True)
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)
-with end_in_time(last_words, grace_s=0.4):
+with end_in_time(last_words, grace_s=1.0):  # busy machines leave a process without a core for a while
     print("ready", flush=True)
 """
 
@@ -124,7 +124,7 @@ def test_a_process_that_cannot_hear_one_ctrl_c_is_let_be_and_ends_at_two() -> No
     with doing("deaf()") as process:
         process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=1.0)
+            process.wait(timeout=1.5)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "last words 130\n")
@@ -132,7 +132,7 @@ def test_a_process_that_cannot_hear_one_ctrl_c_is_let_be_and_ends_at_two() -> No
 
 def test_a_process_that_goes_on_is_let_to_end_by_itself() -> None:
     body = "signal.signal(signal.SIGTERM, lambda *_: print('heard', flush=True))\n"
-    body += "for _ in range(60):\n    time.sleep(0.02)\nprint('done')"
+    body += "for _ in range(75):\n    time.sleep(0.02)\nprint('done')"
     with doing(body) as process:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)

@@ -264,6 +264,9 @@ def test_an_unchanged_file_is_not_read_again_and_a_changed_one_is(tmp_path: Path
     third = prepare(config)
     assert any("made now" in note for note in third.notes)
     assert third.fingerprint == first.fingerprint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmjax.data.prepare_table.versions", lambda: {"mmjax": "another"})
+        assert any("made now" in note for note in prepare(config).notes)
     other = prepare(config_of(path, tmp_path, "streamed", ignore_columns=["word"]))
     assert other.fingerprint != first.fingerprint
     assert not list((tmp_path / "cache").glob("*/survey")), "the survey's own files are gone"

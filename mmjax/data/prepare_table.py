@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from mmjax.backend import versions
 from mmjax.config import Config, TabularData
 from mmjax.data.audit import audit
 from mmjax.data.audit_rows import Rows
@@ -176,6 +177,7 @@ def _cache_key(config: Config, data: TabularData) -> dict:
     schema = Path(data.schema) if data.schema else None
     return {
         "table": TABLE_FORMAT,
+        "mmjax": versions().get("mmjax", ""),  # another may understand the same cells otherwise, or find other things
         "path": os.path.abspath(data.path),
         "stamp": file_stamp(data.path),
         "schema": schema.read_text(encoding="utf-8-sig", errors="replace") if schema and schema.is_file() else "",

@@ -15,14 +15,17 @@ from mmjax.cli import echo, echo_table, json_option, run
 from mmjax.config import Config
 from mmjax.config_load import format_origins, load_config_with_origins
 from mmjax.data.audit import refuse
+from mmjax.data.audit_rows import counted
 from mmjax.data.decode_sheet import contact_sheet
 from mmjax.data.findings import audit_lines
 from mmjax.data.pipeline import epoch_batches, take
 from mmjax.data.prepare import Prepared, prepare
+from mmjax.data.stream import gather, window_steps
 from mmjax.drill import Drill, resume_drill
 from mmjax.errors import ConfigError, TrainingError
 from mmjax.parts import build_parts
 from mmjax.recipe import Decision, resolve
+from mmjax.schema import Batch
 from mmjax.training.setup import Setup, set_up
 from mmjax.training.steps import empty_totals, make_train_chunk
 from mmjax.transforms.augment import build_augment
@@ -80,8 +83,7 @@ def _timed(
     assert isinstance(epochs, int), "the recipe decides the epochs"
     assert isinstance(batch_size, int), "the recipe decides the batch size"
     rows = len(prepared.split.train)
-    data = jax.device_put(setup.task.data)
-    order = jax.device_put(epoch_batches(config.seed, 1, rows, batch_size))
+    data, order = _on_device(setup, epoch_batches(config.seed, 1, rows, batch_size))
     step = make_train_chunk(setup.task.learner, seed=config.seed, loop=False)
     arguments = (setup.state, empty_totals(), data, *setup.fitted, order, 0, 1)
     program = precompiled(step, *arguments)
@@ -102,6 +104,15 @@ def _timed(
         steps=steps,
         estimated_seconds=estimated,
     )
+
+
+def _on_device(setup: Setup, order: np.ndarray) -> tuple[Batch, jax.Array]:
+    """Return the rows that training has on the device at once, all or (streamed) a window, and their batches."""
+    task = setup.task
+    if task.streamed:
+        order = order[: window_steps(task.data, order.shape[1])]
+    rows = np.arange(order.size, dtype=np.int32).reshape(order.shape)
+    return jax.device_put((gather(task.data, task.rows[order.reshape(-1)]), rows))
 
 
 def _step_seconds(setup: Setup, arguments: tuple[Any, ...], *, steps: int) -> float:
@@ -181,8 +192,8 @@ def drilled(config: Config, *, kills: int) -> Drill:
     if drill.differences:
         raise TrainingError(["drill: a run that was killed and gone on with ended elsewhere", *drill.differences])
     echo(
-        f"drill: {drill.kills} kills, {len(drill.resumed)} resumes, {drill.runs} runs compared: the same bits each "
-        f"time ({drill.digest[:12]}), {drill.seconds:.0f} s"
+        f"drill: {counted(drill.kills, 'kill')}, {counted(len(drill.resumed), 'resume')}, "
+        f"{counted(drill.runs, 'run')} compared: the same bits each time ({drill.digest[:12]}), {drill.seconds:.0f} s"
     )
     echo(PROMISES.get(drill.platform, PROMISES["gpu"]))
     return drill

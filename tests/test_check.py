@@ -8,6 +8,7 @@ import pytest
 from PIL.PngImagePlugin import PngImageFile
 
 from mmjax.check import check, command
+from mmjax.config_load import config_from_dict
 from tests.doors import Ended, door, table_config, write_images, write_table
 
 TABLE = """\
@@ -44,6 +45,23 @@ def checked(capsys, *argv: str | Path) -> Ended:
     ended = door(capsys, command, "--config", *argv)
     assert ended.code == 0, ended.err
     return ended
+
+
+def test_of_streamed_rows_a_window_is_on_the_device_not_all(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(home / "shades", each=20)
+    image = {"path": "shades", "image_size": [32, 32]}
+    model = {"architecture": {"stages": [1], "width": 4}}
+    memory = {}
+    for loading in ("resident", "streamed"):
+        data = {"image": image, "loading": loading} | ({"cache": {"path": "cache"}} if loading == "streamed" else {})
+        content = {"name": "memory", "data": data, "model": model, "training": {"epochs": 1, "batch_size": 4}}
+        monkeypatch.setattr("mmjax.data.stream.WINDOW_BYTES", 2 * 4 * 32 * 32 * 3 + 100)
+        found = check(config_from_dict(content, "test"))
+        memory[loading] = found.memory_bytes
+        train = len(found.prepared.split.train)
+    spared = (train // 4 * 4 - 2 * 4) * 32 * 32 * 3
+    assert spared > 50_000
+    assert memory["resident"] - memory["streamed"] == pytest.approx(spared, rel=0.05)
 
 
 def test_what_a_table_would_take(home: Path, capsys) -> None:

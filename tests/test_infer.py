@@ -80,6 +80,13 @@ KINDS = [
 ]  # fmt: skip
 
 
+def test_of_a_long_cell_only_the_beginning_is_told():
+    shown = f"'{'x' * 100}' ... (2,000,000 characters)"
+    assert verdict(often("x" * 2_000_000)).reason == f"always {shown}"
+    nearly = [*map(str, range(30)), "x" * 2_000_000]
+    assert verdict(nearly).reason.endswith(f"are numbers: {shown}; mend them or add them to missing_markers")
+
+
 @pytest.mark.parametrize(("cells", "kind", "reason"), KINDS, ids=[f"{k}-{i}" for i, (_, k, _) in enumerate(KINDS)])
 def test_kinds_and_their_reasons(cells, kind, reason):
     assert verdict(cells)[:2] == (kind, reason)

@@ -13,6 +13,8 @@ IDENTIFIER_ROWS = 20
 """A column with fewer values is never called an identifier: all distinct says nothing yet."""
 ROWS_PER_CATEGORY = 2.0
 """A text column with fewer rows for each distinct value has too little to learn from."""
+LONGEST = 100
+"""Characters of a cell that a reason quotes."""
 MOSTLY = 0.8
 """Share of numbers among distinct values from which a text column looks like a numeric one with mistakes."""
 _IDENTIFIER_NAME = re.compile(r"(^|[^a-zA-Z])(id|idx|index|uuid|guid|key|row|rownames?)$|^unnamed: 0$", re.IGNORECASE)
@@ -76,10 +78,15 @@ def _from_cells(facts: Facts, inference: Inference) -> Verdict:
     elif facts.numbers / facts.distinct >= MOSTLY:
         doubt = (
             f"all but {facts.distinct - facts.numbers} of its values are numbers: "
-            f"{', '.join(map(repr, traits.wrong[:3]))}; mend them or add them to missing_markers"
+            f"{', '.join(map(_quoted, traits.wrong[:3]))}; mend them or add them to missing_markers"
         )
     verdict = _text(facts, inference)
     return verdict._replace(reason=f"{verdict.reason}; {doubt}") if doubt else verdict
+
+
+def _quoted(text: str) -> str:
+    """Return a cell in quotes; the beginning of a long one, as a cell may hold megabytes."""
+    return repr(text) if len(text) <= LONGEST else f"{text[:LONGEST]!r} ... ({len(text):,} characters)"
 
 
 def _gaps(facts: Facts) -> str:
@@ -91,10 +98,10 @@ def _constant(facts: Facts) -> Verdict:
         return Verdict("constant", "every cell is missing")
     (only,) = facts.traits.first
     if not facts.missing:
-        return Verdict("constant", f"always {only!r}")
+        return Verdict("constant", f"always {_quoted(only)}")
     return Verdict(
         "constant",
-        f"always {only!r} or missing ({facts.missing:,} of {facts.rows:,}); if that tells something, "
+        f"always {_quoted(only)} or missing ({facts.missing:,} of {facts.rows:,}); if that tells something, "
         "declare it categorical in the schema file",
     )
 

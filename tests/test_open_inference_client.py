@@ -291,7 +291,7 @@ def test_statistics_count_what_was_asked(client):
     for stage in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
         old, new = (told["inference_stats"][stage] for told in (before, after))
         assert new["count"] == old["count"] + 1
-        assert new["ns"] > old["ns"]
+        assert new["ns"] > old["ns"] or stage == "queue", "who finds the device idle does not wait"
     told: Any = client.get_inference_statistics()
     assert len(told["model_stats"]) == 5
 

@@ -92,3 +92,19 @@ def form(*parts: tuple[str, str | None, bytes], line: str = "line") -> bytes:
         head = f'--{line}\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'
         made.append(head.encode() + content + b"\r\n")
     return b"".join(made) + f"--{line}--\r\n".encode()
+
+
+ODD = {
+    "40-CMYK": of_mode("CMYK", "JPEG"),
+    "40-LA": of_mode("LA"),
+    "40-palette": palette_with_alpha(),
+    "40-16-bit": of_mode("I;16"),
+    "40-1-bit": of_mode("1"),
+    **{f"41-orientation-{i}": oriented(i) for i in (1, 3, 6, 8)},
+    **{f"42-animated-{kind}": animated(kind) for kind in ("GIF", "PNG", "WEBP")},
+    "43-with-a-zip-behind": png(30) + b"PK\3\4" + b"\0" * 50,
+    "47-giant-profile": profile_bomb(),
+    "47-giant-text": text_bomb(),
+    "47-giant-exif": with_chunk(b"eXIf", b"MM\0*" + b"\xff" * 2_000_000),
+}
+"""Unusual images that are answered, by their number in the list of bad requests."""

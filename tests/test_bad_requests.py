@@ -336,27 +336,12 @@ def test_36_flipped_bits_are_an_image_or_none_and_nothing_else(server: Client, g
     assert server.good() == good
 
 
-ODD = {
-    "40-CMYK": images.of_mode("CMYK", "JPEG"),
-    "40-LA": images.of_mode("LA"),
-    "40-palette": images.palette_with_alpha(),
-    "40-16-bit": images.of_mode("I;16"),
-    "40-1-bit": images.of_mode("1"),
-    **{f"41-orientation-{i}": images.oriented(i) for i in (1, 3, 6, 8)},
-    **{f"42-animated-{form}": images.animated(form) for form in ("GIF", "PNG", "WEBP")},
-    "43-with-a-zip-behind": png(30) + b"PK\3\4" + b"\0" * 50,
-    "47-giant-profile": images.profile_bomb(),
-    "47-giant-text": images.text_bomb(),
-    "47-giant-exif": images.with_chunk(b"eXIf", b"MM\0*" + b"\xff" * 2_000_000),
-}
-
-
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", images.ODD)
 def test_odd_images_are_answered_as_in_training(server: Client, registry: Path, name: str):
     """40-43, 47: whatever `Predictor.predict` says, with the file's type told from its bytes."""
-    reply = server.say(image(ODD[name], "image/jpeg"))
+    reply = server.say(image(images.ODD[name], "image/jpeg"))
     assert reply.status == 200, reply.body
-    alone = load_model("shades", registry=registry).predict([{"image": ODD[name]}])
+    alone = load_model("shades", registry=registry).predict([{"image": images.ODD[name]}])
     np.testing.assert_array_equal(np.array(reply.json["probabilities"], np.float32), alone.probabilities)
 
 

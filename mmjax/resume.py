@@ -178,7 +178,11 @@ def refuse_other_data(run: Run, prepared: Prepared) -> None:
         was = {column.name: column for column in before.columns}
         now = {column.name: column for column in prepared.schema.columns}
         changed = [name for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)]
-        lines += [f"columns understood otherwise than then: {', '.join(changed)}"] if changed else []
+        lines += (
+            [f"columns of another kind, or other categories or numbers, than then: {', '.join(changed)}"]
+            if changed
+            else []
+        )
         lines += ["the target is understood otherwise than then"] if before.target != prepared.schema.target else []
     lines = lines if len(lines) > 1 else [*lines, "the same rows and columns hold other values"]
     raise DataChanged(lines, fingerprint=prepared.fingerprint)

@@ -34,7 +34,7 @@ from mmjax.config_load import config_to_dict, config_to_yaml, load_config
 from mmjax.data.audit import refuse
 from mmjax.data.findings import audit_lines, finding_line
 from mmjax.data.prepare import Prepared, prepare
-from mmjax.data.quarantine import write_quarantine
+from mmjax.data.quarantine import QUARANTINE, quarantine_lines, write_quarantine
 from mmjax.data.split import split_json
 from mmjax.errors import BundleError, DataError
 from mmjax.interrupts import held
@@ -224,7 +224,7 @@ def _save_inputs(run_dir: Path, config: Config, prepared: Prepared, decisions: t
     write_json_atomic(run_dir / "decisions.json", [decision._asdict() for decision in decisions])
     write_json_atomic(run_dir / "audit.json", [finding._asdict() for finding in prepared.findings])
     if prepared.quarantined:
-        write_quarantine(run_dir / "quarantine.csv", prepared.quarantined)
+        write_quarantine(run_dir / QUARANTINE, prepared.quarantined)
 
 
 def _tell_all(
@@ -243,6 +243,7 @@ def _tell_all(
         f"data: {len(prepared.names)} rows: {sizes}; target {prepared.schema.target.column}: "
         f"{prepared.schema.target.reason}",
         *prepared.notes,
+        *quarantine_lines(prepared.quarantined, run_dir / QUARANTINE),
         *audit_lines(prepared.findings, run_dir / "audit.json"),
     ]
     for line in lines:
@@ -250,7 +251,8 @@ def _tell_all(
         get_logger().info("told", line=line)
     if decisions:
         decided = ", ".join(f"{d.key.partition('.')[2]}={_short(d.value)}" for d in decisions)
-        tell(textwrap.fill(f"decided: {decided}", 100, subsequent_indent="  ", break_on_hyphens=False))
+        width = min(100, shutil.get_terminal_size((100, 24)).columns)
+        tell(textwrap.fill(f"decided: {decided}", width, subsequent_indent="  ", break_on_hyphens=False))
     get_logger().info("decided", decisions=[decision._asdict() for decision in decisions])
 
 

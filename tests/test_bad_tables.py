@@ -152,7 +152,10 @@ def test_targets_with_gaps(tmp_path: Path, policy: Policy) -> None:
     with pytest.raises(DataError) as caught:
         prepared(tmp_path, data)
     assert caught.value.problems == (
-        "target column 'kind': expected a value in every row, got 2 missing (line 3, 5); remove these rows",
+        (
+            "target column 'kind': expected a value in every row, got 2 missing (line 3, 5); remove these "
+            "rows, or set on_invalid to drop"
+        ),
     )
     found = prepared(tmp_path, data, on_invalid=policy)
     assert (len(found.names), [entry.name for entry in found.quarantined]) == (28, ["3", "5"])

@@ -32,7 +32,7 @@ def run(epochs: int, *, seconds: float = 1.0, best: int = 1, last: int | None = 
         Started("iris", epochs, 4, 32, 105, 15, 12345, "val_loss", "min"),
         Progressed(1, epochs, 2, 4 * epochs, 420.0, 0.5),
         *body,
-        Checkpointed(4 * end, "checkpoints/last", best=False),
+        Checkpointed(4 * end, "checkpoints/last"),
         *stopped,
         Finished(end, best, "val_loss", 2.0 / best, end * seconds, "early stopping" if last else "all epochs done"),
     ]

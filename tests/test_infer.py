@@ -181,7 +181,7 @@ def test_target_faults():
     lines = np.arange(2, 62)
     assert problems_of_target(["a", "", "NA"] * 20, lines=lines) == (
         "target column 'y': expected a value in every row, got 40 missing (line 3, 4, 6, 7, 9 and 35 more); "
-        "remove these rows",
+        "remove these rows, or set on_invalid to drop",
     )
     assert problems_of_target(["a"]) == ("target column 'y': expected at least two classes, got 'a'",)
     assert problems_of_target(["1", "x", "y"], task="regression", positive_class="1") == (
@@ -269,7 +269,10 @@ def test_weights_target_and_features_are_reported_together():
         "cells); 'age' is ignored (in ignore_columns); 'city' is ignored (in ignore_columns); 'w' is ignored (the "
         "sample weights); 'part' is ignored (in ignore_columns); 'y' is ignored (the target)",
         "weight_column 'w': expected numbers of 0 or more, got '-1', 'x', '' (line 5, 7, 9)",
-        "target column 'y': expected a value in every row, got 1 missing (line 2); remove these rows",
+        (
+            "target column 'y': expected a value in every row, got 1 missing (line 2); remove these "
+            "rows, or set on_invalid to drop"
+        ),
     )
     columns["y"][0] = "a"
     columns["w"][:] = "0"

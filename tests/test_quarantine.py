@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmjax.config import Policy, TabularData
 from mmjax.data.prepare import prepare
 from mmjax.data.prepared import Prepared, Quarantined
-from mmjax.data.quarantine import find_unanswered, write_quarantine
+from mmjax.data.quarantine import find_unanswered, quarantine_lines, write_quarantine
 from mmjax.errors import DataError
 from tests.doors import HEADER, image_config, table_config, table_rows, write_csv, write_images
 
@@ -221,3 +221,12 @@ def test_a_file_that_cannot_be_written_is_said_and_nothing_is_left(tmp_path: Pat
     with pytest.raises(DataError, match="cannot be written: No such file or directory"):
         write_quarantine(tmp_path / "none" / "q.csv", [])
     assert [path.name for path in tmp_path.iterdir()] == ["q.csv"]
+
+
+def test_a_line_says_where_the_list_is():
+    broken = Quarantined("9", "size", "abc", "expected a number", kept=False)
+    assert quarantine_lines([], Path("q.csv")) == []
+    assert quarantine_lines([broken], Path("q.csv")) == ["quarantine: 1 broken cell or file is listed in q.csv"]
+    assert quarantine_lines([broken] * 1200, Path("q.csv")) == [
+        "quarantine: 1,200 broken cells or files are listed in q.csv"
+    ]

@@ -148,7 +148,7 @@ def one_cell(table: Path) -> str:
     cells = lines[5].split(",")
     cells[1] = "9.875"
     table.write_text("\n".join([*lines[:5], ",".join(cells), *lines[6:]]) + "\n")
-    return "hold other values|understood otherwise than then: size"
+    return "hold other values|or other categories or numbers, than then: size"
 
 
 def one_row_more(table: Path) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmjax.data.audit_rows import counted
 from mmjax.data.prepared import Finding
 
 SHOWN = 12
@@ -23,7 +24,8 @@ def audit_lines(findings: Sequence[Finding], kept: Path | None = None) -> list[s
     lines = [finding_line(finding) for finding in ordered[:SHOWN]]
     more = f"; {len(ordered) - SHOWN} more findings" if len(ordered) > SHOWN else ""
     if lines and kept is not None:
-        lines.append(f"audit: {len(ordered)} findings are kept in {kept}{more}")
+        are = "is" if len(ordered) == 1 else "are"
+        lines.append(f"audit: {counted(len(ordered), 'finding')} {are} kept in {kept}{more}")
     elif more:
         lines.append(f"audit{more}")
     return lines

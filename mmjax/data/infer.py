@@ -98,8 +98,8 @@ def infer_target(
     where = f"target column '{column}'"
     seen = cells if isinstance(cells, Seen) else see(column, cells, missing_markers)
     if missing := seen.facts.missing:
-        at = _places(np.flatnonzero(seen.missing()), lines)
-        raise DataError(f"{where}: expected a value in every row, got {missing:,} missing ({at}); remove these rows")
+        at, advice = _places(np.flatnonzero(seen.missing()), lines), "remove these rows, or set on_invalid to drop"
+        raise DataError(f"{where}: expected a value in every row, got {missing:,} missing ({at}); {advice}")
     chosen, reason = _task(where, seen.facts, task, declared, inference)
     if chosen == "regression":
         classes, problems = (), _regression(where, seen, positive_class, lines)

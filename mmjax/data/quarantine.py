@@ -30,6 +30,8 @@ from mmjax.data.validate import Validation
 from mmjax.errors import DataError
 from mmjax.schema import Columns
 
+QUARANTINE = "quarantine.csv"
+"""The name of the file in a run."""
 LONGEST = 1000
 """Characters of a value that are listed; a longer one ends in ` ...`."""
 
@@ -40,6 +42,16 @@ class Unanswered(NamedTuple):
     keep: np.ndarray
     notes: tuple[str, ...]
     quarantined: tuple[Quarantined, ...]
+
+
+def quarantine_lines(quarantined: Sequence[Quarantined], kept_in: Path) -> list[str]:
+    """Return the line that says where the broken cells and files are listed; none where there are none."""
+    if not quarantined:
+        return []
+    one = len(quarantined) == 1
+    return [
+        f"quarantine: {len(quarantined):,} broken cell{' or file is' if one else 's or files are'} listed in {kept_in}"
+    ]
 
 
 def write_quarantine(path: str | os.PathLike[str], quarantined: Sequence[Quarantined]) -> None:

@@ -293,7 +293,7 @@ def _bar(live: "Progress") -> Callback:
             completed=event.step,
             description=f"epoch {event.epoch}/{event.epochs}",
             steps=f"step {event.step}/{total}",
-            speed=f"{event.samples_per_second:,.0f} samples/s",
+            speed=f"{event.samples_per_second:,.0f} samples/s" if event.samples_per_second > 0 else "",
             loss=f"loss {_number(loss)}",
         )
 

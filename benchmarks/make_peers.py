@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / ".peers"
-PACKAGES = ("torch==2.13.0", "numpy")
+SERVERS = ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0", "litserve==0.2.19")
+PACKAGES = ("torch==2.13.0", "numpy", *SERVERS)
 PROBE = "import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))"
 
 

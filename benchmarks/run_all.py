@@ -24,6 +24,7 @@ LIMITS_S = {
     "convolution": 600,
     "adult": 600,
     "fashion_mnist": 1800,
+    "serving": 900,
     "streaming": 600,
     "decoding": 600,
     "image_memory": 900,

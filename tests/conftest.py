@@ -1,7 +1,9 @@
 """Strict posture for every test: no silent rank promotion, warnings are errors, one CPU device, sample data at hand."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -32,3 +34,20 @@ def getkey():
         return key
 
     return fresh
+
+
+@pytest.fixture(scope="session")
+def untrained_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry of untrained models of every shape (see `tests/untrained.py`), made once for a worker."""
+    from tests.untrained import registry_of_all
+
+    return registry_of_all(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def untrained_server(untrained_registry: Path) -> Iterator[Any]:
+    """A live server of them (see `tests/inference_server.py`), one for a worker; `price` is there in two versions."""
+    from tests.inference_server import served
+
+    with served(untrained_registry, "numbers", "kinds", "shades", "price:1", "price:2") as server:
+        yield server

@@ -4,7 +4,7 @@ import gzip
 import json
 import queue
 import zlib
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,15 @@ from mmjax.data.decode import encode_png
 from mmjax.schema import Schema
 from mmjax.serving.open_inference_tensors import DTYPES, pack_texts
 from mmjax.serving.wire import MAX_IMAGES, MAX_ROWS, MAX_TABLE_BYTES, MAX_TENSOR_BYTES
-from tests.inference_server import Answer, Server, served
-from tests.untrained import NUMBERS, PRICE, kinds_columns, matrix, picture, registry_of_all
+from tests.inference_server import Answer, Server
+from tests.untrained import NUMBERS, PRICE, kinds_columns, matrix, picture
 
 LENGTH = "Inference-Header-Content-Length"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with served(registry_of_all(tmp_path_factory.getbasetemp()), "numbers", "kinds", "shades", "price:1") as server:
-        yield server
+def server(untrained_server: Server) -> Server:
+    return untrained_server
 
 
 def tensor(name: str, shape: list[int], datatype: str, **more: Any) -> dict[str, Any]:
@@ -71,18 +70,18 @@ def test_a_matrix_gets_the_bits_of_predict_tabular(server: Server, name: str, sc
     values = matrix(schema, rows).astype(np.float64) + np.array([column.offset for column in schema.features])
     values[0, 0] = np.nan
     cells = [[None if cell != cell else cell for cell in row] for row in values.tolist()]
-    asked = {"features": cells, "model": name}
+    asked, path = {"features": cells, "model": name, "version": 1}, f"{name}/versions/1"
     told = server.ask("POST", "/predict/tabular", json.dumps(asked).encode()).json
     data = tensor("features", list(values.shape), "FP64", data=cells)
     flat = data | {"data": [cell for row in cells for cell in row], "datatype": "FP32"}
-    ways = [server.infer(name, {"inputs": [way]}) for way in (data, flat)]
-    ways.append(server.infer(name, *binary(values, "FP64")))
+    ways = [server.infer(path, {"inputs": [way]}) for way in (data, flat)]
+    ways.append(server.infer(path, *binary(values, "FP64")))
     for got in map(outputs, ways):
         np.testing.assert_array_equal(np.ravel(got["predictions"]), told["predictions"])
         if told["labels"]:
             assert got["labels"] == told["labels"]
             np.testing.assert_array_equal(got["probabilities"], np.ravel(np.float32(told["probabilities"])))
-    raw = outputs(server.infer(name, *binary(values, "FP64", parameters={"binary_data_output": True})))
+    raw = outputs(server.infer(path, *binary(values, "FP64", parameters={"binary_data_output": True})))
     np.testing.assert_array_equal(raw["predictions"], told["predictions"])
     if told["labels"]:
         np.testing.assert_array_equal(raw["probabilities"], np.float32(told["probabilities"]))
@@ -365,7 +364,7 @@ def test_other_paths_are_refused_in_the_same_words(server: Server, method: str, 
 def test_the_index_takes_its_one_filter_and_nothing_else(server: Server):
     every = server.ask("POST", "/v2/repository/index").json
     assert server.ask("POST", "/v2/repository/index", b'{"ready": true}').json == every
-    assert [model["name"] for model in every] == ["numbers", "kinds", "shades", "price"]
+    assert [model["name"] for model in every] == ["numbers", "kinds", "shades", "price", "price"]
     for body in (b"[]", b'{"ready": 1}', b"{", b'{"x": 1}', b"\xff", b"[" * 4000):
         check_refusal(server.ask("POST", "/v2/repository/index", body), 400, "body: expected nothing or")
     assert server.ask("POST", "/v2/repository/index", b" " * 5000).status == 413
@@ -392,7 +391,7 @@ def replaced(draw: Any, value: Any) -> Any:
 
 def ask_any_json(server: Server, data: st.DataObject) -> None:
     asked = plain(id="x", outputs=[{"name": "labels", "parameters": {"binary_data": False}}], parameters={"timeout": 0})
-    model = data.draw(st.sampled_from(["numbers", "kinds", "shades", "price"]))
+    model = data.draw(st.sampled_from(["numbers", "kinds", "shades", "price/versions/1"]))
     check_any(server.infer(model, replaced(data.draw, asked)))
 
 
@@ -437,14 +436,13 @@ def test_after_all_that_a_good_request_has_the_same_bits(server: Server, good: d
     assert outputs(server.infer("numbers", plain())) == good
 
 
-def test_before_it_is_ready_it_says_so(tmp_path_factory: pytest.TempPathFactory):
+def test_before_it_is_ready_it_says_so(untrained_registry: Path):
     from litestar.testing import TestClient
 
     from mmjax.serving.app import make_app
     from mmjax.serving.engine import load_models, make_engine
 
-    registry = registry_of_all(tmp_path_factory.getbasetemp())
-    engine = make_engine(load_models(["numbers"], registry, max_batch=1), queue=1)
+    engine = make_engine(load_models(["numbers"], untrained_registry, max_batch=1), queue=1)
     warmed: queue.Queue[BaseException | None] = queue.Queue()
     with TestClient(make_app(engine, warmed=warmed.put)) as client:
         assert warmed.get(timeout=30) is None

@@ -13,8 +13,8 @@ from mmjax.artifact.models import load_model
 from mmjax.artifact.predictor import Predictions, Predictor
 from mmjax.data.decode import encode_png
 from mmjax.schema import Schema
-from tests.inference_server import served
-from tests.untrained import NUMBERS, PRICE, kinds_columns, matrix, picture, registry_of_all
+from tests.inference_server import Server
+from tests.untrained import NUMBERS, PRICE, kinds_columns, matrix, picture
 
 pytest.importorskip("tritonclient.http")
 import tritonclient.http as triton
@@ -25,14 +25,8 @@ pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return registry_of_all(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def url(registry: Path) -> Iterator[str]:
-    with served(registry, "numbers", "kinds", "shades", "price:1", "price:2") as server:
-        yield f"127.0.0.1:{server.port}"
+def url(untrained_server: Server) -> str:
+    return f"127.0.0.1:{untrained_server.port}"
 
 
 @pytest.fixture
@@ -42,8 +36,11 @@ def client(url: str) -> Iterator[triton.InferenceServerClient]:
 
 
 @pytest.fixture(scope="module")
-def models(registry: Path) -> dict[str, Predictor]:
-    return {name: load_model(name, registry=registry) for name in ("numbers", "kinds", "shades", "price:1", "price:2")}
+def models(untrained_registry: Path) -> dict[str, Predictor]:
+    return {
+        name: load_model(name, registry=untrained_registry)
+        for name in ("numbers", "kinds", "shades", "price:1", "price:2")
+    }
 
 
 def predicted(predictor: Predictor, values: np.ndarray) -> Predictions:

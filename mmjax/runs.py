@@ -44,7 +44,9 @@ def _row(found: Run) -> tuple[str, ...]:
 
 
 def _seconds(found: Run) -> float | None:
-    """Return how long a run took, over all its stages; None where it does not say."""
+    """Return how long a run took, over all its stages; None where it does not say, as of a stage that did not end."""
+    if found.record.status in ("killed", "running"):
+        return None
     match found.record.seconds:
         case dict() as stages if stages:
             return sum(float(spent) for spent in stages.values() if isinstance(spent, int | float))

@@ -1,4 +1,5 @@
 import fcntl
+import inspect
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from mmjax.artifact.runs import (
     write_json_atomic,
 )
 from mmjax.errors import BundleError, ConfigError
+from mmjax.runs import list_command
 from tests.conftest import REPOSITORY
 
 NOW = datetime(2026, 3, 4, 5, 6, 7)
@@ -104,6 +106,16 @@ def long_made(folder: Path) -> Path:
     """The folder, as if made long ago."""
     os.utime(folder, (0, 0))
     return folder
+
+
+def test_seconds_are_not_told_of_a_stage_that_did_not_end(tmp_path):
+    spent = {"setup": 0.5, "data": 1.0}
+    finished(tmp_path, second=2, status="running", seconds=spent)
+    finished(tmp_path, second=1, status="interrupted", seconds=spent)
+    callback = list_command.callback
+    assert callback is not None
+    told = inspect.unwrap(callback)(None, tmp_path)["runs"]
+    assert [(run["status"], run["seconds"]) for run in told] == [("killed", None), ("interrupted", 1.5)]
 
 
 def test_prune_keeps_the_newest_of_each_name_and_what_goes_on(tmp_path):

@@ -1,7 +1,6 @@
 """The encoded cache: written once, whole or not at all, by one process; found again, and never believed unseen."""
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -282,10 +281,8 @@ def test_a_full_disk_is_told_and_nothing_stays(tmp_path: Path) -> None:
 
 
 def test_a_file_that_may_grow_no_further_is_told(tmp_path: Path) -> None:
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
-
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "c"), "10", "", str(tmp_path / "log")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, preexec_fn=limited)
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))\n" + CHILD
+    command = [sys.executable, "-c", limited, str(tmp_path / "c"), "10", "", str(tmp_path / "log")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "expected room for enough bytes of encoded rows, got a full disk after 3,145,728; set data" in done.stdout
     assert names(tmp_path / "c") == ["KEY.lock"]

@@ -15,7 +15,7 @@ from mmjax.config_load import load_config, load_config_with_origins
 from mmjax.config_structure import key_paths, section_of, walk_fields
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.stem != "serve")  # of training
 SCHEMA = jsonschema.Draft202012Validator(json_schema())
 
 

@@ -27,7 +27,9 @@ from mmjax.config_docs import json_schema
 from mmjax.config_load import config_from_dict, config_to_dict, config_to_yaml, diff_configs, load_config
 from mmjax.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted(
+    path for path in (Path(__file__).resolve().parent.parent / "configs").glob("*.yaml") if path.stem != "serve"
+)  # of training
 laws = settings(max_examples=40, deadline=None)
 
 texts = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1, max_size=12) | (

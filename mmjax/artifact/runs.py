@@ -213,7 +213,8 @@ def _remove(folder: Path) -> bool:
 
 def _goes_on(run: Run) -> bool:
     """Return whether a process is at work in the run, or it has just been made."""
-    return is_locked(run.path) or time.time() - run.path.stat().st_mtime < JUST_MADE_S
+    just_made = run.record.status == "unknown" and time.time() - run.path.stat().st_mtime < JUST_MADE_S
+    return is_locked(run.path) or just_made
 
 
 def _load_or_say(folder: Path) -> Run:

@@ -17,7 +17,6 @@ from mmjax.schema import Batch
 from mmjax.serving.batcher import (
     Batcher,
     Device,
-    at_once,
     expected_s,
     leave,
     on_device,
@@ -272,19 +271,46 @@ def test_a_stall_makes_those_behind_others_wait_elsewhere_but_never_one_that_is_
     assert done(work()) == [2]
 
 
-def test_a_quick_idle_model_answers_at_once_and_else_has_to_wait(device: Device):
-    quick, slow = Model(device, known_s=1e-5), Model(device, known_s=1.0)
-    found = at_once(quick.batcher, rows(1, 2, 3))
-    assert found is not None
-    assert found[0].prediction[:, 0].tolist() == [2, 4, 6]
-    assert (quick.told, len(quick.batches[0])) == ([(3, 4)], 4)
-    assert at_once(slow.batcher, rows(1)) is None
-    assert at_once(quick.batcher, rows(*range(9))) is None, "more rows than the largest bucket"
-    with device.busy:
-        assert at_once(quick.batcher, rows(1)) is None, "the device is busy"
-    with pytest.raises(FloatingPointError):
-        at_once(quick.batcher, rows(POISON))
+def test_small_requests_of_one_round_of_the_loop_are_run_together_on_it(device: Device):
+    quick = Model(device, known_s=1e-5)
+
+    async def work(*asked: Batch) -> list[Any]:
+        return await asyncio.gather(*(ask(quick, batch) for batch in asked), return_exceptions=True)
+
+    assert done(work(rows(1, 2), rows(3))) == [[2, 4], [6]]
+    assert (quick.told, len(quick.batches)) == ([(3, 4)], 1)
+    failed, alone = done(work(rows(POISON), rows(5)))
+    assert isinstance(failed, FloatingPointError)
+    assert alone == [10]
     assert not device.busy.locked()
+
+
+def test_a_slow_or_busy_model_leaves_the_event_loop_free(device: Device):
+    async def free(model: Model) -> list[float]:
+        model.open.clear()  # run on the event loop, it would never be opened
+        asked = submit(model.batcher, rows(1))
+        await asyncio.sleep(0.05)
+        assert not asked.result.done()
+        model.open.set()
+        return (await asked.result).prediction[:, 0].tolist()
+
+    assert done(free(Model(device, known_s=1.0))) == [2]
+    busy = Model(device, known_s=1e-5)
+
+    async def while_busy() -> list[float]:
+        with device.busy:
+            asked = submit(busy.batcher, rows(4))
+            await asyncio.sleep(0.05)
+            assert not asked.result.done()
+        return (await asked.result).prediction[:, 0].tolist()
+
+    assert done(while_busy()) == [8]
+    many = Model(device, known_s=1e-5)
+
+    async def more_than_fit() -> list[Any]:
+        return await asyncio.gather(*(ask(many, rows(i)) for i in range(12)))
+
+    assert done(more_than_fit()) == [[2 * i] for i in range(12)]
 
 
 def test_the_device_does_one_thing_at_a_time_and_tells_failures(device: Device):

@@ -11,10 +11,10 @@ from mmjax.data.encode import encode, unknown_categories
 from mmjax.data.pipeline import batch_rows
 from mmjax.errors import DataError
 from mmjax.schema import Batch, Columns
-from mmjax.serving.batcher import Batcher, Job, at_once, leave, submit
+from mmjax.serving.batcher import Batcher, Job, leave, submit
 from mmjax.serving.engine import Engine, Served
 from mmjax.serving.wire import Refused
-from mmjax.training.scoring import Scores, bucket_of
+from mmjax.training.scoring import Scores
 
 INLINE_CELLS = 512
 """Requests of at most so many cells are encoded on the event loop: a thread would cost more."""
@@ -72,12 +72,9 @@ async def answer(
     batcher, started = _batcher(served), time.perf_counter()
     batch = rows.batch if isinstance(rows, Encoded) else await _batch(engine, served, rows)
     decode_s += time.perf_counter() - started
-    if (found := _at_once(batcher, batch, deterministic=deterministic)) is not None:
-        (scores, infer_s), queue_s, bucket = found, 0.0, bucket_of(batch_rows(batch), batcher.largest)
-    else:
-        job = submit(batcher, batch, deadline=deadline, deterministic=deterministic)
-        scores = await _result(batcher, job, gone)
-        queue_s, infer_s, bucket = job.started - job.arrived, job.infer_s, job.bucket
+    job = submit(batcher, batch, deadline=deadline, deterministic=deterministic)
+    scores = await _result(batcher, job, gone)
+    queue_s, infer_s, bucket = job.started - job.arrived, job.infer_s, job.bucket
     _refuse_non_finite(scores)
     columns = None if isinstance(rows, Encoded) else rows
     _count(engine, served, columns, batch, scores, (queue_s, decode_s, infer_s))
@@ -89,16 +86,6 @@ async def _batch(engine: Engine, served: Served, columns: Columns) -> Batch:
     if served.modality == "table" and sum(map(len, columns.values())) <= INLINE_CELLS:
         return _encoded(served, columns)
     return await in_thread(engine, lambda: _encoded(served, columns))
-
-
-def _at_once(batcher: Batcher, batch: Batch, *, deterministic: bool) -> tuple[Scores, float] | None:
-    """Return the Scores of a small model that is idle, and the seconds they took; None where the rows must wait."""
-    if deterministic and batch_rows(batch) > 1:
-        return None
-    try:
-        return at_once(batcher, batch)
-    except Exception as error:  # whatever the device raises
-        raise _device_failed() from error
 
 
 def _device_failed() -> Refused:

@@ -6,8 +6,8 @@ in the order it came, at most the largest bucket's rows. A request of more rows 
 The event loop appends to `waiting` and hands over a turn; the device's thread takes from it in that turn. A deque and a
 SimpleQueue are all they share, so nobody waits for a lock.
 
-Waking a thread and being woken takes longer than a small model does, so `at_once` runs that one on the event loop, if
-nothing waits and the device is idle.
+Waking a thread and being woken takes longer than a small model does. So requests for one are gathered while the event
+loop goes through what has arrived, and `flush` runs them together on the event loop itself, if the device is idle.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from mmjax.artifact.predictor import concatenate
-from mmjax.data.pipeline import batch_rows, pad_rows, padded_slices, take
+from mmjax.data.pipeline import batch_rows, padded_slices, take
 from mmjax.schema import Batch
 from mmjax.serving.wire import Refused
 from mmjax.training.scoring import Scores, bucket_of
@@ -31,8 +31,11 @@ from mmjax.training.scoring import Scores, bucket_of
 Program = Callable[[Batch], Scores]
 """A compiled forward pass of one bucket: a host Batch of exactly that many rows to Scores on the host."""
 
-INLINE_S = 2e-4
-"""Models that answer within this are asked on the event loop."""
+INLINE_S = 5e-4
+"""Batches that a model answers within this are run on the event loop."""
+
+SMALL_ROWS = 32
+"""Requests of at most so many rows are gathered for `flush`."""
 
 T = TypeVar("T")
 
@@ -151,6 +154,8 @@ class Batcher:
         self.programs = programs
         self.largest = max(programs)
         self.waiting: deque[Piece] = deque()
+        self.gathered: list[Job] = []
+        """Small requests of this round of the event loop, for `flush`."""
         self.rows_waiting = 0
         """Rows that wait or run; the event loop counts."""
         self.warm_s = dict(service_s)
@@ -172,25 +177,30 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def at_once(batcher: Batcher, batch: Batch) -> tuple[Scores, float] | None:
-    """Return the Scores of a host Batch and the seconds they took; None where it has to wait for its turn.
+def flush(batcher: Batcher) -> None:
+    """Run the small requests of this round of the event loop together, there; or let them wait for the device.
 
-    On the event loop, which it holds for `INLINE_S` at most, as far as one can tell.
+    It holds the event loop for `INLINE_S` at most, as far as one can tell.
     """
-    rows = batch_rows(batch)
-    bucket = bucket_of(rows, batcher.largest)
-    quick = rows <= batcher.largest and batcher.service_s[bucket] <= INLINE_S
+    jobs = [job for job in batcher.gathered if not job.result.done()]
+    batcher.gathered = []
+    pieces = [Piece(job, 0, 0, job.rows) for job in jobs]
+    count = sum(job.rows for job in jobs)
+    quick = 0 < count <= batcher.largest and batcher.service_s[bucket_of(count, batcher.largest)] <= INLINE_S
     if not quick or batcher.waiting or not batcher.device.busy.acquire(blocking=False):
-        return None
+        _wait(batcher, pieces)
+        return
     try:
-        started = time.monotonic()
-        scores = batcher.programs[bucket](pad_rows(batch, bucket))
-        seconds = time.monotonic() - started
+        outcomes = list(run(batcher, pieces))
     finally:
         batcher.device.busy.release()
-    _learn(batcher, bucket, seconds)
-    batcher.observe(rows, bucket)
-    return (scores if rows == bucket else _rows(scores, 0, rows)), seconds
+    deliver(batcher, outcomes)
+
+
+def _wait(batcher: Batcher, pieces: Sequence[Piece]) -> None:
+    batcher.waiting.extend(pieces)
+    for _ in pieces:
+        batcher.device.turns.put(batcher_turn(batcher))
 
 
 def _learn(batcher: Batcher, bucket: int, seconds: float) -> None:
@@ -205,12 +215,18 @@ def submit(batcher: Batcher, batch: Batch, *, deadline: float | None = None, det
     job = Job(batch, deadline=deadline, singly=deterministic)
     if deadline is not None and job.arrived + expected_s(batcher, job.rows) > deadline:
         raise late()
-    pieces = [Piece(job, i, *at) for i, at in enumerate(padded_slices(job.rows, batcher.largest))]
-    job.parts = [None] * len(pieces)
     batcher.rows_waiting += job.rows
-    batcher.waiting.extend(pieces)
-    for _ in pieces:
-        batcher.device.turns.put(batcher_turn(batcher))
+    small = job.rows <= min(SMALL_ROWS, batcher.largest)
+    quick = small and batcher.service_s[bucket_of(job.rows, batcher.largest)] <= INLINE_S
+    if quick and not (deterministic or batcher.waiting):
+        job.parts = [None]
+        batcher.gathered.append(job)
+        if len(batcher.gathered) == 1:
+            job.result.get_loop().call_soon(flush, batcher)
+    else:
+        pieces = [Piece(job, i, *at) for i, at in enumerate(padded_slices(job.rows, batcher.largest))]
+        job.parts = [None] * len(pieces)
+        _wait(batcher, pieces)
     if deadline is not None:
         loop = job.result.get_loop()
         timer = loop.call_at(loop.time() + deadline - job.arrived, leave, batcher, job, late())

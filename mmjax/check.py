@@ -20,6 +20,8 @@ from mmjax.data.decode_sheet import contact_sheet
 from mmjax.data.findings import audit_lines
 from mmjax.data.pipeline import epoch_batches, take
 from mmjax.data.prepare import Prepared, prepare
+from mmjax.data.prepared import class_counts, split_sizes
+from mmjax.data.split import PARTS
 from mmjax.data.stream import gather, window_steps
 from mmjax.drill import Drill, resume_drill
 from mmjax.errors import ConfigError, TrainingError
@@ -30,7 +32,6 @@ from mmjax.training.setup import Setup, set_up
 from mmjax.training.steps import empty_totals, make_train_chunk
 from mmjax.transforms.augment import build_augment
 
-SPLITS = ("train", "validation", "test")
 TIMED_STEPS = 50
 PROMISES = {
     "cpu": "promised on CPU: the same bits for the same config, data, versions, kind of CPU and number of threads",
@@ -127,13 +128,10 @@ def _step_seconds(setup: Setup, arguments: tuple[Any, ...], *, steps: int) -> fl
     return float(np.median(times[1:]))  # the first call compiles
 
 
-def class_counts(prepared: Prepared) -> dict[str, dict[str, int]]:
+def counts_by_class(prepared: Prepared) -> dict[str, dict[str, int]]:
     """Return rows by class and split; empty for regression."""
-    label = prepared.batch["label"]
-    return {
-        name: {split: int(np.sum(label[getattr(prepared.split, split)] == index)) for split in SPLITS}
-        for index, name in enumerate(prepared.schema.target.classes)
-    }
+    counts = class_counts(prepared)
+    return {name: {part: counts[part][name] for part in PARTS} for name in counts.get(PARTS[0], ())}
 
 
 def write_batch(checked: Checked, path: Path) -> int:
@@ -166,15 +164,15 @@ def _expect_drawable(config: Config, path: Path) -> None:
 
 def tell(checked: Checked) -> None:
     """Print what was found."""
-    prepared, split = checked.prepared, checked.prepared.split
+    prepared = checked.prepared
     echo(describe_schema(prepared.schema))
-    echo(f"rows: {', '.join(f'{len(getattr(split, name))} {name}' for name in SPLITS)}")
+    echo(f"rows: {', '.join(f'{count} {name}' for name, count in split_sizes(prepared).items())}")
     for line in (*checked.backend.notes, *prepared.notes, *audit_lines(prepared.findings)):
         echo(line)
     refuse(prepared.findings)
-    counts = class_counts(prepared)
+    counts = counts_by_class(prepared)
     if counts:
-        echo_table(("class", *SPLITS), [(name, *(str(row[s]) for s in SPLITS)) for name, row in counts.items()])
+        echo_table(("class", *PARTS), [(name, *(str(row[s]) for s in PARTS)) for name, row in counts.items()])
     if checked.decisions:
         echo_table(("decided", "value", "why"), [(d.key, str(d.value), d.why) for d in checked.decisions])
     echo(f"parameters: {checked.parameters:,}")
@@ -232,8 +230,8 @@ def command(
     return {
         "drill": None if drill is None else drill._asdict(),
         "parameters": checked.parameters,
-        "rows": {name: len(getattr(checked.prepared.split, name)) for name in SPLITS},
-        "class_counts": class_counts(checked.prepared),
+        "rows": split_sizes(checked.prepared),
+        "class_counts": counts_by_class(checked.prepared),
         "columns": {c.name: {"kind": c.kind, "reason": c.reason} for c in checked.prepared.schema.columns},
         "notes": checked.prepared.notes,
         "findings": [finding._asdict() for finding in checked.prepared.findings],

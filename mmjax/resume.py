@@ -20,7 +20,7 @@ from mmjax.artifact.runs import LOCK, RECORD, Run, RunBusy, create_run, list_run
 from mmjax.backend import Backend, versions
 from mmjax.config import Config
 from mmjax.config_load import config_to_dict, config_to_yaml
-from mmjax.data.prepared import Prepared
+from mmjax.data.prepared import Prepared, split_sizes
 from mmjax.errors import BundleError, ConfigError, DataError, MmjaxError, TrainingError
 from mmjax.schema import schema_from_json
 
@@ -186,11 +186,6 @@ def refuse_other_data(run: Run, prepared: Prepared) -> None:
         lines += ["the target is understood otherwise than then"] if before.target != prepared.schema.target else []
     lines = lines if len(lines) > 1 else [*lines, "the same rows and columns hold other values"]
     raise DataChanged(lines, fingerprint=prepared.fingerprint)
-
-
-def split_sizes(prepared: Prepared) -> dict[str, int]:
-    """Return rows by split."""
-    return {name: len(getattr(prepared.split, name)) for name in ("train", "validation", "test")}
 
 
 class Record(NamedTuple):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 
 from mmjax.analysis.card import model_card
 from mmjax.analysis.evaluation import Evaluation, evaluate_scores
@@ -34,8 +33,9 @@ from mmjax.config_load import config_to_dict, config_to_yaml, load_config
 from mmjax.data.audit import refuse
 from mmjax.data.findings import audit_lines, finding_line
 from mmjax.data.prepare import Prepared, prepare
+from mmjax.data.prepared import class_counts, split_sizes
 from mmjax.data.quarantine import QUARANTINE, quarantine_lines, write_quarantine
-from mmjax.data.split import split_json
+from mmjax.data.split import PARTS, split_json
 from mmjax.errors import BundleError, DataError
 from mmjax.interrupts import held
 from mmjax.parts import States, build_parts
@@ -47,7 +47,6 @@ from mmjax.resume import (
     computes,
     recorded,
     refuse_other_data,
-    split_sizes,
     tell_other_machine,
 )
 from mmjax.schema import schema_to_json
@@ -56,8 +55,6 @@ from mmjax.training.checkpoint import Loaded, checkpointer, load_newest
 from mmjax.training.event_types import Event
 from mmjax.training.events import TrainResult, train_events, watch
 from mmjax.training.setup import Setup, set_up
-
-SPLITS = ("train", "validation", "test")
 
 
 class FitResult(NamedTuple):
@@ -235,8 +232,7 @@ def _tell_all(
     decisions: tuple[Decision, ...],
 ) -> None:
     """Tell the user where the run is, what it runs on, what happened to the data and what the recipe decided."""
-    split = prepared.split
-    sizes = ", ".join(f"{len(getattr(split, name))} {name}" for name in SPLITS)
+    sizes = ", ".join(f"{count} {name}" for name, count in split_sizes(prepared).items())
     lines = [
         f"run {run_dir} on {backend.platform} ({backend.device}), {backend.threads} threads",
         *backend.notes,
@@ -276,7 +272,7 @@ def _checkpoint_dir(config: Config, run: Chosen) -> Path:
 def _evaluate(setup: Setup, states: States) -> dict[str, Evaluation]:
     """Return the Evaluation of each split that has rows."""
     evaluations = {}
-    for name in SPLITS:
+    for name in PARTS:
         if len(getattr(setup.scorer.prepared.split, name)):
             scores, batch = setup.scorer.scores(states, name)
             evaluation = evaluate_scores(setup.scorer.prepared.schema, scores, batch)
@@ -299,8 +295,8 @@ def _report(
         ReportInput(
             config_dict=config_to_dict(config),
             schema=prepared.schema,
-            split_sizes={name: len(getattr(prepared.split, name)) for name in SPLITS},
-            class_counts=_class_counts(prepared),
+            split_sizes=split_sizes(prepared),
+            class_counts=class_counts(prepared) or None,
             notes=(*prepared.notes, *(finding_line(finding) for finding in prepared.findings)),
             decisions=tuple(decision._asdict() for decision in decisions),
             metrics={name: evaluation.metrics for name, evaluation in evaluations.items()},
@@ -314,15 +310,6 @@ def _report(
             versions=versions(),
         )
     )
-
-
-def _class_counts(prepared: Prepared) -> dict[str, dict[str, int]] | None:
-    classes = prepared.schema.target.classes
-    if not classes:
-        return None
-    label = prepared.batch["label"]
-    counts = {name: np.bincount(label[getattr(prepared.split, name)], minlength=len(classes)) for name in SPLITS}
-    return {name: dict(zip(classes, found.tolist(), strict=True)) for name, found in counts.items()}
 
 
 def _provenance(prepared: Prepared, backend: Backend) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mmjax.data.images import ImageSource, apply_policy, read_images, take
 from mmjax.data.infer import fit_vocabulary, infer_target
 from mmjax.data.loading import choose_loading
 from mmjax.data.pixels import Pixels, decode_resident, decode_streamed, encoded_bytes, key_of_sources
-from mmjax.data.prepared import Prepared, Quarantined, deal, golden_rows
+from mmjax.data.prepared import Prepared, Quarantined, audited_by, deal, golden_rows
 from mmjax.data.quarantine import find_unanswered, quarantine_images
 from mmjax.data.split import Split
 from mmjax.errors import DataError
@@ -116,7 +116,8 @@ def image_batch(schema: Schema, columns: Columns, pixels: Pixels) -> Batch:
 
 def _audited(config: Config, schema: Schema, source: ImageSource, split: Split, batch: Batch, pixels: Pixels) -> Rows:
     """Return what the audit reads: copies are files of the same bytes, whatever their size once decoded."""
-    strategy, by_column = config.split.strategy, config.split.column
+    by_column = config.split.column
+    groups, ordered_by = audited_by(config, source.columns[by_column] if by_column else None)
     return Rows(
         schema,
         batch,
@@ -125,8 +126,8 @@ def _audited(config: Config, schema: Schema, source: ImageSource, split: Split, 
         row_keys=np.asarray(pixels.contents),
         feature_keys=np.asarray(pixels.contents),
         image_hashes=np.asarray(pixels.hashes),
-        groups=source.columns[by_column] if by_column and strategy in ("group", "group_stratified") else None,
-        ordered_by=by_column if strategy == "time" else None,
+        groups=groups,
+        ordered_by=ordered_by,
     )
 
 

@@ -26,7 +26,7 @@ from mmjax.data.encode_survey import GapCounter, encode_rows, fit_rows, row_keys
 from mmjax.data.fingerprint import fingerprint
 from mmjax.data.infer import infer_schema, may_be_classes
 from mmjax.data.loading import choose_loading
-from mmjax.data.prepared import Prepared, deal, golden_rows, not_features, split_cells
+from mmjax.data.prepared import Prepared, audited_by, deal, golden_rows, not_features, split_cells
 from mmjax.data.prepared_cache import restore, save
 from mmjax.data.quarantine import quarantine_cells
 from mmjax.data.schema_file import DeclaredSchema, read_schema_file
@@ -73,7 +73,7 @@ def read_rows(config: Config, data: TabularData, place: Place, store: Store, tel
     schema, survey = understand(config, data, declared, survey)
     validation = validate_survey(survey, schema, declared, data.on_invalid)
     keep, kept = validation.keep, np.flatnonzero(validation.keep)
-    split, groups = _deal(config, data, schema, survey, kept)
+    split, cells = _deal(config, data, schema, survey, kept)
     schema = fit_rows(schema, survey.columns, kept[split.train])
     gaps = GapCounter(schema)
     batch = store(gaps.watch(encode_rows(schema, survey.columns, keep)), len(kept))
@@ -81,15 +81,9 @@ def read_rows(config: Config, data: TabularData, place: Place, store: Store, tel
     golden = cells_of(survey, features, kept[golden_rows(split, config.golden_rows)])
     told = (data.id_column, config.split.column if config.split.strategy == "column" else None)  # no part of a copy
     telling = [name for name in survey.columns if name not in told]
-    rows = Rows(
-        schema,
-        batch,
-        split,
-        survey.names[kept],
-        *row_keys(survey.columns, (telling, features), keep),
-        groups=groups if config.split.strategy in ("group", "group_stratified") else None,
-        ordered_by=config.split.column if config.split.strategy == "time" else None,
-    )
+    groups, ordered_by = audited_by(config, cells)
+    keys = row_keys(survey.columns, (telling, features), keep)
+    rows = Rows(schema, batch, split, survey.names[kept], *keys, groups=groups, ordered_by=ordered_by)
     findings = audit(rows, config.audit)
     if file_stamp(data.path) != before:
         raise DataError(f"{data.path}: the file changed while it was read; start again when it is whole")

@@ -9,7 +9,7 @@ import numpy as np
 from mmjax.config import Config, ImageData, TabularData
 from mmjax.data.cells import missing_mask, texts
 from mmjax.data.encode import encode_label
-from mmjax.data.split import Split, Strategy, split_rows
+from mmjax.data.split import PARTS, Split, Strategy, split_rows
 from mmjax.errors import DataError, did_you_mean
 from mmjax.schema import Batch, Columns, Schema
 
@@ -68,6 +68,28 @@ class Prepared(NamedTuple):
     """True where `batch` is mapped from disk and is to be read batch by batch."""
     fingerprint: str = ""
     """sha256 of what is trained and tested on: the encoded rows, their split, the schema, the golden rows as read."""
+
+
+def split_sizes(prepared: Prepared) -> dict[str, int]:
+    """Return rows by split."""
+    return {part: len(getattr(prepared.split, part)) for part in PARTS}
+
+
+def class_counts(prepared: Prepared) -> dict[str, dict[str, int]]:
+    """Return rows by split and class; empty for regression."""
+    classes = prepared.schema.target.classes
+    if not classes:
+        return {}
+    label = prepared.batch["label"]
+    counts = {part: np.bincount(label[getattr(prepared.split, part)], minlength=len(classes)) for part in PARTS}
+    return {part: dict(zip(classes, found.tolist(), strict=True)) for part, found in counts.items()}
+
+
+def audited_by(config: Config, cells: np.ndarray | None) -> tuple[np.ndarray | None, str | None]:
+    """Return what the audit has to know of a split: (the cells of `split.column` as groups, the column of time)."""
+    strategy = config.split.strategy
+    groups = cells if strategy in ("group", "group_stratified") else None
+    return groups, config.split.column if strategy == "time" else None
 
 
 def golden_rows(split: Split, count: int) -> np.ndarray:

@@ -103,6 +103,12 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.of_kind("numeric", "categorical", "boolean", "datetime")
 
     @cached_property
+    def feature_offsets(self) -> np.ndarray | None:
+        """What each feature column loses before it is rounded to f32, f64[features]; None where none loses anything."""
+        offsets = np.array([column.offset for column in self.features])
+        return offsets if offsets.any() else None
+
+    @cached_property
     def numeric_features(self) -> tuple[str, ...]:
         """Names along the F axis of `Batch["numeric"]`: numeric columns, then four parts of each datetime column."""
         parts = (f"{c.name}.{part}" for c in self.of_kind("datetime") for part in DATETIME_PARTS)

@@ -24,7 +24,7 @@ from mmjax.serving.settings import Settings, help_of, load_settings, option
 if TYPE_CHECKING:  # all else of `serving` needs the packages of the extra
     from mmjax.serving.engine import Engine
     from mmjax.serving.limits import Limits
-    from mmjax.serving.log import RequestLog
+    from mmjax.serving.outer import Watch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,6 +46,7 @@ def serve(settings: Settings) -> dict[str, Any]:
     from mmjax.serving.engine import load_models, make_engine
     from mmjax.serving.life import Plan, Server
     from mmjax.serving.log import RequestLog
+    from mmjax.serving.outer import make_watch
     from mmjax.serving.reload import Source
 
     started = time.perf_counter()
@@ -68,9 +69,10 @@ def serve(settings: Settings) -> dict[str, Any]:
         def tell(event: str, facts: dict[str, Any]) -> None:
             echo(f"{event}: {', '.join(f'{key} {value}' for key, value in facts.items())}")
 
-        app = make_app(engine, warmed=warmed, limits=limits, log=log)
+        watch = make_watch(engine, limits=limits, log=log)
+        app = make_app(engine, warmed=warmed, watch=watch)
         plan = Plan(source, settings.drain_delay_s, settings.watch_s, tell)
-        server = Server(_uvicorn_config(app, limits, engine, log), engine, plan)
+        server = Server(_uvicorn_config(app, limits, engine, watch), engine, plan)
         names = [str(model) for model in engine.models]
         listener.listen(BACKLOG)  # so that nobody who reads the next line is refused
         url = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{listener.getsockname()[1]}"
@@ -121,15 +123,16 @@ def _limits(settings: Settings) -> "Limits":
     return limits
 
 
-def _uvicorn_config(app: Any, limits: "Limits", engine: "Engine", log: "RequestLog | None") -> Any:
+def _uvicorn_config(app: Any, limits: "Limits", engine: "Engine", watch: "Watch") -> Any:
     import uvicorn
 
+    from mmjax.serving.express import Express
     from mmjax.serving.outer import unparsed
     from mmjax.serving.protocol import make_protocol
 
     return uvicorn.Config(
         app,
-        http=make_protocol(limits, refused=unparsed(engine.metrics, log)),
+        http=make_protocol(limits, refused=unparsed(engine.metrics, watch.log), express=Express(engine, watch)),
         ws="none",
         lifespan="on",
         log_level="warning",

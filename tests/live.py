@@ -22,9 +22,10 @@ from mmjax.config_load import config_from_dict
 from mmjax.data.decode import encode_png
 from mmjax.serving.app import make_app
 from mmjax.serving.engine import Engine, load_models, make_engine
+from mmjax.serving.express import Express
 from mmjax.serving.limits import Limits
 from mmjax.serving.log import RequestLog
-from mmjax.serving.outer import unparsed
+from mmjax.serving.outer import make_watch, unparsed
 from mmjax.serving.protocol import make_protocol
 from mmjax.train import fit
 
@@ -178,8 +179,9 @@ def thread(registry: Path, limits: Limits) -> Iterator[Thread]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours, theirs = socket.socketpair()
         log = RequestLog(theirs.fileno(), lost=engine.metrics.line_lost)
-        app = make_app(engine, warmed=lambda error: None, limits=limits, log=log)
-        protocol = make_protocol(limits, refused=unparsed(engine.metrics, log))
+        watch = make_watch(engine, limits=limits, log=log)
+        app = make_app(engine, warmed=lambda error: None, watch=watch)
+        protocol = make_protocol(limits, refused=unparsed(engine.metrics, log), express=Express(engine, watch))
         server = uvicorn.Server(
             uvicorn.Config(app, http=protocol, ws="none", lifespan="on", log_level="warning", access_log=False)
         )

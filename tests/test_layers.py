@@ -52,11 +52,12 @@ LAYERS: dict[int, dict[str, str]] = {
         "resume": "resume",
         "drill": "drill",
         "serving": """serving/answering serving/app serving/batcher serving/client serving/compression serving/engine
-            serving/health serving/life serving/limits serving/log serving/numbers serving/observe
+            serving/express serving/health serving/life serving/limits serving/log serving/numbers serving/observe
             serving/open_inference serving/open_inference_extras serving/open_inference_inputs
             serving/open_inference_model serving/open_inference_reply serving/open_inference_request
             serving/open_inference_tensors serving/openapi serving/openapi_schemas serving/outer serving/page
-            serving/parity serving/protocol serving/reload serving/routes serving/settings serving/wire""",
+            serving/parity serving/protocol serving/reload serving/routes serving/settings serving/tables
+            serving/wire""",
     },
     6: {
         door: door

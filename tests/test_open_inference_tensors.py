@@ -17,7 +17,15 @@ from mmjax.serving.numbers import is_matrix, numeric_batch
 from mmjax.serving.open_inference_inputs import columns_of
 from mmjax.serving.open_inference_model import inputs_of
 from mmjax.serving.open_inference_tensors import DTYPES, Tensor, from_binary, from_json, pack_texts
-from mmjax.serving.wire import Refused, TableRequest, decode_numbers, decode_table, table_columns, table_matrix
+from mmjax.serving.wire import (
+    Refused,
+    TableRequest,
+    decode_numbers,
+    decode_table,
+    matrix_of_rows,
+    table_columns,
+    table_rows,
+)
 from tests.untrained import KINDS, NUMBERS, picture
 
 
@@ -71,11 +79,11 @@ def test_rows_of_numbers_in_json_are_read_as_their_columns_are(data: st.DataObje
         expected = encode(NUMBERS, table_columns(NUMBERS, decode_table(body)))
     except DataError as error:
         with pytest.raises(DataError) as refused:
-            numeric_batch(NUMBERS, table_matrix(NUMBERS, numbers(body)))
+            numeric_batch(NUMBERS, matrix_of_rows(table_rows(NUMBERS, numbers(body))))
         places = [[line.split(":")[0] for line in told.problems] for told in (error, refused.value)]
         assert places[0] == places[1]
         return
-    got = numeric_batch(NUMBERS, table_matrix(NUMBERS, numbers(body)))
+    got = numeric_batch(NUMBERS, matrix_of_rows(table_rows(NUMBERS, numbers(body))))
     np.testing.assert_array_equal(got["numeric"].view(np.uint32), expected["numeric"].view(np.uint32))
 
 

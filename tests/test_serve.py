@@ -26,10 +26,11 @@ from mmjax.config_load import config_from_dict
 from mmjax.data.decode import encode_png
 from mmjax.errors import MmjaxError
 from mmjax.serve import serve
+from mmjax.serving.answering import refuse_non_finite
 from mmjax.serving.app import make_app
 from mmjax.serving.engine import load_models, make_engine
 from mmjax.serving.settings import Settings
-from mmjax.serving.wire import MAX_IMAGE_BYTES, MAX_ROWS, MAX_TABLE_BYTES, ModelName, Refused, encode_reply
+from mmjax.serving.wire import MAX_IMAGE_BYTES, MAX_ROWS, MAX_TABLE_BYTES, Refused
 from mmjax.train import fit
 from mmjax.training.scoring import Scores
 
@@ -466,11 +467,11 @@ def test_before_it_is_ready_it_lives_and_refuses_and_a_fault_of_ours_tells_nothi
     assert "AttributeError" in caplog.text
 
 
-def test_an_answer_that_is_not_finite_is_no_answer(kinds: Predictor):
+def test_an_answer_that_is_not_finite_is_no_answer():
     probabilities = np.array([[0.5, 0.5, 0], [np.nan, 0.5, 0.5]], np.float32)
     scores = Scores(probabilities, np.array([0, 1], np.int32), probabilities)
     with pytest.raises(Refused, match="row 2: the model's answer is not finite") as refused:
-        encode_reply(kinds.schema, scores, ModelName("kinds", 1), seconds=0.1, request_id="x")
+        refuse_non_finite(scores)
     assert (refused.value.status, refused.value.reason) == (422, "non-finite-output")
 
 

@@ -13,6 +13,7 @@ from mmjax.errors import DataError
 from mmjax.schema import Batch, Columns
 from mmjax.serving.batcher import Batcher, Job, leave, submit
 from mmjax.serving.engine import Engine, Served
+from mmjax.serving.observe import Metrics
 from mmjax.serving.wire import Refused
 from mmjax.training.scoring import Scores
 
@@ -75,17 +76,20 @@ async def answer(
     job = submit(batcher, batch, deadline=deadline, deterministic=deterministic)
     scores = await _result(batcher, job, gone)
     queue_s, infer_s, bucket = job.started - job.arrived, job.infer_s, job.bucket
-    _refuse_non_finite(scores)
-    columns = None if isinstance(rows, Encoded) else rows
-    _count(engine, served, columns, batch, scores, (queue_s, decode_s, infer_s))
+    refuse_non_finite(scores)
+    metrics, label = engine.metrics, str(served)
+    metrics.stage(label, "queue", queue_s)
+    metrics.stage(label, "decode", decode_s)
+    metrics.stage(label, "infer", infer_s)
+    count(metrics, served, None if isinstance(rows, Encoded) else rows, batch, scores)
     return Answered(scores, queue_s, decode_s, infer_s, bucket)
 
 
 async def _batch(engine: Engine, served: Served, columns: Columns) -> Batch:
     """Return the encoded columns; beside the event loop unless they are few."""
     if served.modality == "table" and sum(map(len, columns.values())) <= INLINE_CELLS:
-        return _encoded(served, columns)
-    return await in_thread(engine, lambda: _encoded(served, columns))
+        return encoded(served, columns)
+    return await in_thread(engine, lambda: encoded(served, columns))
 
 
 def _device_failed() -> Refused:
@@ -130,7 +134,8 @@ async def in_thread(engine: Engine, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(engine.decoders, work)
 
 
-def _encoded(served: Served, columns: Columns) -> Batch:
+def encoded(served: Served, columns: Columns) -> Batch:
+    """Return the Batch of columns; Refused (400) naming the cells, or images, that are none."""
     try:
         return encode(served.predictor.schema, columns)
     except DataError as error:
@@ -164,13 +169,17 @@ async def _result(batcher: Batcher, job: Job, gone: Gone | None) -> Scores:
             task.cancel()
 
 
-def _refuse_non_finite(scores: Scores) -> None:
+def finite_rows(scores: Scores) -> np.ndarray | None:
+    """Return which rows have an answer that is finite, bool[N]; None where all have."""
+    finite = np.isfinite(scores.prediction if scores.probabilities is None else scores.probabilities)
+    return None if finite.all() else finite.all(axis=-1)
+
+
+def refuse_non_finite(scores: Scores) -> None:
     """Raise Refused (422) naming the rows whose answer is not finite."""
-    numbers = scores.prediction if scores.probabilities is None else scores.probabilities
-    finite = np.isfinite(numbers)
-    if finite.all():
+    if (finite := finite_rows(scores)) is None:
         return
-    rows = (np.flatnonzero(~finite.all(axis=-1)) + 1).tolist()
+    rows = (np.flatnonzero(~finite) + 1).tolist()
     told = "the model's answer is not finite; are cells far beyond those of training?"
     raise Refused(422, "non-finite-output", [f"row {row}: {told}" for row in rows[:20]])
 
@@ -178,21 +187,11 @@ def _refuse_non_finite(scores: Scores) -> None:
 # ---- figures
 
 
-def _count(
-    engine: Engine,
-    served: Served,
-    columns: Columns | None,
-    batch: Batch,
-    scores: Scores,
-    seconds: tuple[float, float, float],
-) -> None:
-    """Count where the time went, what was asked and what was answered."""
-    label, metrics, schema = str(served), engine.metrics, served.predictor.schema
-    metrics.stage(label, "queue", seconds[0])
-    metrics.stage(label, "decode", seconds[1])
-    metrics.stage(label, "infer", seconds[2])
+def count(metrics: Metrics, served: Served, columns: Columns | None, batch: Batch, scores: Scores) -> None:
+    """Count what was asked, by column, and what was answered, by class. `columns` are None for a matrix of numbers."""
+    label, schema = str(served), served.predictor.schema
     if served.modality == "table":
-        _count_cells(engine, served, columns, batch)
+        _count_cells(metrics, served, columns, batch)
     classes = schema.target.classes
     if scores.probabilities is None:
         return
@@ -204,7 +203,7 @@ def _count(
             metrics.predicted(label, classes[index], count)
 
 
-def _count_cells(engine: Engine, served: Served, columns: Columns | None, batch: Batch) -> None:
+def _count_cells(metrics: Metrics, served: Served, columns: Columns | None, batch: Batch) -> None:
     """Count cells that are missing, unknown or out of range, by column."""
     label, schema = str(served), served.predictor.schema
     numeric, category = batch.get("numeric"), batch.get("category")
@@ -212,14 +211,14 @@ def _count_cells(engine: Engine, served: Served, columns: Columns | None, batch:
         for name, count in zip(schema.numeric_features, np.isnan(numeric).sum(axis=0).tolist(), strict=True):
             column = name.removesuffix(".elapsed_days")
             if count and (columns is None or column in columns):
-                engine.metrics.cells(label, column, "missing", count)
+                metrics.cells(label, column, "missing", count)
     if columns is not None and category is not None and not category.all():
         unknown = {name: sum(found.values()) for name, found in unknown_categories(schema, columns).items()}
         for column, count in zip(schema.category_columns, (category == 0).sum(axis=0).tolist(), strict=True):
-            engine.metrics.cells(label, column.name, "unknown", unknown.get(column.name, 0))
-            engine.metrics.cells(label, column.name, "missing", count - unknown.get(column.name, 0))
+            metrics.cells(label, column.name, "unknown", unknown.get(column.name, 0))
+            metrics.cells(label, column.name, "missing", count - unknown.get(column.name, 0))
     for index, column in served.bounded:
         values = batch["numeric"][:, index] + np.float64(column.offset)
         low, high = (bound if bound is not None else np.nan for bound in (column.minimum, column.maximum))
         count = int(np.count_nonzero((values < low) | (values > high)))
-        engine.metrics.cells(label, column.name, "out_of_range", count)
+        metrics.cells(label, column.name, "out_of_range", count)

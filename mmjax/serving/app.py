@@ -13,30 +13,19 @@ from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp
 
 from mmjax.serving import health, open_inference, openapi, page
-from mmjax.serving.engine import Engine, no_room, stop, warm
+from mmjax.serving.engine import Engine, stop, warm
 from mmjax.serving.health import Pulse
-from mmjax.serving.limits import Gate, Limits
-from mmjax.serving.log import RequestLog
 from mmjax.serving.observe import NOTES
-from mmjax.serving.outer import Watch, problem_reply, watched
+from mmjax.serving.outer import Watch, make_watch, problem_reply, watched
 from mmjax.serving.routes import ROUTES, request_id_of
 from mmjax.serving.wire import Refused
 
 logger = logging.getLogger(__name__)
 
-UNLIMITED = Limits()
-"""No keys and no rate."""
 
-
-def make_app(
-    engine: Engine,
-    *,
-    warmed: Callable[[BaseException | None], None],
-    limits: Limits = UNLIMITED,
-    log: RequestLog | None = None,
-) -> ASGIApp:
+def make_app(engine: Engine, *, warmed: Callable[[BaseException | None], None], watch: Watch | None = None) -> ASGIApp:
     """Return the ASGI app. It warms the engine beside the event loop and then calls `warmed(error or None)`."""
-    pulse = Pulse(engine.device)
+    pulse, watch = Pulse(engine.device), watch or make_watch(engine)
 
     @contextlib.asynccontextmanager
     async def living(app: Litestar) -> AsyncIterator[None]:
@@ -53,12 +42,12 @@ def make_app(
         route_handlers=[*ROUTES, *health.ROUTES, *open_inference.ROUTES, *page.ROUTES, *openapi.ROUTES],
         exception_handlers={Refused: refused, HTTPException: http_error, Exception: fault},
         lifespan=[living],
-        state=State({"engine": engine, "pulse": pulse, "log": log}),
+        state=State({"engine": engine, "pulse": pulse, "log": watch.log}),
         openapi_config=None,
         logging_config=None,
         debug=False,
     )
-    return watched(app, Watch(engine.metrics, Gate(limits), log, lambda: no_room(engine)))
+    return watched(app, watch)
 
 
 def refused(request: Request[Any, Any, Any], error: Refused) -> Response[bytes]:

@@ -186,8 +186,7 @@ def flush(batcher: Batcher) -> None:
     batcher.gathered = []
     pieces = [Piece(job, 0, 0, job.rows) for job in jobs]
     count = sum(job.rows for job in jobs)
-    quick = 0 < count <= batcher.largest and batcher.service_s[bucket_of(count, batcher.largest)] <= INLINE_S
-    if not quick or batcher.waiting or not batcher.device.busy.acquire(blocking=False):
+    if not _may_run_here(batcher, count):
         _wait(batcher, pieces)
         return
     try:
@@ -195,6 +194,49 @@ def flush(batcher: Batcher) -> None:
     finally:
         batcher.device.busy.release()
     deliver(batcher, outcomes)
+
+
+class Ran(NamedTuple):
+    """What became of a Batch that was run at once."""
+
+    scores: Scores
+    seconds: float
+    bucket: int
+
+
+def run_here(batcher: Batcher, batch: Batch) -> Ran | None:
+    """Return what became of a small Batch that is run at once on the event loop; None where it has to wait.
+
+    It has to where others wait, the device is busy, or a batch of this size takes longer than `INLINE_S`. Raises what
+    the device raises.
+    """
+    rows = batch_rows(batch)
+    if not _may_run_here(batcher, rows):
+        return None
+    try:
+        started, bucket = time.monotonic(), bucket_of(rows, batcher.largest)
+        scores = batcher.programs[bucket](batch if rows == bucket else _padded(batcher.hosts[bucket], batch, rows))
+        seconds = time.monotonic() - started
+    finally:
+        batcher.device.busy.release()
+    _learn(batcher, bucket, seconds)
+    batcher.observe(rows, bucket)
+    return Ran(scores if rows == bucket else _rows(scores, 0, rows), seconds, bucket)
+
+
+def _padded(host: Batch, batch: Batch, rows: int) -> Batch:
+    """Return the rows, then zeros as `pad_rows` has them, in the arrays kept for the bucket."""
+    for name, values in host.items():
+        values[:rows] = batch[name]
+        values[rows:] = 0
+    return host
+
+
+def _may_run_here(batcher: Batcher, rows: int) -> bool:
+    """Return whether that many rows can be run at once on the event loop; then the device is held."""
+    if not 0 < rows <= batcher.largest or batcher.service_s[bucket_of(rows, batcher.largest)] > INLINE_S:
+        return False
+    return not batcher.waiting and batcher.device.busy.acquire(blocking=False)
 
 
 def _wait(batcher: Batcher, pieces: Sequence[Piece]) -> None:

@@ -174,6 +174,11 @@ class Gate:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         """Caller to (tokens, when that was), the longest unused first."""
 
+    @property
+    def by_address(self) -> bool:
+        """Whether it is the address of a client that bounds its rate."""
+        return self._limits.rate is not None and not self._limits.keys
+
     def admit(self, path: str, headers: Iterable[tuple[bytes, bytes]], address: str) -> str | None:
         """Return the name of the caller's key (None without keys); Refused with 401 or 429."""
         limits = self._limits

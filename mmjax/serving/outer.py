@@ -6,18 +6,24 @@ Outside of routing, so that paths and methods that are not there are counted too
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmjax.serving.limits import Gate
+from mmjax.serving.engine import Engine, no_room
+from mmjax.serving.limits import Gate, Limits
 from mmjax.serving.log import RequestLog
-from mmjax.serving.observe import NOTES, Metrics
-from mmjax.serving.protocol import REFUSAL
+from mmjax.serving.observe import NOTES, REFUSAL, Metrics
 from mmjax.serving.routes import REQUEST_ID
 from mmjax.serving.wire import Refused, encode_problem
 
+ADMITTED = "mmjax_admitted"
+"""Where the scope keeps the name of the caller's key, or None, when the gate has let the request in already."""
+NOBODY = object()
+"""Where it has not."""
+UNLIMITED = Limits()
+"""No keys and no rate."""
 UNMATCHED = "(unmatched)"
 """The route of paths that are not there."""
 SHED_ROUTE = "(shed)"
@@ -36,6 +42,15 @@ TRACE = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-
 """A W3C traceparent: trace id and the id of the caller's span."""
 
 
+class Inside:
+    """How many requests are in the server. Only the event loop touches it."""
+
+    __slots__ = ("requests",)
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+
 class Watch(NamedTuple):
     """What looks at every request."""
 
@@ -44,21 +59,29 @@ class Watch(NamedTuple):
     log: RequestLog | None
     no_room: Callable[[], Refused | None]
     """Why the server takes no work now, if so: told before routing and before the body, as that is cheapest."""
+    inside: Inside
+
+
+def make_watch(engine: Engine, *, limits: Limits = UNLIMITED, log: RequestLog | None = None) -> Watch:
+    """Return what looks at every request to an engine."""
+    watch = Watch(engine.metrics, Gate(limits), log, lambda: no_room(engine), Inside())
+    engine.metrics.watch("in_flight", lambda: watch.inside.requests)
+    return watch
 
 
 def watched(app: ASGIApp, watch: Watch) -> ASGIApp:
     """Return the app behind the gate, with ids, counted and logged."""
-    inside = 0
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal inside
         if scope["type"] != "http":  # pyright: ignore[reportGeneralTypeIssues]
             await app(scope, receive, send)
             return
         visit = Visit(scope, receive, send)
-        inside += 1
+        watch.inside.requests += 1
         try:
-            caller = watch.gate.admit(visit.path, visit.headers, visit.address)
+            caller = scope.get(ADMITTED, NOBODY)  # pyright: ignore[reportAttributeAccessIssue]
+            if caller is NOBODY:
+                caller = watch.gate.admit(visit.path, visit.headers, visit.address)
             if caller is not None:
                 visit.notes["key"] = caller
             if visit.method == "POST" and visit.path.startswith(WORK) and (refused := watch.no_room()) is not None:
@@ -67,10 +90,9 @@ def watched(app: ASGIApp, watch: Watch) -> ASGIApp:
         except Refused as refused:
             await visit.refuse(refused)
         finally:
-            inside -= 1
+            watch.inside.requests -= 1
             _finish(watch, visit)
 
-    watch.metrics.watch("in_flight", lambda: inside)
     return handle
 
 
@@ -92,7 +114,7 @@ class Visit:
         self.status = 0
         self.gone = False
         self.notes: dict[str, Any] = {}
-        self.request_id, self.trace = _identify(self.headers)
+        self.request_id, self.trace = identify(self.headers)
         scope[REQUEST_ID], scope[NOTES] = self.request_id, self.notes
 
     async def receive(self) -> Any:
@@ -119,7 +141,7 @@ class Visit:
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def _identify(headers: list[tuple[bytes, bytes]]) -> tuple[str, tuple[str, str] | None]:
+def identify(headers: list[tuple[bytes, bytes]]) -> tuple[str, tuple[str, str] | None]:
     """Return (id, (trace, span) or None): the client's own id where it is plain, else its trace's, else a new one."""
     request_id, trace = "", None
     for name, value in headers:
@@ -151,23 +173,47 @@ def _finish(watch: Watch, visit: Visit) -> None:
         status, reason = (499, "client-left") if visit.gone else (500, "fault")
     elif status >= 400 and reason == "ok":
         reason = str(status)
-    if status in SHED and reason != str(status):
-        watch.metrics.shed(reason)
     route = visit.scope.get("path_template") or (SHED_ROUTE if status in SHED else UNMATCHED)
-    watch.metrics.request(route, visit.method, status, reason, seconds)
-    if watch.log is not None and not visit.path.startswith(QUIET):
-        facts: dict[str, Any] = {
-            "request_id": visit.request_id,
-            "route": route,
-            "method": visit.method,
-            "status": status,
-            "reason": reason,
-            "ms": round(1e3 * seconds, 3),
-        }
-        if visit.trace:
-            facts["trace_id"], facts["parent_id"] = visit.trace
-        facts.update(visit.notes)
-        watch.log.tell("request", facts)
+    quiet = visit.path.startswith(QUIET)
+    answered(
+        watch,
+        Told(route, visit.method, status, reason, visit.request_id, visit.trace),
+        seconds,
+        visit.notes,
+        quiet=quiet,
+    )
+
+
+class Told(NamedTuple):
+    """What is told of every request."""
+
+    route: str
+    method: str
+    status: int
+    reason: str
+    request_id: str
+    trace: tuple[str, str] | None
+
+
+def answered(watch: Watch, told: Told, seconds: float, notes: Mapping[str, Any], *, quiet: bool = False) -> None:
+    """Count a request that has been answered, and write its line of the log unless it is `quiet`."""
+    if told.status in SHED and told.reason != str(told.status):
+        watch.metrics.shed(told.reason)
+    watch.metrics.request(told.route, told.method, told.status, told.reason, seconds)
+    if watch.log is None or quiet:
+        return
+    facts: dict[str, Any] = {
+        "request_id": told.request_id,
+        "route": told.route,
+        "method": told.method,
+        "status": told.status,
+        "reason": told.reason,
+        "ms": round(1e3 * seconds, 3),
+    }
+    if told.trace:
+        facts["trace_id"], facts["parent_id"] = told.trace
+    facts.update(notes)
+    watch.log.tell("request", facts)
 
 
 def unparsed(metrics: Metrics, log: RequestLog | None) -> Callable[[str, int, str, float, str], None]:

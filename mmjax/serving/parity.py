@@ -17,7 +17,16 @@ from mmjax.schema import Schema
 from mmjax.serving.answering import answer
 from mmjax.serving.client import connected, reply_to
 from mmjax.serving.engine import Engine, Served, make_engine, stop, warm
-from mmjax.serving.wire import ModelName, Refused, decode_table, encode_reply, image_columns, image_files, table_columns
+from mmjax.serving.wire import (
+    ModelName,
+    Refused,
+    decode_table,
+    encode_reply,
+    image_columns,
+    image_files,
+    table_columns,
+    told,
+)
 
 NO_NUMBER = "non-finite-output"
 """The server's word for an answer of NaN: it gives none."""
@@ -84,7 +93,7 @@ async def _reply(engine: Engine, served: Served, body: bytes) -> bytes:
     else:
         columns = image_columns(schema, image_files("image/*", body))
     answered = await answer(engine, served, columns, request_id="")
-    return encode_reply(schema, answered.scores, served.name, seconds=answered.infer_s, request_id="")
+    return encode_reply(told(schema, answered.scores), served.name, seconds=answered.infer_s, request_id="")
 
 
 def live_answers(predictor: Predictor, sample: Sample, url: str) -> tuple[Answers, str]:

@@ -18,14 +18,15 @@ from typing import Any, Literal, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from mmjax.errors import ConfigError
+from mmjax.serving.express import Express, Held
 from mmjax.serving.limits import Limits, connections_allowed
+from mmjax.serving.observe import REFUSAL
 from mmjax.serving.routes import REQUEST_ID
 from mmjax.serving.wire import Refused, encode_problem
 
-REFUSAL = "mmjax_refusal"
-"""Where the scope keeps the (status, reason) of a refusal that the client got while the app was at work."""
 FRAMING_BYTES = 256 * 1024
 """Chunk sizes, chunk extensions and trailers of one body."""
 HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -42,14 +43,15 @@ UVICORN: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "on_message_complete": (),
         "on_response_complete": (),
         "_unset_keepalive_if_required": (),
+        "_start_asgi_task": ("cycle", "app"),
         "__init__": ("config", "server_state", "app_state", "_loop"),
     }
 )
 """Methods of uvicorn's protocol that are called or overridden, with their parameters."""
-UVICORN_FIELDS = ("parser", "transport", "loop", "flow", "cycle", "headers", "scope", "connections")
+UVICORN_FIELDS = ("parser", "transport", "loop", "flow", "cycle", "headers", "scope", "connections", "server_state")
 """Fields of uvicorn's protocol that are read."""
-CYCLE_FIELDS = ("response_started", "response_complete", "keep_alive", "disconnected", "message_event", "scope")
-"""Fields of uvicorn's cycle that are read, or, `keep_alive` and `disconnected`, written."""
+CYCLE_FIELDS = ("response_started", "response_complete", "keep_alive", "disconnected", "message_event", "scope", "body")
+"""Fields of uvicorn's cycle that are read, and some of them written."""
 
 Stage = Literal["idle", "head", "body", "refused"]
 Told = Callable[[str, int, str, float, str], None]
@@ -71,8 +73,11 @@ def changed(protocol: type = HttpToolsProtocol, cycle: type = RequestResponseCyc
     return wrong
 
 
-def make_protocol(limits: Limits, *, refused: Told) -> type[HttpToolsProtocol]:
-    """Return the protocol class for `uvicorn.Config(http=...)`; ConfigError where uvicorn is not as expected."""
+def make_protocol(limits: Limits, *, refused: Told, express: Express | None = None) -> type[HttpToolsProtocol]:
+    """Return the protocol class for `uvicorn.Config(http=...)`; ConfigError where uvicorn is not as expected.
+
+    Requests that `express` takes never reach the app.
+    """
     if wrong := changed():
         raise ConfigError(wrong)
 
@@ -82,6 +87,7 @@ def make_protocol(limits: Limits, *, refused: Told) -> type[HttpToolsProtocol]:
     Bounded.limits = limits
     Bounded.most = connections_allowed() if limits.max_connections is None else limits.max_connections
     Bounded.refused = staticmethod(refused)
+    Bounded.express = express
     return Bounded
 
 
@@ -98,6 +104,7 @@ class BoundedProtocol(HttpToolsProtocol):
     limits: Limits
     refused: Told
     most: int
+    express: Express | None
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
@@ -108,6 +115,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._framing_bytes = 0
         self._chunks = 0
         self._problem: Refused | None = None
+        self._in_head = False
+        self._held: Held | None = None
 
     # ---- the connection
 
@@ -121,6 +130,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell of a client that left in the middle of its headers; one that left later is known to the app."""
         self._stop_timer()
+        self._start_held()
         if self._stage == "head":
             self._tell(499, "client-left")
         super().connection_lost(exc)
@@ -166,7 +176,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         self._stage = "body"
         self._framing_bytes = 0
+        self._in_head = True
         super().on_headers_complete()
+        self._in_head = False
 
     def on_chunk_header(self) -> None:
         """Refuse a body of very many chunks."""
@@ -187,6 +199,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stop(self._many_headers())
         self._stage = "idle"
         super().on_message_complete()
+        if (held := self._held) is not None:
+            self._held = None
+            assert self.express is not None
+            if not self.express.take(self, held):
+                self.start(held)
 
     def on_response_complete(self) -> None:
         """Give a client that was answered before its body had come a short time for the rest of it."""
@@ -194,6 +211,48 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._stage == "body":
             self._stop_timer()
             self._start_timer(self.limits.unread_timeout_s)
+
+    # ---- requests that may need no app
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Start the app, but not yet for a request that may be answered without it."""
+        if (
+            self._in_head
+            and self.express is not None
+            and not self.flow.write_paused
+            and self.express.is_plain(cycle.scope)
+        ):
+            self._held = Held(cycle, app)
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _start_held(self) -> None:
+        """Start the app for a request whose body is not here: what becomes of it is the app's to tell."""
+        if (held := self._held) is not None:
+            self._held = None
+            self.start(held)
+
+    def answer(self, held: Held, status: bytes, head: bytes, body: bytes) -> bool:
+        """Write a reply of status line, header lines and body to a request whose app was not started.
+
+        Returns False when the client has left.
+        """
+        cycle = held.cycle
+        if cycle.disconnected:
+            return False
+        lines, closes = _default_lines(self.server_state)
+        keep_alive = cycle.keep_alive and not closes
+        close = b"\r\n" if keep_alive or closes else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join((status, lines, head, close, body)))
+        cycle.response_started = cycle.response_complete = True
+        if not keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+        return True
+
+    def start(self, held: Held) -> None:
+        """Start the app for a request that cannot be answered without it."""
+        super()._start_asgi_task(held.cycle, held.app)
 
     # ---- bounds
 
@@ -251,6 +310,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _too_slow(self, seconds: float) -> None:
         self._timer = None
+        self._start_held()
         if self._stage == "head":
             self._refuse(Refused(408, "slow-headers", f"headers: expected all of them within {seconds:g} s"))
         elif self._stage == "body" and not self.cycle.response_started:
@@ -273,6 +333,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return not self.transport.is_closing() and (answered or self._stage == "body")
 
     def _give_room(self) -> None:
+        self._start_held()
         if self._stage == "body" and not self.cycle.response_complete:
             self.cycle.scope[REFUSAL] = (503, "many-connections")  # pyright: ignore[reportGeneralTypeIssues]
         elif self._stage == "head":
@@ -287,6 +348,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
         While an earlier request is being answered there is no answer to this one, but the connection is closed.
         """
+        self._start_held()
         waiting = self.cycle is not None and not self.cycle.response_complete
         mine = waiting and self._stage == "body"
         if waiting and (not mine or self.cycle.response_started):
@@ -314,6 +376,20 @@ class BoundedProtocol(HttpToolsProtocol):
     def _tell(self, status: int, reason: str, request_id: str = "") -> None:
         method = (self.parser.get_method() or b"").decode("ascii", "replace") if self.parser else ""
         self.refused(method, status, reason, time.monotonic() - self._began, request_id)
+
+
+_lines: tuple[Any, bytes, bool] = (None, b"", False)
+"""The newest list of default headers, its lines, and whether they close the connection."""
+
+
+def _default_lines(state: ServerState) -> tuple[bytes, bool]:
+    """Return the header lines of every reply, and whether they close the connection. uvicorn makes a list a second."""
+    global _lines
+    if state.default_headers is not _lines[0]:
+        headers = state.default_headers
+        text = b"".join(b"%b: %b\r\n" % header for header in headers)
+        _lines = (headers, text, any(name == b"connection" for name, _ in headers))
+    return _lines[1:]
 
 
 def _not_http(error: Exception) -> Refused:

@@ -3,32 +3,27 @@
 import asyncio
 import functools
 import time
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import msgspec
 from litestar import MediaType, Request, Response, get, post
 from litestar.exceptions import HTTPException, InternalServerException
 from litestar.params import FromPath
 
 from mmjax.errors import DataError
-from mmjax.schema import Columns, Schema
+from mmjax.schema import Columns
 from mmjax.serving.answering import CLIENT_LEFT, Answered, Encoded, answer, client_gone, deadline_of, in_thread
 from mmjax.serving.engine import Engine, Served, admitted, select
-from mmjax.serving.numbers import is_matrix, numeric_batch
 from mmjax.serving.observe import NOTES
+from mmjax.serving.tables import bad_cells, read_table, rows_of
 from mmjax.serving.wire import (
     MAX_IMAGE_BYTES,
     MAX_TABLE_BYTES,
     Refused,
-    TableRequest,
-    decode_numbers,
-    decode_table,
     encode_json,
     encode_reply,
     image_columns,
     image_files,
-    table_columns,
-    table_matrix,
+    told,
 )
 
 BODY_TIMEOUT_S = 30.0
@@ -41,7 +36,6 @@ TIMEOUT = "x-request-timeout-ms"
 """Header: milliseconds that waiting and computing may take together."""
 
 AnyRequest = Request[Any, Any, Any]
-T = TypeVar("T")
 
 
 @get("/models")
@@ -112,27 +106,10 @@ class Asked(NamedTuple):
 
 def _table(engine: Engine, body: bytes) -> Asked:
     try:
-        if (numbers := decode_numbers(body)) is not None and is_matrix(schema_of(served := _meant(engine, numbers))):
-            batch = numeric_batch(schema_of(served), table_matrix(schema_of(served), numbers))
-            return Asked(served, Encoded(batch), numbers.deterministic is True)
-        asked = decode_table(body)
-        served = _meant(engine, asked)
-        return Asked(served, table_columns(schema_of(served), asked), asked.deterministic is True)
+        table = read_table(engine, body)
+        return Asked(table.served, rows_of(table), table.deterministic)
     except DataError as error:
-        raise Refused(400, "bad-cell", error.problems) from error
-
-
-def _meant(engine: Engine, asked: TableRequest[Any]) -> Served:
-    return select(engine, _said(asked.model), _said(asked.version), modality="table")
-
-
-def schema_of(served: Served) -> Schema:
-    """Return the schema of a model."""
-    return served.predictor.schema
-
-
-def _said(value: T | msgspec.UnsetType) -> T | None:
-    return None if isinstance(value, msgspec.UnsetType) else value
+        raise bad_cells(error) from error
 
 
 async def _answered(
@@ -151,24 +128,29 @@ async def _answered(
         gone=client_gone(request.receive),
     )
     got = time.perf_counter()
-    reply = encode_reply(
-        served.predictor.schema, answered.scores, served.name, seconds=answered.infer_s, request_id=request_id
-    )
+    words = told(served.predictor.schema, answered.scores)
+    reply = encode_reply(words, served.name, seconds=answered.infer_s, request_id=request_id)
     headers = {"server-timing": told_timing(request, served, answered, encode_s=time.perf_counter() - got)}
     return Response(reply, media_type=MediaType.JSON, headers=headers)
 
 
 def told_timing(request: AnyRequest, served: Served, answered: Answered, *, encode_s: float) -> str:
     """Return the `Server-Timing` of a reply, after the log and the figures were told of it too."""
-    request.scope[NOTES] |= {  # pyright: ignore[reportGeneralTypeIssues]
-        "model": str(served),
-        "rows": len(answered.scores.prediction),
+    notes = notes_of(str(served), len(answered.scores.prediction), answered)
+    request.scope[NOTES] |= notes  # pyright: ignore[reportGeneralTypeIssues]
+    engine_of(request).metrics.stage(str(served), "encode", encode_s)
+    return server_timing(answered, encode_s=encode_s)
+
+
+def notes_of(label: str, rows: int, answered: Answered) -> dict[str, Any]:
+    """Return what the log tells of a request that a model has answered."""
+    return {
+        "model": label,
+        "rows": rows,
         "bucket": answered.bucket,
         "queue_ms": round(1e3 * answered.queue_s, 3),
         "infer_ms": round(1e3 * answered.infer_s, 3),
     }
-    engine_of(request).metrics.stage(str(served), "encode", encode_s)
-    return server_timing(answered, encode_s=encode_s)
 
 
 def server_timing(answered: Answered, *, encode_s: float) -> str:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import multipart
@@ -192,12 +192,12 @@ def _doubled(body: bytes) -> list[str]:
     ]
 
 
-def table_columns(schema: Schema, request: TableRequest[Cell]) -> Columns:
-    """Return the request's rows as Columns of the schema's features; Refused, or DataError, naming rows and columns.
+def columns_of_rows(schema: Schema, rows: list[list[Any]]) -> Columns:
+    """Return rows of cells in the order of the schema's features as Columns.
 
-    Texts in numeric columns are refused, unless they mean missing in the schema.
+    Refused naming row and column of texts in numeric columns, unless they mean missing in the schema.
     """
-    rows, names = _rows(schema, request), [column.name for column in schema.features]
+    names = [column.name for column in schema.features]
     cells = np.empty((len(rows), len(names)), dtype=object)
     if names:
         cells[:] = rows
@@ -206,12 +206,17 @@ def table_columns(schema: Schema, request: TableRequest[Cell]) -> Columns:
     return columns
 
 
-def table_matrix(schema: Schema, request: TableRequest[float | None]) -> np.ndarray:
-    """Return the request's rows as f64[N, F] in the order of the schema's features, null as NaN; raises Refused."""
-    return np.array(_rows(schema, request), np.float64)
+def table_columns(schema: Schema, request: TableRequest[Cell]) -> Columns:
+    """Return the request's rows as Columns of the schema's features; Refused, or DataError, naming rows and columns."""
+    return columns_of_rows(schema, table_rows(schema, request))
 
 
-def _rows(schema: Schema, request: TableRequest[C]) -> list[list[C]]:
+def matrix_of_rows(rows: list[list[float | None]]) -> np.ndarray:
+    """Return rows of numbers as f64[N, F], null as NaN."""
+    return np.array(rows, np.float64)
+
+
+def table_rows(schema: Schema, request: TableRequest[C]) -> list[list[C]]:
     """Return the request's rows in the order of the schema's features; Refused naming those that are none."""
     rows = request.features if request.rows is msgspec.UNSET else request.rows
     assert rows is not msgspec.UNSET
@@ -344,28 +349,33 @@ def image_cells(images: Sequence[bytes | np.ndarray]) -> np.ndarray:
 # ---- replies
 
 
-def encode_reply(schema: Schema, scores: Scores, model: ModelName, *, seconds: float, request_id: str) -> bytes:
-    """Return the Reply as JSON; Refused (422) where an answer is not finite."""
-    numbers = scores.prediction if scores.probabilities is None else scores.probabilities
-    finite = np.isfinite(numbers).all(axis=-1)
-    if not finite.all():
-        rows = (np.flatnonzero(~finite) + 1).tolist()
-        raise Refused(
-            422,
-            "non-finite-output",
-            [f"row {row}: the model's answer is not finite; are cells far beyond those of training?" for row in rows],
+class Told(NamedTuple):
+    """Scores as a Reply has them, row by row; see there."""
+
+    predictions: list[int | float]
+    labels: list[str] | None
+    probabilities: list[list[float]] | None
+
+    def part(self, start: int, stop: int) -> "Told":
+        """Return the rows from `start` to before `stop`."""
+        return Told(
+            self.predictions[start:stop],
+            None if self.labels is None else self.labels[start:stop],
+            None if self.probabilities is None else self.probabilities[start:stop],
         )
-    told = to_predictions(schema, scores)
-    classes = None if told.probabilities is None else told.probabilities.tolist()
-    reply = Reply(
-        predictions=told.prediction.tolist() if classes is None else scores.prediction.tolist(),
-        labels=None if classes is None else told.prediction.tolist(),
-        probabilities=classes,
-        inference_time_ms=round(1e3 * seconds, 4),
-        model=model,
-        request_id=request_id,
-    )
-    return _encode(reply)
+
+
+def told(schema: Schema, scores: Scores) -> Told:
+    """Return Scores in the words of a reply."""
+    if scores.probabilities is None:
+        return Told(to_predictions(schema, scores).prediction.tolist(), None, None)
+    predictions, classes = scores.prediction.tolist(), schema.target.classes
+    return Told(predictions, [classes[index] for index in predictions], scores.probabilities.tolist())
+
+
+def encode_reply(told: Told, model: ModelName, *, seconds: float, request_id: str) -> bytes:
+    """Return the Reply as JSON."""
+    return _encode(Reply(*told, round(1e3 * seconds, 4), model, request_id))
 
 
 def encode_problem(refused: Refused, request_id: str) -> bytes:

@@ -56,7 +56,7 @@ LAYERS: dict[int, dict[str, str]] = {
             serving/open_inference serving/open_inference_extras serving/open_inference_inputs
             serving/open_inference_model serving/open_inference_reply serving/open_inference_request
             serving/open_inference_tensors serving/openapi serving/openapi_schemas serving/outer serving/page
-            serving/parity serving/protocol serving/reload serving/routes serving/settings serving/tables
+            serving/parity serving/probes serving/protocol serving/reload serving/routes serving/settings serving/tables
             serving/wire""",
     },
     6: {

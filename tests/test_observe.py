@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from mmjax.serving import health
+from mmjax.serving import probes
 from mmjax.serving.limits import Limits
 from mmjax.serving.log import RequestLog
 from mmjax.serving.observe import MOST_LABELS, Metrics
@@ -269,8 +269,8 @@ def test_health_says_what_is(server: Thread):
 def test_live_is_false_once_the_device_thread_is_stuck_and_true_again_after(
     server: Thread, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(health, "STUCK_S", 0.2)
-    monkeypatch.setattr(health, "BEAT_S", 0.05)
+    monkeypatch.setattr(probes, "STUCK_S", 0.2)
+    monkeypatch.setattr(probes, "BEAT_S", 0.05)
     time.sleep(1.1)  # the beat under way
     assert server.client.ask("GET", "/health/live").status == 200
     release = threading.Event()

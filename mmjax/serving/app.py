@@ -14,7 +14,6 @@ from litestar.types import ASGIApp
 
 from mmjax.serving import health, open_inference, openapi, page
 from mmjax.serving.engine import Engine, stop, warm
-from mmjax.serving.health import Pulse
 from mmjax.serving.observe import NOTES
 from mmjax.serving.outer import Watch, make_watch, problem_reply, watched
 from mmjax.serving.routes import ROUTES, request_id_of
@@ -25,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 def make_app(engine: Engine, *, warmed: Callable[[BaseException | None], None], watch: Watch | None = None) -> ASGIApp:
     """Return the ASGI app. It warms the engine beside the event loop and then calls `warmed(error or None)`."""
-    pulse, watch = Pulse(engine.device), watch or make_watch(engine)
+    watch = watch or make_watch(engine)
 
     @contextlib.asynccontextmanager
     async def living(app: Litestar) -> AsyncIterator[None]:
         warming = asyncio.get_running_loop().run_in_executor(engine.keeper, warm, engine)
         warming.add_done_callback(lambda done: None if done.cancelled() else warmed(done.exception()))
-        beating = asyncio.create_task(pulse.beat())
+        beating = asyncio.create_task(watch.pulse.beat())
         try:
             yield
         finally:
@@ -42,7 +41,7 @@ def make_app(engine: Engine, *, warmed: Callable[[BaseException | None], None], 
         route_handlers=[*ROUTES, *health.ROUTES, *open_inference.ROUTES, *page.ROUTES, *openapi.ROUTES],
         exception_handlers={Refused: refused, HTTPException: http_error, Exception: fault},
         lifespan=[living],
-        state=State({"engine": engine, "pulse": pulse, "log": watch.log}),
+        state=State({"engine": engine, "pulse": watch.pulse, "log": watch.log}),
         openapi_config=None,
         logging_config=None,
         debug=False,

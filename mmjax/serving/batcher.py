@@ -234,9 +234,15 @@ def _padded(host: Batch, batch: Batch, rows: int) -> Batch:
 
 def _may_run_here(batcher: Batcher, rows: int) -> bool:
     """Return whether that many rows can be run at once on the event loop; then the device is held."""
-    if not 0 < rows <= batcher.largest or batcher.service_s[bucket_of(rows, batcher.largest)] > INLINE_S:
-        return False
-    return not batcher.waiting and batcher.device.busy.acquire(blocking=False)
+    return is_quick(batcher, rows) and not batcher.waiting and batcher.device.busy.acquire(blocking=False)
+
+
+def is_quick(batcher: Batcher, rows: int) -> bool:
+    """Return whether so many rows take so little time that the event loop may run them itself.
+
+    The warm-up decides, once: a time that was measured beside the event loop counts what the thread waited for Python.
+    """
+    return 0 < rows <= batcher.largest and batcher.warm_s[bucket_of(rows, batcher.largest)] <= INLINE_S
 
 
 def _wait(batcher: Batcher, pieces: Sequence[Piece]) -> None:
@@ -246,7 +252,8 @@ def _wait(batcher: Batcher, pieces: Sequence[Piece]) -> None:
 
 
 def _learn(batcher: Batcher, bucket: int, seconds: float) -> None:
-    batcher.service_s[bucket] += 0.1 * (seconds - batcher.service_s[bucket])
+    before = batcher.service_s[bucket]
+    batcher.service_s[bucket] += 0.1 * (min(seconds, 4 * before) - before)  # one stall of the machine says little
 
 
 def submit(batcher: Batcher, batch: Batch, *, deadline: float | None = None, deterministic: bool = False) -> Job:
@@ -258,8 +265,7 @@ def submit(batcher: Batcher, batch: Batch, *, deadline: float | None = None, det
     if deadline is not None and job.arrived + expected_s(batcher, job.rows) > deadline:
         raise late()
     batcher.rows_waiting += job.rows
-    small = job.rows <= min(SMALL_ROWS, batcher.largest)
-    quick = small and batcher.service_s[bucket_of(job.rows, batcher.largest)] <= INLINE_S
+    quick = job.rows <= SMALL_ROWS and is_quick(batcher, job.rows)
     if quick and not (deterministic or batcher.waiting):
         job.parts = [None]
         batcher.gathered.append(job)

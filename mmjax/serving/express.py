@@ -4,37 +4,51 @@ What a framework does around a small request (a task, objects for request and re
 times as long as the model. So `POST /predict/tabular` with nothing unusual about it is gathered while the event loop
 reads what has arrived, then encoded, run and answered at once with all the others.
 
-Only answers go this way. Whatever is refused, wants more than that (a deadline, one fixed bucket, a body of another
-kind) or has to wait (a busy device, a larger model) starts over on the ordinary way, through `outer` and `routes`,
-where every rule and every word of an error stands.
+Where the device is busy or the model is large, they wait in the batcher's queue like all others. Only answers go this
+way: what is refused, fails or wants more (a deadline of its own, one fixed bucket, a body of another kind) starts over
+on the ordinary way, through `outer` and `routes`, where every rule and every word of an error stands.
 """
 
+import asyncio
 import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
+from functools import cache, partial
+from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 
-from mmjax.serving.answering import Answered, count, finite_rows
-from mmjax.serving.batcher import SMALL_ROWS, Ran, run_here
-from mmjax.serving.engine import Engine
+from mmjax.artifact.predictor import LARGEST_BUCKET
+from mmjax.data.pipeline import batch_rows, take
+from mmjax.schema import Batch, Columns
+from mmjax.serving.answering import CLIENT_LEFT, Answered, count, finite_rows
+from mmjax.serving.batcher import SMALL_ROWS, Batcher, Job, Ran, is_quick, leave, run_here, submit
+from mmjax.serving.engine import Engine, overloaded
 from mmjax.serving.outer import ADMITTED, SHED_ROUTE, Told, Watch, answered, identify, problem_reply
+from mmjax.serving.probes import PROBES
 from mmjax.serving.routes import INLINE_BYTES, notes_of, server_timing
 from mmjax.serving.tables import Table, batch_of, read_table
-from mmjax.serving.wire import encode_reply, told
+from mmjax.serving.wire import Refused, encode_json, encode_reply, told
+from mmjax.training.scoring import Scores
 
 PATH, METHOD = "/predict/tabular", "POST"
+PROBE_HEADERS = 16
+"""Headers of a probe at most."""
+GONE = (CLIENT_LEFT, "client-left")
 BEYOND = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"x-request-timeout-ms"})
 """Headers of requests that are not plain."""
 JSON = b"application/json"
-HEAD = b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\nserver-timing: %b\r\n"
+HEAD = b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+TIMING = b"server-timing: %b\r\n"
 ROUND_ROWS = 32
 """Rows that are answered before the event loop looks at its sockets again: probes wait for no more."""
-ROUND_REFUSALS = 4
+ROUND_REFUSALS = 2
 """Requests that are refused in a round for want of a place. The others wait, which costs nothing: who is refused at
 once may ask again at once, and then the server would do little else."""
-LEAST_DEADLINE_S = 1.0
-"""Requests of a server with a deadline below this go the ordinary way, which watches it."""
+REFUSED_EVERY_S = 0.002
+"""Time between such refusals while nothing can be answered."""
+CROWD = b"POST /predict/tabular HTTP/"
+"""How requests begin that are not even parsed while many wait, so that probes do not wait for them."""
 
 
 class Held(NamedTuple):
@@ -57,20 +71,25 @@ class Connection(Protocol):
         """Start the app."""
         ...
 
+    def go_on(self) -> None:
+        """Parse what has come."""
+        ...
+
 
 class Call(NamedTuple):
     """A plain request."""
 
     connection: Connection
     held: Held
-    table: Table
+    table: Table | None
+    """What is asked; None of a request that is refused for want of a place."""
     caller: str | None
     """Name of the key."""
     request_id: str
     trace: tuple[str, str] | None
     arrived: float
     decoded: float
-    """By `time.perf_counter`."""
+    """By `time.monotonic`."""
 
 
 class Express:
@@ -79,14 +98,22 @@ class Express:
     def __init__(self, engine: Engine, watch: Watch) -> None:
         self._engine, self._watch = engine, watch
         self._calls: deque[Call] = deque()
-        self._excess: deque[tuple[Connection, Held, str | None, float]] = deque()
-        """Requests for which there is no place, the name of the key of each, and when it arrived."""
-        self._open = engine.deadline_s is None or engine.deadline_s >= LEAST_DEADLINE_S
+        self._crowd: deque[Connection] = deque()
+        """Connections whose request has not been parsed."""
+        self._refusing = False
+        self._queued: dict[Connection, tuple[Batcher, Job]] = {}
+        """Requests that wait for the device."""
+        self._rounds = 0
+        """Rounds that are to come, 0 or 1."""
+        self._quick = 0
+        """Requests to quick models that wait for the device: until it has taken them, no more are sent after them."""
         self._beyond = BEYOND | {b"x-forwarded-for"} if watch.gate.by_address else BEYOND
 
     def is_plain(self, scope: Any) -> bool:
         """Return whether a request with this head may go this way: then `take` is asked once its body has come."""
-        if scope["path"] != PATH or scope["method"] != METHOD or scope["query_string"] or not self._open:
+        if scope["method"] == "GET":
+            return scope["path"] in PROBES and not scope["query_string"] and len(scope["headers"]) <= PROBE_HEADERS
+        if scope["path"] != PATH or scope["method"] != METHOD or scope["query_string"]:
             return False
         for name, value in scope["headers"]:
             if name in self._beyond:
@@ -97,130 +124,211 @@ class Express:
                 return False
         return self._engine.ready.is_set() and not self._engine.draining.is_set()
 
+    def keeps(self, connection: Connection, data: bytes) -> bool:
+        """Return whether a request that begins like this has to wait before it is parsed: then `go_on` is called."""
+        places = self._engine.places
+        first = not self._crowd and len(self._calls) < ROUND_ROWS and places.taken < places.most
+        if first or not data.startswith(CROWD):
+            return False
+        self._crowd.append(connection)
+        self._plan_round(connection.loop)
+        return True
+
     def take(self, connection: Connection, held: Held) -> bool:
         """Take a plain request, whose body has come, and return True; False where it has to go the ordinary way."""
-        arrived, engine, scope = time.perf_counter(), self._engine, held.cycle.scope
+        arrived, scope, places = time.monotonic(), held.cycle.scope, self._engine.places
+        if scope["method"] == "GET":
+            self._probe(connection, held, arrived)
+            return True
         try:
+            table = None
+            if not self._refusing and places.taken < places.most:
+                table = read_table(self._engine, bytes(held.cycle.body))
+                if table.deterministic or table.served.batcher is None or len(table.rows) > SMALL_ROWS:
+                    return False
             client = scope["client"]
-            if engine.places.taken >= engine.places.most:
-                caller = self._watch.gate.admit(PATH, scope["headers"], client[0] if client else "")
-                self._begin_round(connection)
-                self._excess.append((connection, held, caller, arrived))
-                self._watch.inside.requests += 1
-                return True
-            table = read_table(engine, bytes(held.cycle.body))
-            if table.deterministic or table.served.batcher is None or len(table.rows) > SMALL_ROWS:
-                return False
             caller = self._watch.gate.admit(PATH, scope["headers"], client[0] if client else "")
         except Exception:  # noqa: BLE001  refusals and faults are told on the ordinary way
             return False
-        engine.places.taken += 1
+        call = Call(connection, held, table, caller, *identify(scope["headers"]), arrived, time.monotonic())
         self._watch.inside.requests += 1
-        self._begin_round(connection)
-        identity = identify(scope["headers"])
-        self._calls.append(Call(connection, held, table, caller, *identity, arrived, time.perf_counter()))
+        if table is None:
+            self._refuse(call, overloaded(self._engine))
+        else:
+            places.taken += 1
+            self._calls.append(call)
+            self._plan_round(connection.loop)
         return True
 
-    def _begin_round(self, connection: Connection) -> None:
-        if not self._calls and not self._excess:
-            connection.loop.call_soon(self._round, connection)
+    def _probe(self, connection: Connection, held: Held, arrived: float) -> None:
+        """Answer a probe, at once."""
+        scope = held.cycle.scope
+        (status, document), path = PROBES[scope["path"]](self._engine, self._watch.pulse), scope["path"]
+        body, (request_id, trace) = encode_json(document), identify(scope["headers"])
+        done = connection.answer(held, _status_line(status), HEAD % (len(body), request_id.encode()), body)
+        outcome = (status, "ok" if status == HTTPStatus.OK else str(int(status))) if done else GONE
+        what = Told(path, "GET", *outcome, request_id, trace)
+        answered(self._watch, what, time.monotonic() - arrived, {}, quiet=True)
 
-    def _round(self, connection: Connection) -> None:
-        """Answer what has been gathered, or the first of it, and refuse a few for which there was no place."""
-        calls, rows = [], 0
-        while self._calls and rows < ROUND_ROWS:
-            calls.append(self._calls.popleft())
-            rows += len(calls[-1].table.rows)
-        for group in _alike(calls):
-            self._answer(group)
-        for _ in range(min(len(self._excess), ROUND_REFUSALS)):
-            self._refuse(*self._excess.popleft())
-        if self._calls or self._excess:
-            connection.loop.call_soon(self._round, connection)
+    def gone(self, connection: Connection) -> None:
+        """Free the place of a request that waits for the device, as its client has left."""
+        if (found := self._queued.get(connection)) is not None:
+            leave(*found, Refused(CLIENT_LEFT, "client-left", "the client hung up before it was answered"))
 
-    def _answer(self, calls: list[Call]) -> None:
+    def _plan_round(self, loop: Any) -> None:
+        if self._rounds or not (self._calls or self._crowd):
+            return
+        places = self._engine.places
+        if not self._quick and (self._calls or places.taken < places.most):
+            loop.call_soon(self._round, loop)
+        elif self._crowd:
+            loop.call_later(REFUSED_EVERY_S, self._round, loop)
+        else:
+            return  # until `_done`
+        self._rounds = 1
+
+    def _round(self, loop: Any) -> None:
+        """Answer what has been gathered, or the first of it, and refuse a few for which there is no place."""
+        self._rounds, rows, most = 0, 0, 0 if self._quick else ROUND_ROWS
+        while rows < most:
+            self._let_in()
+            calls = [self._calls.popleft() for _ in range(min(len(self._calls), ROUND_ROWS))]
+            if not calls:
+                break
+            rows += sum(len(call.table.rows) for call in calls if call.table)
+            for group in _alike(calls):
+                self._answer(group)
+            if self._quick:  # the device is busy: as many as it takes at once wait for it
+                most = LARGEST_BUCKET
+        places, self._refusing = self._engine.places, True
+        for _ in range(min(len(self._crowd) + places.taken - places.most, len(self._crowd), ROUND_REFUSALS)):
+            self._crowd.pop().go_on()
+        self._refusing = False
+        self._plan_round(loop)
+
+    def _let_in(self) -> None:
+        """Parse the first of those that wait for it, as many as a round answers."""
+        places = self._engine.places
+        while self._crowd and len(self._calls) < ROUND_ROWS and places.taken < places.most:
+            self._crowd.popleft().go_on()
+
+    def _answer(self, calls: list[tuple[Call, Table]]) -> None:
         """Answer requests to one model together; each alone where that fails; and else start over."""
         left, alone = list(calls), len(calls) == 1
         with contextlib.suppress(Exception):  # refusals and faults are told on the ordinary way
-            alone = not self._run(left) or alone
-        for call in left:
+            self._together(left)
+        for found in left:
             if alone:
-                self._start(call)
+                self._start(found[0])
             else:
-                self._answer([call])
+                self._answer([found])
 
-    def _run(self, calls: list[Call]) -> bool:
-        """Answer requests to one model together, and take them from the list; False where they have to wait."""
-        table, started = calls[0].table, time.perf_counter()
+    def _together(self, calls: list[tuple[Call, Table]]) -> None:
+        """Answer requests to one model together, or let them wait for the device; those done leave the list."""
+        table, started = calls[0][1], time.monotonic()
+        served, batcher = table.served, table.served.batcher
         if len(calls) > 1:
-            table = table._replace(rows=[row for call in calls for row in call.table.rows])
+            table = table._replace(rows=[row for _, table in calls for row in table.rows])
         columns, batch = batch_of(table)
-        encode_s = time.perf_counter() - started
-        batcher = table.served.batcher
-        if batcher is None or (ran := run_here(batcher, batch)) is None:
-            return False
-        if finite_rows(ran.scores) is None:
+        encode_s = time.monotonic() - started
+        if batcher is None:
+            return
+        if (ran := run_here(batcher, batch)) is None:
+            self._wait(calls, batcher, columns, batch)
+        elif finite_rows(ran.scores) is None:
             self._send(calls, ran, started, encode_s)
-            count(self._watch.metrics, table.served, columns, batch, ran.scores)
-        return True
+            count(self._watch.metrics, served, columns, batch, ran.scores)
 
-    def _send(self, calls: list[Call], ran: Ran, started: float, encode_s: float) -> None:
+    def _wait(self, calls: list[tuple[Call, Table]], batcher: Batcher, columns: Columns | None, batch: Batch) -> None:
+        """Let each request wait in the batcher's queue."""
+        stop, quick = 0, is_quick(batcher, batch_rows(batch))
+        while calls:
+            call, table = calls[0]
+            start, stop = stop, stop + len(table.rows)
+            rows = take(batch, slice(start, stop))
+            cells = columns and {name: values[start:stop] for name, values in columns.items()}
+            deadline_s = self._engine.deadline_s
+            job = submit(batcher, rows, deadline=None if deadline_s is None else call.arrived + deadline_s)
+            del calls[0]
+            self._queued[call.connection] = batcher, job
+            self._quick += quick
+            job.result.add_done_callback(partial(self._done, call, table, job, cells, quick))
+
+    def _done(
+        self, call: Call, table: Table, job: Job, columns: Columns | None, quick: bool, result: asyncio.Future[Scores]
+    ) -> None:
+        """Answer a request that has waited."""
+        self._queued.pop(call.connection, None)
+        self._quick -= quick
+        self._plan_round(call.connection.loop)
+        error = result.exception()
+        if error is None and finite_rows(result.result()) is None:
+            ran = Ran(result.result(), job.infer_s, job.bucket)
+            self._send([(call, table)], ran, job.started, 0.0)
+            count(self._watch.metrics, table.served, columns, job.batch, ran.scores)
+        elif isinstance(error, Refused):
+            self._refuse(call, error)
+        else:
+            self._start(call)
+
+    def _send(self, calls: list[tuple[Call, Table]], ran: Ran, started: float, encode_s: float) -> None:
         """Write the reply to each request, count it, tell the log and take it from the list."""
-        served, metrics, infer_s, at = calls[0].table.served, self._watch.metrics, ran.seconds, 0
+        served, metrics, infer_s, at = calls[0][1].served, self._watch.metrics, ran.seconds, 0
         words, label = told(served.predictor.schema, ran.scores), str(served)
         metrics.stage(label, "infer", infer_s, len(calls))
         while calls:
-            call, began = calls[0], time.perf_counter()
-            start, at = at, at + len(call.table.rows)
+            (call, table), began = calls[0], time.monotonic()
+            start, at = at, at + len(table.rows)
             body = encode_reply(words.part(start, at), served.name, seconds=infer_s, request_id=call.request_id)
-            queue_s, decode_s = started - call.decoded, call.decoded - call.arrived + encode_s
+            queue_s, decode_s = max(started - call.decoded, 0.0), call.decoded - call.arrived + encode_s
             spent = Answered(ran.scores, queue_s, decode_s, infer_s, ran.bucket)
-            timing = server_timing(spent, encode_s=time.perf_counter() - began)
-            head = HEAD % (len(body), call.request_id.encode(), timing.encode())
-            done = call.connection.answer(call.held, b"HTTP/1.1 200 OK\r\n", head, body)
+            timing = server_timing(spent, encode_s=time.monotonic() - began)
+            head = HEAD % (len(body), call.request_id.encode()) + TIMING % timing.encode()
+            done = call.connection.answer(call.held, _status_line(200), head, body)
             del calls[0]
             metrics.stage(label, "queue", queue_s)
             metrics.stage(label, "decode", decode_s)
-            metrics.stage(label, "encode", time.perf_counter() - began)
-            self._leave()
+            metrics.stage(label, "encode", time.monotonic() - began)
             notes = notes_of(label, at - start, spent) if self._watch.log is not None else {}
-            if call.caller is not None:
-                notes["key"] = call.caller
-            status, reason = (200, "ok") if done else (499, "client-left")
-            what = Told(PATH, METHOD, status, reason, call.request_id, call.trace)
-            answered(self._watch, what, time.perf_counter() - call.arrived, notes)
+            self._finish(call, PATH, (200, "ok") if done else GONE, notes)
+
+    def _refuse(self, call: Call, refused: Refused) -> None:
+        """Write the refusal of a request for which there was no place, or no time."""
+        status, headers, body = problem_reply(refused, PATH, call.request_id)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"{lines}content-length: {len(body)}\r\nx-request-id: {call.request_id}\r\n".encode()
+        done = status != CLIENT_LEFT and call.connection.answer(call.held, _status_line(status), head, body)
+        self._finish(call, SHED_ROUTE if call.table is None else PATH, (status, refused.reason) if done else GONE, {})
 
     def _start(self, call: Call) -> None:
         """Let a request go the ordinary way, from the start but for the gate."""
-        self._leave()
+        self._leave(call)
         call.held.cycle.scope[ADMITTED] = call.caller
         call.connection.start(call.held)
 
-    def _leave(self) -> None:
-        self._engine.places.taken -= 1
+    def _finish(self, call: Call, route: str, outcome: tuple[int, str], notes: dict[str, Any]) -> None:
+        """Count a request that is answered, and tell the log."""
+        self._leave(call)
+        if call.caller is not None:
+            notes["key"] = call.caller
+        what = Told(route, METHOD, *outcome, call.request_id, call.trace)
+        answered(self._watch, what, time.monotonic() - call.arrived, notes)
+
+    def _leave(self, call: Call) -> None:
         self._watch.inside.requests -= 1
-
-    def _refuse(self, connection: Connection, held: Held, caller: str | None, arrived: float) -> None:
-        """Write the refusal of a request for which there was no place, or start it where there is one now."""
-        self._watch.inside.requests -= 1
-        if (refused := self._watch.no_room()) is None:
-            held.cycle.scope[ADMITTED] = caller
-            connection.start(held)
-            return
-        request_id, trace = identify(held.cycle.scope["headers"])
-        status, headers, body = problem_reply(refused, PATH, request_id)
-        reason = refused.reason
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        head = f"{lines}content-length: {len(body)}\r\nx-request-id: {request_id}\r\n".encode()
-        if not connection.answer(held, b"HTTP/1.1 503 Service Unavailable\r\n", head, body):
-            status, reason = 499, "client-left"
-        what = Told(SHED_ROUTE, METHOD, status, reason, request_id, trace)
-        answered(self._watch, what, time.perf_counter() - arrived, {})
+        if call.table is not None:
+            self._engine.places.taken -= 1
 
 
-def _alike(calls: list[Call]) -> Iterator[list[Call]]:
-    """Yield the requests that go through a model together."""
-    groups: dict[tuple[int, bool], list[Call]] = {}
+@cache
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
+
+
+def _alike(calls: list[Call]) -> Iterator[list[tuple[Call, Table]]]:
+    """Yield the requests that go through a model together, each with what it asks."""
+    groups: dict[tuple[int, bool], list[tuple[Call, Table]]] = {}
     for call in calls:
-        groups.setdefault((id(call.table.served), call.table.numbers), []).append(call)
+        if call.table is not None:
+            groups.setdefault((id(call.table.served), call.table.numbers), []).append((call, call.table))
     yield from groups.values()

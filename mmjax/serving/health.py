@@ -1,48 +1,17 @@
 """The routes of health and figures: no key, no work, an answer under any load."""
 
 import asyncio
-import time
 from datetime import UTC, datetime
 from typing import Any
 
 from litestar import MediaType, Request, Response, get
 
-from mmjax.serving.batcher import Device
 from mmjax.serving.engine import phase, system
+from mmjax.serving.probes import PROBES
 from mmjax.serving.routes import engine_of
 from mmjax.serving.wire import Refused, encode_json
 
 AnyRequest = Request[Any, Any, Any]
-
-BEAT_S = 1.0
-"""How often the device's thread is asked whether it turns."""
-STUCK_S = 60.0
-"""Longer than that no batch takes: a thread that has not answered since then is stuck or gone."""
-
-
-class Pulse:
-    """Whether the device's thread turns: it is given a turn of a moment each second, between two batches."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._asked: float | None = None
-        """When the turn was given that has not been taken yet, by `time.monotonic`."""
-
-    async def beat(self) -> None:
-        """Ask again and again, until cancelled."""
-        while True:
-            if self._asked is None:
-                self._asked = time.monotonic()
-                self._device.turns.put(self._answer)
-            await asyncio.sleep(BEAT_S)
-
-    def fresh(self) -> bool:
-        """Return whether the thread has turned lately."""
-        asked = self._asked
-        return asked is None or time.monotonic() - asked < STUCK_S
-
-    def _answer(self) -> None:
-        self._asked = None
 
 
 @get("/health")
@@ -60,25 +29,11 @@ async def health(request: AnyRequest) -> Response[bytes]:
     return _json(document, status=200 if status == "ready" else 503)
 
 
-@get("/health/live")
-async def live(request: AnyRequest) -> Response[bytes]:
-    """Answer 200 while the event loop turns and the device's thread does, else 503; whatever models and load do."""
-    fresh = request.app.state.pulse.fresh()
-    return _json({"status": "ok" if fresh else "stuck"}, status=200 if fresh else 503)
-
-
-@get("/health/ready")
-async def ready(request: AnyRequest) -> Response[bytes]:
-    """Answer 200 while requests are answered, else 503: models are being compiled, or the server is ending."""
-    status = phase(engine_of(request))
-    return _json({"status": status}, status=200 if status == "ready" else 503)
-
-
-@get("/health/startup")
-async def startup(request: AnyRequest) -> Response[bytes]:
-    """Answer 200 from the moment that the models are compiled, until the end; else 503."""
-    started = engine_of(request).ready.is_set()
-    return _json({"status": "started" if started else "starting"}, status=200 if started else 503)
+@get(list(PROBES))
+async def probe(request: AnyRequest) -> Response[bytes]:
+    """Answer a probe that comes with more than a plain GET; `express` answers the others."""
+    status, document = PROBES[request.scope["path"].rstrip("/")](engine_of(request), request.app.state.pulse)
+    return _json(document, status=status)
 
 
 @get("/metrics")
@@ -92,7 +47,7 @@ async def metrics(request: AnyRequest) -> Response[bytes]:
     return Response(body, headers={"content-type": content_type})
 
 
-ROUTES = (health, live, ready, startup, metrics)
+ROUTES = (health, probe, metrics)
 
 
 def _json(document: dict[str, Any], *, status: int = 200) -> Response[bytes]:

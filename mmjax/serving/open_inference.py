@@ -43,20 +43,6 @@ async def server() -> Response[bytes]:
     return json_reply({"name": "mmjax", "version": VERSION, "extensions": EXTENSIONS})
 
 
-@get("/v2/health/live")
-async def live(request: AnyRequest) -> Response[bytes]:
-    """Answer 200 while the event loop and the device's thread turn, else 503."""
-    fresh = request.app.state.pulse.fresh()
-    return json_reply({"live": fresh}, status=200 if fresh else 503)
-
-
-@get("/v2/health/ready")
-async def ready(request: AnyRequest) -> Response[bytes]:
-    """Answer 200 when every model is compiled, else 503."""
-    is_ready = phase(engine_of(request)) == "ready"
-    return json_reply({"ready": is_ready, "live": True}, status=200 if is_ready else 503)
-
-
 @get("/v2/models")
 async def models(request: AnyRequest) -> Response[bytes]:
     """Answer the names of the models there are."""
@@ -113,7 +99,7 @@ async def infer(request: AnyRequest, name: FromPath[str], version: FromPath[str 
         return await _replied(request, served, asked, answered)
 
 
-ROUTES = (server, live, ready, models, metadata, model_ready, infer, *EXTRA_ROUTES)
+ROUTES = (server, models, metadata, model_ready, infer, *EXTRA_ROUTES)
 
 
 # ---- a request is read

@@ -15,6 +15,7 @@ from mmjax.serving.engine import Engine, no_room
 from mmjax.serving.limits import Gate, Limits
 from mmjax.serving.log import RequestLog
 from mmjax.serving.observe import NOTES, REFUSAL, Metrics
+from mmjax.serving.probes import Pulse
 from mmjax.serving.routes import REQUEST_ID
 from mmjax.serving.wire import Refused, encode_problem
 
@@ -60,11 +61,12 @@ class Watch(NamedTuple):
     no_room: Callable[[], Refused | None]
     """Why the server takes no work now, if so: told before routing and before the body, as that is cheapest."""
     inside: Inside
+    pulse: Pulse
 
 
 def make_watch(engine: Engine, *, limits: Limits = UNLIMITED, log: RequestLog | None = None) -> Watch:
     """Return what looks at every request to an engine."""
-    watch = Watch(engine.metrics, Gate(limits), log, lambda: no_room(engine), Inside())
+    watch = Watch(engine.metrics, Gate(limits), log, lambda: no_room(engine), Inside(), Pulse(engine.device))
     engine.metrics.watch("in_flight", lambda: watch.inside.requests)
     return watch
 

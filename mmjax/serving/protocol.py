@@ -35,6 +35,7 @@ UVICORN: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "connection_made": ("transport",),
         "connection_lost": ("exc",),
+        "shutdown": (),
         "data_received": ("data",),
         "on_message_begin": (),
         "on_url": ("url",),
@@ -117,6 +118,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._problem: Refused | None = None
         self._in_head = False
         self._held: Held | None = None
+        self._later = b""
+        """What has come of a request that has to wait before it is parsed."""
 
     # ---- the connection
 
@@ -129,14 +132,39 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell of a client that left in the middle of its headers; one that left later is known to the app."""
+        self.go_on()
         self._stop_timer()
         self._start_held()
         if self._stage == "head":
             self._tell(499, "client-left")
         super().connection_lost(exc)
+        if self.express is not None:
+            self.express.gone(self)
+
+    def shutdown(self) -> None:
+        """End the connection, now or once its request is answered."""
+        self.go_on()
+        super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, refuse what is too much, and set the time in which the rest has to come."""
+        if self._later:
+            self._later += data
+            return
+        if self._stage == "idle" and self.express is not None and self._answered() and self.express.keeps(self, data):
+            self._stop_timer()
+            self._unset_keepalive_if_required()
+            self._later = data
+            return
+        self._feed(data)
+
+    def go_on(self) -> None:
+        """Parse what came while too much else was to be done."""
+        data, self._later = self._later, b""
+        if data:
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
         if self._stage == "refused" or self.parser is None:
             return
         self._unset_keepalive_if_required()
@@ -297,7 +325,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._stage == "body":
             answered = self.cycle is not None and self.cycle.response_complete
             self._start_timer(self.limits.unread_timeout_s if answered else self.limits.body_timeout_s)
-        elif self._stage == "head" or self.cycle is None or self.cycle.response_complete:
+        elif self._stage == "head" or self._answered():
             self._start_timer(self.limits.header_timeout_s)
 
     def _start_timer(self, seconds: float) -> None:
@@ -329,8 +357,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _waits(self) -> bool:
         """Return whether it is the client's turn."""
-        answered = self.cycle is None or self.cycle.response_complete
-        return not self.transport.is_closing() and (answered or self._stage == "body")
+        return not self.transport.is_closing() and not self._later and (self._answered() or self._stage == "body")
+
+    def _answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _give_room(self) -> None:
         self._start_held()

@@ -171,9 +171,12 @@ class Express:
         answered(self._watch, what, time.monotonic() - arrived, {}, quiet=True)
 
     def gone(self, connection: Connection) -> None:
-        """Free the place of a request that waits for the device, as its client has left."""
+        """Free the place of a request that waits, as its client has left."""
         if (found := self._queued.get(connection)) is not None:
             leave(*found, Refused(CLIENT_LEFT, "client-left", "the client hung up before it was answered"))
+        for call in [call for call in self._calls if call.connection is connection]:
+            self._calls.remove(call)
+            self._finish(call, PATH, GONE, {})
 
     def _plan_round(self, loop: Any) -> None:
         if self._rounds or not (self._calls or self._crowd):

@@ -71,8 +71,8 @@ bench: install setup ## Run the benchmarks, one JSON file each under benchmarks/
 docker-build: ## Build the container image
 	docker build --tag $(IMAGE) .
 
-docker-run: ## Run the container image, with this folder's registry
-	docker run --rm --volume "$(CURDIR)/registry:/app/registry:ro" $(IMAGE)
+docker-run: ## Run the container image: serve this folder's registry on port 8000 of this machine
+	docker run --rm --publish 127.0.0.1:8000:8000 --volume "$(CURDIR)/registry:/app/registry:ro" $(IMAGE)
 
 clean: ## Remove the environment, caches, runs and the made sample images; the registry stays
 	rm -rf $(VENV) .ci/venv .pytest_cache .hypothesis .ruff_cache .coverage* htmlcov build dist *.egg-info runs

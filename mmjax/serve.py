@@ -12,13 +12,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mmjax.artifact.registry import list_models
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
-from mmjax.errors import ConfigError
+from mmjax.errors import BundleError, ConfigError
 from mmjax.serving.settings import Settings, help_of, load_settings, option
 
 if TYPE_CHECKING:  # all else of `serving` needs the packages of the extra
@@ -53,7 +55,7 @@ def serve(settings: Settings) -> dict[str, Any]:
     limits = _limits(settings)
     with _listen(settings.host, settings.port) as listener:
         source = Source(settings.registry, settings.max_batch)
-        models = load_models(settings.models, source.registry, max_batch=source.max_batch)
+        models = load_models(_references(settings), source.registry, max_batch=source.max_batch)
         engine = make_engine(models, queue=settings.queue, deadline_s=settings.deadline_ms / 1e3)
         log = RequestLog(sys.stderr.fileno(), lost=engine.metrics.line_lost) if settings.log == "requests" else None
         failure: list[BaseException] = []
@@ -83,6 +85,18 @@ def serve(settings: Settings) -> dict[str, Any]:
     if failure:
         raise failure[0]
     return {"url": url, "models": names}
+
+
+def _references(settings: Settings) -> tuple[str, ...]:
+    """Return the models to serve: those named, else the newest version of all that are registered."""
+    if settings.models is not None:
+        return settings.models
+    found = tuple(list_models(Path(settings.registry)))
+    if not found:
+        raise BundleError(
+            f"--registry {settings.registry}: expected at least one registered model, found none; train one"
+        )
+    return found
 
 
 def _check_packages() -> None:

@@ -203,6 +203,7 @@ def test_who_waits_for_a_busy_device_is_answered_and_who_leaves_frees_the_place(
         for client in clients:
             client.sendall(table({"rows": [ROW]}))
         eventually(lambda: server.engine.places.taken == 12)
+        assert server.client.counted("waiting") == 12
         for client in clients[::3]:
             client.close()
         eventually(lambda: server.engine.places.taken == 8)

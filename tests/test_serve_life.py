@@ -21,9 +21,10 @@ import msgspec
 import pytest
 
 from mmjax.artifact.registry import promote
-from mmjax.errors import ConfigError
+from mmjax.errors import BundleError, ConfigError
+from mmjax.serve import serve
 from mmjax.serving.settings import Settings, help_of, load_settings, option
-from tests.untrained import NUMBERS, add_model, matrix
+from tests.untrained import KINDS, NUMBERS, add_model, matrix
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BODY = json.dumps({"features": matrix(NUMBERS, 1).tolist()}).encode()
@@ -141,8 +142,7 @@ def test_everything_wrong_is_told_at_once_with_its_place(tmp_path: Path):
     assert f"{file}:4: log: expected" in told
     assert "--rate: rate: expected a number > 0" in told
     assert "--drain-delay: drain_delay_s: expected" in told
-    with pytest.raises(ConfigError, match="models: missing"):
-        load_settings(None, {})
+    assert load_settings(None, {}) == Settings()
 
 
 def test_every_setting_is_documented_an_option_and_in_the_sample():
@@ -155,6 +155,15 @@ def test_every_setting_is_documented_an_option_and_in_the_sample():
         assert option(field.name) in shown
         assert f"\n{field.name}: " in sample
     assert load_settings(str(REPOSITORY / "configs" / "serve.yaml"), {}) == Settings(models=("iris", "images"))
+
+
+def test_without_a_name_every_registered_model_is_served(start: Callable[..., Process], folder: Path):
+    add_model(folder / "registry", "kinds", KINDS)
+    server = start().ready()
+    assert [model["name"] for model in server.ask("GET", "/models")[2]["models"]] == ["kinds", "numbers"]
+    shutil.rmtree(folder / "registry")
+    with pytest.raises(BundleError, match="expected at least one registered model, found none; train one"):
+        serve(Settings(registry=str(folder / "registry"), port=0))
 
 
 # ---- the end

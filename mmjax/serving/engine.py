@@ -315,6 +315,12 @@ def admitted(engine: Engine) -> Iterator[None]:
         engine.places.taken -= 1
 
 
+def waiting(engine: Engine) -> int:
+    """Return how many requests, or pieces of large ones, wait for the device."""
+    batchers = (model.batcher for model in engine.models)
+    return sum(len(batcher.waiting) + len(batcher.gathered) for batcher in batchers if batcher is not None)
+
+
 def retry_after_s(engine: Engine) -> int:
     """Return the whole seconds after which what is in the server now will be answered, as far as one can tell."""
     batchers = (model.batcher for model in engine.models)

@@ -23,7 +23,7 @@ from mmjax.data.pipeline import batch_rows, take
 from mmjax.schema import Batch, Columns
 from mmjax.serving.answering import CLIENT_LEFT, Answered, count, finite_rows
 from mmjax.serving.batcher import SMALL_ROWS, Batcher, Job, Ran, is_quick, leave, run_here, submit
-from mmjax.serving.engine import Engine, overloaded
+from mmjax.serving.engine import Engine, overloaded, waiting
 from mmjax.serving.outer import ADMITTED, SHED_ROUTE, Told, Watch, answered, identify, problem_reply
 from mmjax.serving.probes import PROBES
 from mmjax.serving.routes import INLINE_BYTES, notes_of, server_timing
@@ -108,6 +108,7 @@ class Express:
         self._quick = 0
         """Requests to quick models that wait for the device: until it has taken them, no more are sent after them."""
         self._beyond = BEYOND | {b"x-forwarded-for"} if watch.gate.by_address else BEYOND
+        watch.metrics.watch("waiting", lambda: len(self._calls) + len(self._crowd) + waiting(engine))
 
     def is_plain(self, scope: Any) -> bool:
         """Return whether a request with this head may go this way: then `take` is asked once its body has come."""

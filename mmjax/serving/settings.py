@@ -21,9 +21,9 @@ class Settings(Section, frozen=True):
     """How to serve, and what."""
 
     models: Annotated[
-        tuple[Text, ...],
-        Meta(min_length=1, description="Registered models, NAME[:VERSION|@ALIAS], or folders of bundles."),
-    ]
+        Annotated[tuple[Text, ...], Meta(min_length=1)] | None,
+        Meta(description="Registered models, NAME[:VERSION|@ALIAS], or folders of bundles; without, all registered."),
+    ] = None
     registry: Annotated[Text, Meta(description="Where models are registered.")] = "registry"
     host: Annotated[Text, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes any.")] = 8000

@@ -34,6 +34,9 @@ GRACE_S = 30
 """Time that requests in flight get after SIGTERM."""
 BACKLOG = 1024
 """Connections that wait to be taken."""
+LISTENERS = 16
+"""Handles of the listening socket: libuv takes one connection from each in a round of the event loop, and under load,
+when a round takes milliseconds, new connections would wait for a second."""
 KEEP_ALIVE_S = 65
 """Longer than the 60 s of common load balancers, so that they and not we close idle connections."""
 
@@ -79,7 +82,7 @@ def serve(settings: Settings) -> dict[str, Any]:
         listener.listen(BACKLOG)  # so that nobody who reads the next line is refused
         url = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{listener.getsockname()[1]}"
         echo(f"serving {', '.join(names)} on {url}")
-        server.run(sockets=[listener])
+        server.run(sockets=[listener, *(listener.dup() for _ in range(LISTENERS - 1))])
         if log is not None:
             log.close()
     if failure:

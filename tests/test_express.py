@@ -241,10 +241,16 @@ def test_who_finds_no_place_is_refused_in_turn_or_answered_once_there_is_one(ser
 def test_the_deadline_of_the_server_holds_while_the_device_is_busy(registry: Path):
     with thread(registry, Limits(), deadline_s=0.3) as server, busy_device(server) as release:
         began = time.monotonic()
-        reply = server.client.say(table({"rows": [ROW]}))
-        assert (reply.status, reply.json["type"]) == (504, "urn:mmjax:deadline")
-        assert 0.2 < time.monotonic() - began < 5
-        release.set()
+        with connections(server, 3) as clients:
+            for client in clients:  # one waits for the device, those behind it in line
+                client.sendall(table({"rows": [ROW]}))
+                time.sleep(0.02)
+            first = read_reply(clients[0])
+            assert 0.2 < time.monotonic() - began < 5
+            time.sleep(0.1)
+            release.set()
+            replies = [first, *map(read_reply, clients[1:])]
+        assert [(reply.status, reply.json["type"]) for reply in replies] == [(504, "urn:mmjax:deadline")] * 3
         server.client.good()
 
 

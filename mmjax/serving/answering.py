@@ -113,20 +113,21 @@ def client_gone(receive: Callable[[], Awaitable[Any]]) -> Gone:
     return gone
 
 
-def deadline_of(engine: Engine, timeout_ms: str | None) -> float | None:
+def deadline_of(engine: Engine, timeout_ms: str | None, received: float | None = None) -> float | None:
     """Return the deadline, by `time.monotonic`, of a request with this `X-Request-Timeout-Ms`; Refused when it is none.
 
-    Without one it is the server's own, or None.
+    Without one it is the server's own, or None. It counts from when the request was `received`, or from now.
     """
+    received = received or time.monotonic()
     if timeout_ms is None:
-        return None if engine.deadline_s is None else time.monotonic() + engine.deadline_s
+        return None if engine.deadline_s is None else received + engine.deadline_s
     if not (timeout_ms.isascii() and timeout_ms.isdecimal() and len(timeout_ms) < 10):
         raise Refused(
             400,
             "bad-timeout",
             f"X-Request-Timeout-Ms: expected whole milliseconds from 1 to {MOST_TIMEOUT_MS:,}, got '{timeout_ms[:80]}'",
         )
-    return time.monotonic() + min(max(int(timeout_ms), 1), MOST_TIMEOUT_MS) / 1e3
+    return received + min(max(int(timeout_ms), 1), MOST_TIMEOUT_MS) / 1e3
 
 
 async def in_thread(engine: Engine, work: Callable[[], T]) -> T:

@@ -22,8 +22,9 @@ from mmjax.artifact.predictor import LARGEST_BUCKET
 from mmjax.data.pipeline import batch_rows, take
 from mmjax.schema import Batch, Columns
 from mmjax.serving.answering import CLIENT_LEFT, Answered, count, finite_rows
-from mmjax.serving.batcher import SMALL_ROWS, Batcher, Job, Ran, is_quick, leave, run_here, submit
+from mmjax.serving.batcher import SMALL_ROWS, Batcher, Job, Ran, is_quick, late, leave, run_here, submit
 from mmjax.serving.engine import Engine, overloaded, waiting
+from mmjax.serving.observe import RECEIVED
 from mmjax.serving.outer import ADMITTED, SHED_ROUTE, Told, Watch, answered, identify, problem_reply
 from mmjax.serving.probes import PROBES
 from mmjax.serving.routes import INLINE_BYTES, notes_of, server_timing
@@ -137,7 +138,8 @@ class Express:
 
     def take(self, connection: Connection, held: Held) -> bool:
         """Take a plain request, whose body has come, and return True; False where it has to go the ordinary way."""
-        arrived, scope, places = time.monotonic(), held.cycle.scope, self._engine.places
+        scope, places = held.cycle.scope, self._engine.places
+        arrived = scope.get(RECEIVED) or time.monotonic()
         if scope["method"] == "GET":
             self._probe(connection, held, arrived)
             return True
@@ -200,7 +202,7 @@ class Express:
             if not calls:
                 break
             rows += sum(len(call.table.rows) for call in calls if call.table)
-            for group in _alike(calls):
+            for group in _alike(self._in_time(calls)):
                 self._answer(group)
             if self._quick:  # the device is busy: as many as it takes at once wait for it
                 most = LARGEST_BUCKET
@@ -209,6 +211,16 @@ class Express:
             self._crowd.pop().go_on()
         self._refusing = False
         self._plan_round(loop)
+
+    def _in_time(self, calls: list[Call]) -> list[Call]:
+        """Return the requests whose deadline is to come; the others are refused."""
+        if self._engine.deadline_s is None:
+            return calls
+        least = time.monotonic() - self._engine.deadline_s
+        for call in calls:
+            if call.arrived < least:
+                self._refuse(call, late())
+        return [call for call in calls if call.arrived >= least]
 
     def _let_in(self) -> None:
         """Parse the first of those that wait for it, as many as a round answers."""
@@ -308,6 +320,7 @@ class Express:
         """Let a request go the ordinary way, from the start but for the gate."""
         self._leave(call)
         call.held.cycle.scope[ADMITTED] = call.caller
+        call.held.cycle.scope[RECEIVED] = call.arrived
         call.connection.start(call.held)
 
     def _finish(self, call: Call, route: str, outcome: tuple[int, str], notes: dict[str, Any]) -> None:

@@ -20,6 +20,8 @@ Gap = Literal["unknown", "missing", "out_of_range"]
 
 NOTES = "mmjax_notes"
 """Where the scope keeps a dict of what the log tells of the request: `reason`, and what the handlers add."""
+RECEIVED = "mmjax_received"
+"""Where the scope keeps when a request came that had to wait before it was parsed, by `time.monotonic`."""
 REFUSAL = "mmjax_refusal"
 """Where the scope keeps the (status, reason) of a refusal that the client got while the app was at work."""
 SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

@@ -14,7 +14,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from mmjax.serving.engine import Engine, no_room
 from mmjax.serving.limits import Gate, Limits
 from mmjax.serving.log import RequestLog
-from mmjax.serving.observe import NOTES, REFUSAL, Metrics
+from mmjax.serving.observe import NOTES, RECEIVED, REFUSAL, Metrics
 from mmjax.serving.probes import Pulse
 from mmjax.serving.routes import REQUEST_ID
 from mmjax.serving.wire import Refused, encode_problem
@@ -107,7 +107,7 @@ class Visit:
     )  # fmt: skip
 
     def __init__(self, scope: Any, receive: Receive, send: Send) -> None:
-        self.started = time.perf_counter()
+        self.started = scope.get(RECEIVED) or time.monotonic()
         self.scope, self._receive, self._send = scope, receive, send
         self.path: str = scope["path"]
         self.method: str = scope["method"]
@@ -167,7 +167,7 @@ def problem_reply(refused: Refused, path: str, request_id: str) -> tuple[int, di
 
 def _finish(watch: Watch, visit: Visit) -> None:
     """Count the reply and log it; a client that left before it is 499, whatever the app said to nobody."""
-    seconds = time.perf_counter() - visit.started
+    seconds = time.monotonic() - visit.started
     status, reason = visit.status, visit.notes.pop("reason", "ok")
     if found := visit.scope.get(REFUSAL):
         status, reason = found

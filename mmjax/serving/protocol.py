@@ -23,12 +23,14 @@ from uvicorn.server import ServerState
 from mmjax.errors import ConfigError
 from mmjax.serving.express import Express, Held
 from mmjax.serving.limits import Limits, connections_allowed
-from mmjax.serving.observe import REFUSAL
+from mmjax.serving.observe import RECEIVED, REFUSAL
 from mmjax.serving.routes import REQUEST_ID
 from mmjax.serving.wire import Refused, encode_problem
 
 FRAMING_BYTES = 256 * 1024
 """Chunk sizes, chunk extensions and trailers of one body."""
+LATER_BYTES = 64 * 1024
+"""What a client may send while its request waits to be parsed; then it has to wait too."""
 HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 UVICORN: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -120,6 +122,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._held: Held | None = None
         self._later = b""
         """What has come of a request that has to wait before it is parsed."""
+        self._received: float | None = None
+        """When that came, by `time.monotonic`."""
 
     # ---- the connection
 
@@ -150,11 +154,13 @@ class BoundedProtocol(HttpToolsProtocol):
         """Parse what has come, refuse what is too much, and set the time in which the rest has to come."""
         if self._later:
             self._later += data
+            if len(self._later) > LATER_BYTES:
+                self.flow.pause_reading()
             return
         if self._stage == "idle" and self.express is not None and self._answered() and self.express.keeps(self, data):
             self._stop_timer()
             self._unset_keepalive_if_required()
-            self._later = data
+            self._later, self._received = data, time.monotonic()
             return
         self._feed(data)
 
@@ -162,7 +168,9 @@ class BoundedProtocol(HttpToolsProtocol):
         """Parse what came while too much else was to be done."""
         data, self._later = self._later, b""
         if data:
+            self.flow.resume_reading()
             self._feed(data)
+            self._received = None
 
     def _feed(self, data: bytes) -> None:
         if self._stage == "refused" or self.parser is None:
@@ -244,6 +252,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Start the app, but not yet for a request that may be answered without it."""
+        if self._received is not None:
+            cycle.scope[RECEIVED] = self._received  # pyright: ignore[reportGeneralTypeIssues]
         if (
             self._in_head
             and self.express is not None

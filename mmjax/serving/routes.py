@@ -13,7 +13,7 @@ from mmjax.errors import DataError
 from mmjax.schema import Columns
 from mmjax.serving.answering import CLIENT_LEFT, Answered, Encoded, answer, client_gone, deadline_of, in_thread
 from mmjax.serving.engine import Engine, Served, admitted, select
-from mmjax.serving.observe import NOTES
+from mmjax.serving.observe import NOTES, RECEIVED
 from mmjax.serving.tables import bad_cells, read_table, rows_of
 from mmjax.serving.wire import (
     MAX_IMAGE_BYTES,
@@ -58,7 +58,7 @@ async def predict_tabular(request: AnyRequest) -> Response[bytes]:
     engine = engine_of(request)
     _query(request)
     _expect_json(request)
-    deadline = deadline_of(engine, request.headers.get(TIMEOUT))
+    deadline = deadline_of(engine, request.headers.get(TIMEOUT), request.scope.get(RECEIVED))
     body = await read_body(request, MAX_TABLE_BYTES)
     with admitted(engine):
         started = time.perf_counter()
@@ -73,7 +73,7 @@ async def predict_image(request: AnyRequest) -> Response[bytes]:
     engine = engine_of(request)
     served = select(engine, *_query(request, "model", "version"), modality="image")
     _expect_plain(request)
-    deadline = deadline_of(engine, request.headers.get(TIMEOUT))
+    deadline = deadline_of(engine, request.headers.get(TIMEOUT), request.scope.get(RECEIVED))
     body = await read_body(request, MAX_IMAGE_BYTES)
     with admitted(engine):
         started = time.perf_counter()

@@ -311,6 +311,22 @@ def test_the_memory_of_the_old_model_is_given_back(story: Story):
     assert len(jax.live_arrays()) <= arrays
 
 
+def test_reloading_leaves_nothing_behind_in_caches(story: Story):
+    add_model(story.root, "numbers", NUMBERS, seed=1)
+
+    def objects_after(reloads: int) -> int:
+        for _ in range(reloads):
+            promote(story.root, f"numbers:{3 - int(story.served[-1])}")
+            story.reload()
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = objects_after(3)
+    after = objects_after(6)
+    assert len(story.told) == 9
+    assert after - before < 6 * 50, "JAX kept 500 objects of each reload when programs had an argmax"
+
+
 def test_padding_is_that_of_training(engine: Engine):
     served = engine.models[1]
     assert served.batcher is not None

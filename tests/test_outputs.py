@@ -35,6 +35,12 @@ def test_softmax(outputs):
     np.testing.assert_array_equal(found.prediction, np.argmax(found.probabilities, axis=1))
 
 
+def test_ties_and_nan_have_the_index_that_argmax_gives():
+    rows = np.array([[1, 1, 0], [0, 2, 2], [np.nan, 0, 0], [-np.inf, 0, 0], [np.inf, 0, 0]], np.float32)
+    found = build_output(THREE, "cross_entropy").apply({}, rows)
+    np.testing.assert_array_equal(found.prediction, [0, 1, 0, 1, 0])
+
+
 @bounded
 @given(logits)
 def test_sigmoid(outputs):

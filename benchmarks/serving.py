@@ -1,247 +1,191 @@
 """mmjax's server answers single rows sooner, and more of them, than FastAPI with PyTorch, and sheds what is too much.
 
-Question: how long does a row of 20 numbers take, how many go through a second, and what happens at 2, 5 and 10 times
-that? Net: hidden layers [64, 64] with SiLU, 2 classes; the peers hold the same (serving_peer.py says what favours
-them). Loopback; the load (serving_load.py) comes from a process of its own on the same cores, so rates are of both.
+Questions: what does the server add to the compiled call; how many rows, tables (1,000 x 50 as raw tensors against JSON)
+and images go through a second; what happens at 2, 5 and 10 times that; how soon is it ready? Nets: hidden layers
+[64, 64] with SiLU, 2 classes, in the peers too (serving_peer.py says what favours them); ResNet-18 at 64 x 64 pixels.
+Loopback; the load (serving_load.py) comes from a process of its own on the same cores, so rates are of both.
 Hardware: two cores. Versions: Python 3.13 with jax 0.12; peers on Python 3.11 with torch 2.13.0, FastAPI 0.165,
-LitServe 0.2.19. n = `--repeats` (3) runs of `--seconds` (5) each, the servers taking turns.
+LitServe 0.2.19. n = `--repeats` (3) runs of `--seconds` (2.5; images and overload twice that), servers taking turns.
 
-The bare compiled call is timed in this process. Open-loop latencies count from the moment a request was due. One number
-is told for each claim of docs/BENCHMARKS.md; the rest is in the details.
+The bare compiled call is timed in a process of its own in the same run. What the server adds is the client's latency
+less the median of that call: loopback and the client count as the server's. Latencies of an open loop count from the
+moment a request was due. `--only rows,images` measures those only, and leaves the other results as they are.
 """
 
 import argparse
-import contextlib
-import csv
-import http.client
-import json
-import re
-import socket
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from harness import ROOT, Figure, clean_environment, run_json, save_results
+from harness import Figure, run_json, save_results
 from make_peers import NoPeer, peer_python
+from serving_asks import (
+    CLIENTS,
+    CONNECTIONS,
+    DIFFERENT,
+    IMAGES,
+    SHARES,
+    TIMES,
+    images_in_forms,
+    rows_as_binary,
+    rows_as_json,
+    single_images,
+)
+from serving_figures import (
+    Each,
+    Found,
+    binary_figures,
+    common_figures,
+    each_of,
+    images_figures,
+    overload_figures,
+    rows_figures,
+    start_figures,
+)
+from serving_models import HIDDEN
+from serving_servers import HERE, Ask, Server, environment, load, mmjax_server, peer_server, resident_mb
 
-HERE = Path(__file__).resolve().parent
-COLUMNS, HIDDEN, THREADS = 20, (64, 64), 2
-ROW = {"features": [[round(0.137 * i - 1, 3) for i in range(COLUMNS)]]}
-ASK = {"path": "/predict/tabular", "body": json.dumps(ROW), "headers": {"Content-Type": "application/json"}}
-CONFIG = {
-    "name": "twenty",
-    "data": {"tabular": {"path": "table.csv", "target_column": "y"}},
-    "model": {"architecture": {"hidden_layers": list(HIDDEN), "activation": "silu", "dropout": 0.0}},
-    "training": {"epochs": 1, "batch_size": 32},
+QUEUE = 64
+"""Requests in the server at a time, in all of these."""
+
+
+class Plan(NamedTuple):
+    """What is measured, where and for how long."""
+
+    home: Path
+    seconds: float
+    repeat: int
+
+
+# ---- measuring
+
+
+def rows(plan: Plan) -> Found:
+    """Return loads of single rows on mmjax and the peers, and the latencies of mmjax at shares of its peak."""
+    ask, found = rows_as_json(1, 20, DIFFERENT), Found()
+    kinds: list[Literal["mmjax", "fastapi", "litserve"]] = ["mmjax", "fastapi", "litserve"]
+    for kind in kinds if plan.repeat % 2 == 0 else kinds[::-1]:
+        if kind != "mmjax":
+            with peer_server(kind, ask, columns=20, hidden_layers=HIDDEN) as server:
+                found[kind] = _one_and_many(server, ask, plan.seconds, CLIENTS)
+            continue
+        found["bare_ms"] = bare_ms(plan, "twenty", 1)
+        with mmjax_server(plan.home, "twenty", "--queue", str(QUEUE)) as server:
+            found[kind] = _one_and_many(server, ask, plan.seconds, CLIENTS)
+            peak = found[kind]["many"]["good_per_s"]
+            found["open"] = {
+                share: load(server, ask, plan.seconds, rate=share / 100 * peak, connections=CONNECTIONS)
+                for share in SHARES
+            }
+            found["resident_mb"] = resident_mb(server)
+    return found
+
+
+def binary(plan: Plan) -> Found:
+    """Return loads of 1,000 x 50 numbers: raw and as JSON on mmjax, as JSON on FastAPI."""
+    raw, text = rows_as_binary("fifty", 1000, 50), rows_as_json(1000, 50)
+    with mmjax_server(plan.home, "fifty", "--queue", str(QUEUE)) as server:
+        found: Found = {"binary": _one_and_many(server, raw, plan.seconds, 4)}
+        found["json"] = load(server, text, plan.seconds, clients=1)
+        found["resident_mb"] = resident_mb(server)
+    with peer_server("fastapi", text, columns=50, hidden_layers=HIDDEN) as server:
+        found["fastapi"] = _one_and_many(server, text, plan.seconds, 4)
+    return found
+
+
+def images(plan: Plan) -> Found:
+    """Return loads of images, and the milliseconds of the bare executable at its largest bucket."""
+    found: Found = {"bare_ms": bare_ms(plan._replace(seconds=2 * plan.seconds), "pictures", IMAGES)}
+    one, form = single_images(), images_in_forms(IMAGES)
+    with mmjax_server(plan.home, "pictures", "--queue", str(QUEUE)) as server:
+        found["single"] = _one_and_many(server, one, 2 * plan.seconds, CLIENTS, ramp_s=2.0)
+        found["forms"] = load(server, form, 2 * plan.seconds, clients=4, ramp_s=2.0)
+        found["resident_mb"] = resident_mb(server)
+    return found
+
+
+def overload(plan: Plan) -> Found:
+    """Return open loops at times of the peak, which is measured just before on the same server; of images and rows."""
+    found: Found = {}
+    seconds = 2 * plan.seconds
+    for what, model, ask in (
+        ("image", "pictures", single_images()),
+        ("row", "twenty", rows_as_json(1, 20, DIFFERENT)),
+    ):
+        with mmjax_server(plan.home, model, "--queue", str(QUEUE)) as server:
+            peak = load(server, ask, seconds, ramp_s=2.0, clients=CLIENTS)
+            floods = {
+                times: load(server, ask, seconds, ramp_s=1.5, rate=times * peak["good_per_s"], connections=CONNECTIONS)
+                for times in TIMES
+            }
+            found[what] = {"peak": peak, "floods": floods, "resident_mb": resident_mb(server)}
+    return found
+
+
+def start(plan: Plan) -> Found:
+    """Return the seconds from the start of the process to ready, with an empty compile cache and with a full one."""
+    found: Found = {}
+    for cache in ("empty", "warm"):
+        folder = str(plan.home / f"cache{plan.repeat}")
+        with mmjax_server(plan.home, "twenty", MMJAX_CACHE_DIR=folder) as server:
+            found[cache] = server.start_s
+    return found
+
+
+def bare_ms(plan: Plan, model: str, rows: int) -> float:
+    """Return the median milliseconds of the compiled call for so many rows, in a process of its own."""
+    asked = {"registry": str(plan.home / "registry"), "model": model, "rows": rows, "seconds": plan.seconds}
+    command = [sys.executable, HERE / "serving_bare.py"]
+    return run_json(command, env=environment(plan.home), timeout_s=300, request=asked).document["ms"]
+
+
+def _one_and_many(server: Server, ask: Ask, seconds: float, clients: int, **how: Any) -> Found:
+    return {
+        "one": load(server, ask, seconds, clients=1, **how),
+        "many": load(server, ask, seconds, clients=clients, **how),
+    }
+
+
+PARTS: dict[str, tuple[Callable[[Plan], Found], Callable[[Each], list[Figure]]]] = {
+    "rows": (rows, rows_figures),
+    "binary": (binary, binary_figures),
+    "images": (images, images_figures),
+    "overload": (overload, overload_figures),
+    "start": (start, start_figures),
 }
-
-
-class Server(NamedTuple):
-    """A server that answers."""
-
-    port: int
-    start_s: float
-    """From the start of the process until it is ready."""
-
-
-def train(home: Path) -> None:
-    """Register a network of the size in question."""
-    rng = np.random.default_rng(0)
-    with (home / "table.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*(f"c{i}" for i in range(COLUMNS)), "y"])
-        for row in rng.normal(size=(300, COLUMNS)).round(4):
-            writer.writerow([*row, "ab"[int(row[0] > 0)]])
-    (home / "twenty.yaml").write_text(json.dumps(CONFIG))
-    command = [sys.executable, "-m", "mmjax.train", "--config", "twenty.yaml"]
-    done = subprocess.run(command, cwd=home, env=environment({}), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-
-
-def environment(extra: dict[str, str]) -> dict[str, str]:
-    """Return the environment of a server that runs in another folder."""
-    return clean_environment({"PYTHONPATH": str(ROOT), "NPROC": str(THREADS), **extra})
-
-
-@contextlib.contextmanager
-def mmjax_server(home: Path, *arguments: str, **extra: str) -> Iterator[Server]:
-    """Give mmjax's server, ready."""
-    command = [sys.executable, "-m", "mmjax.serve", "--model", "twenty", "--port", "0", "--log", "none", *arguments]
-    started, port = time.perf_counter(), 0
-    process = subprocess.Popen(command, cwd=home, env=environment(extra), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if found := re.search(r" on http://127\.0\.0\.1:(\d+)$", line.rstrip()):
-                port = int(found[1])
-            if line.startswith("ready"):
-                break
-        yield Server(port, time.perf_counter() - started)
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-@contextlib.contextmanager
-def peer_server(kind: str) -> Iterator[Server]:
-    """Give a peer's server, ready. Raises NoPeer."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    asked = {"kind": kind, "port": port, "columns": COLUMNS, "hidden_layers": HIDDEN, "classes": 2, "threads": THREADS}
-    command = [peer_python(), HERE / "serving_peer.py"]
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=clean_environment({}))
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(asked))
-    process.stdin.close()
-    try:
-        _wait_for(port, process)
-        yield Server(port, time.perf_counter() - started)
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _wait_for(port: int, process: subprocess.Popen[str]) -> None:
-    for _ in range(600):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        with contextlib.suppress(OSError), contextlib.closing(connection):
-            connection.request("POST", ASK["path"], ASK["body"], ASK["headers"])
-            if connection.getresponse().status == 200:
-                return
-        if process.poll() is not None:
-            raise RuntimeError(f"the peer ended with {process.returncode}")
-        time.sleep(0.1)
-    raise RuntimeError("the peer does not answer")
-
-
-def load(server: Server, seconds: float, **how: Any) -> dict[str, Any]:
-    """Return the figures of a load."""
-    request = {**ASK, "port": server.port, "seconds": seconds, **how}
-    return run_json(
-        [sys.executable, HERE / "serving_load.py"], env={}, timeout_s=seconds + 120, request=request
-    ).document
-
-
-def bare_ms(home: Path) -> float:
-    """Return the median milliseconds of the compiled call of one row, in a process of its own."""
-    code = """
-import json, time, numpy as np
-from mmjax.backend import configure
-configure(overlap=False)
-from mmjax.serving.engine import blank_batch, load_models, make_engine, stop, warm
-engine = make_engine(load_models(["twenty"], "registry", max_batch=1), queue=1); warm(engine)
-(served,) = engine.models; batch = blank_batch(served.predictor.schema, 1); times = []
-for _ in range(5000):
-    began = time.perf_counter(); served.batcher.programs[1](batch); times.append(time.perf_counter() - began)
-stop(engine); print(json.dumps({"ms": 1e3 * float(np.median(times))}))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=home, env=environment({}), capture_output=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])["ms"]
-
-
-def overload(server: Server, peak: float, seconds: float) -> dict[str, dict[str, Any]]:
-    """Return the figures of an open loop at 2, 5 and 10 times the peak."""
-    many = {"connections": 400, "warm": False}
-    return {f"{times}x": load(server, seconds, rate=times * peak, **many) for times in (2, 5, 10)}
-
-
-def measure(home: Path, seconds: float, repeats: int) -> tuple[list[Figure], dict[str, Any]]:
-    """Return the figures and the details."""
-    one: dict[str, list[dict[str, Any]]] = {}
-    many: dict[str, list[dict[str, Any]]] = {}
-    kinds = ["mmjax", "fastapi", "litserve"]
-    cold: list[float] = []
-    warm: list[float] = []
-    floods: dict[str, dict[str, Any]] = {}
-    for repeat in range(repeats):
-        with mmjax_server(home, MMJAX_CACHE_DIR=str(home / f"cache{repeat}")) as server:
-            cold.append(server.start_s)
-        for kind in kinds if repeat % 2 == 0 else kinds[::-1]:
-            with mmjax_server(home, "--queue", "64") if kind == "mmjax" else peer_server(kind) as server:
-                one.setdefault(kind, []).append(load(server, seconds, clients=1))
-                many.setdefault(kind, []).append(load(server, seconds, clients=32))
-                if kind == "mmjax":
-                    warm.append(server.start_s)
-                    if repeat == 0:
-                        floods = overload(server, many[kind][0]["good_per_s"], seconds)
-    bare = bare_ms(home)
-    details = {"bare_call_ms": bare, "one_client": one, "32_clients": many, "overload": floods}
-    return figures(one, many, bare, {"empty": cold, "warm": warm}, floods), details
-
-
-def figures(
-    one: dict[str, list[dict[str, Any]]],
-    many: dict[str, list[dict[str, Any]]],
-    bare: float,
-    starts: dict[str, list[float]],
-    floods: dict[str, dict[str, Any]],
-) -> list[Figure]:
-    """Return a Figure for each claim."""
-
-    def each(found: dict[str, list[dict[str, Any]]], kind: str, key: str) -> tuple[float, ...]:
-        return tuple(run[key] for run in found[kind])
-
-    peer_p50, rate = each(one, "fastapi", "p50_ms"), each(many, "mmjax", "good_per_s")
-    per_s = statistics.median(each(many, "fastapi", "good_per_s"))
-    peak = rate[0]
-    made = [
-        Figure(
-            "reply beyond the compiled call, p50",
-            "ms",
-            tuple(v - bare for v in each(one, "mmjax", "p50_ms")),
-            "<=",
-            0.3,
-        ),
-        Figure(
-            "reply beyond the compiled call, p99",
-            "ms",
-            tuple(v - bare for v in each(one, "mmjax", "p99_ms")),
-            "<=",
-            1.0,
-        ),
-        Figure("whole reply, p50", "ms", each(one, "mmjax", "p50_ms"), "<=", statistics.median(peer_p50)),
-        Figure("whole reply of FastAPI + PyTorch, p50", "ms", peer_p50),
-        Figure("whole reply of LitServe, p50", "ms", each(one, "litserve", "p50_ms")),
-        Figure("32 clients, times FastAPI + PyTorch's rate", "x", tuple(value / per_s for value in rate), ">=", 3.0),
-        Figure("32 clients", "rows/s", rate),
-        Figure("32 clients, FastAPI + PyTorch", "rows/s", each(many, "fastapi", "good_per_s")),
-        Figure("32 clients, LitServe", "rows/s", each(many, "litserve", "good_per_s")),
-        Figure("cold start to ready, empty cache", "s", tuple(starts["empty"]), "<=", 6.0),
-        Figure("cold start to ready, warm cache", "s", tuple(starts["warm"]), "<=", 3.0),
-    ]
-    for times, flood in floods.items():
-        bad = sum(n for status, n in flood["statuses"].items() if status not in ("200", "503"))
-        made += [
-            Figure(f"{times} overload: answered, of the peak", "", (flood["good_per_s"] / peak,), ">=", 0.9),
-            Figure(f"{times} overload: accepted, p99 from when due", "ms", (flood["p99_ms"],)),
-            Figure(f"{times} overload: probe, p99", "ms", (flood["probe_p99_ms"],), "<=", 5.0),
-            Figure(f"{times} overload: replies other than 200 and 503", "", (float(bad),), "<=", 0.0),
-        ]
-    return made
+"""Part -> what measures it, and what makes Figures of it."""
 
 
 def main() -> None:
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=2.5)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, with commas between [{','.join(PARTS)}]")
     arguments = parser.parse_args()
+    parts = [part for part in PARTS if part in arguments.only.split(",")]
+    if unknown := set(arguments.only.split(",")) - set(PARTS):
+        parser.error(f"--only: expected parts among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     try:
         peer_python()
     except NoPeer as error:
         sys.exit(f"skipped: {error}")
+    found: dict[str, list[Found]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        train(Path(folder))
-        found, details = measure(Path(folder), arguments.seconds, arguments.repeats)
-    save_results("serving", found, **details)
+        home = Path(folder)
+        command = [sys.executable, HERE / "serving_models.py", home / "registry"]
+        run_json(command, env=environment(home), timeout_s=120)
+        for repeat in range(arguments.repeats):
+            for part in parts:
+                print(f"{part}, {repeat + 1} of {arguments.repeats}", flush=True)
+                found[part].append(PARTS[part][0](Plan(home, arguments.seconds, repeat)))
+    figures = [figure for part in parts for figure in PARTS[part][1](each_of(found[part]))]
+    figures += common_figures([repeat for part in parts for repeat in found[part]])
+    name = "serving" if parts == list(PARTS) else f"serving-{'-'.join(parts)}"
+    save_results(name, figures, found=found, seconds=arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ from mmjax.serving.answering import CLIENT_LEFT, Answered, count, finite_rows
 from mmjax.serving.batcher import SMALL_ROWS, Batcher, Job, Ran, is_quick, late, leave, run_here, submit
 from mmjax.serving.engine import Engine, overloaded, waiting
 from mmjax.serving.observe import RECEIVED
-from mmjax.serving.outer import ADMITTED, SHED_ROUTE, Told, Watch, answered, identify, problem_reply
+from mmjax.serving.outer import ADMITTED, SHED_ROUTE, Report, Watch, answered, identify, problem_reply
 from mmjax.serving.probes import PROBES
 from mmjax.serving.routes import INLINE_BYTES, notes_of, server_timing
 from mmjax.serving.tables import Table, batch_of, read_table
-from mmjax.serving.wire import Refused, encode_json, encode_reply, told
+from mmjax.serving.wire import Refused, encode_json, encode_reply, words_of
 from mmjax.training.scoring import Scores
 
 PATH, METHOD = "/predict/tabular", "POST"
@@ -170,7 +170,7 @@ class Express:
         body, (request_id, trace) = encode_json(document), identify(scope["headers"])
         done = connection.answer(held, _status_line(status), HEAD % (len(body), request_id.encode()), body)
         outcome = (status, "ok" if status == HTTPStatus.OK else str(int(status))) if done else GONE
-        what = Told(path, "GET", *outcome, request_id, trace)
+        what = Report(path, "GET", *outcome, request_id, trace)
         answered(self._watch, what, time.monotonic() - arrived, {}, quiet=True)
 
     def gone(self, connection: Connection) -> None:
@@ -277,20 +277,21 @@ class Express:
         self._queued.pop(call.connection, None)
         self._quick -= quick
         self._plan_round(call.connection.loop)
-        error = result.exception()
-        if error is None and finite_rows(result.result()) is None:
-            ran = Ran(result.result(), job.infer_s, job.bucket)
-            self._send([(call, table)], ran, job.started, 0.0)
-            count(self._watch.metrics, table.served, columns, job.batch, ran.scores)
-        elif isinstance(error, Refused):
+        error, left = result.exception(), [(call, table)]
+        if isinstance(error, Refused):
             self._refuse(call, error)
-        else:
+            return
+        with contextlib.suppress(Exception):  # refusals and faults are told on the ordinary way
+            if error is None and finite_rows(result.result()) is None:
+                self._send(left, Ran(result.result(), job.infer_s, job.bucket), job.started, 0.0)
+                count(self._watch.metrics, table.served, columns, job.batch, result.result())
+        if left:
             self._start(call)
 
     def _send(self, calls: list[tuple[Call, Table]], ran: Ran, started: float, encode_s: float) -> None:
         """Write the reply to each request, count it, tell the log and take it from the list."""
         served, metrics, infer_s, at = calls[0][1].served, self._watch.metrics, ran.seconds, 0
-        words, label = told(served.predictor.schema, ran.scores), str(served)
+        words, label = words_of(served.predictor.schema, ran.scores), str(served)
         metrics.stage(label, "infer", infer_s, len(calls))
         while calls:
             (call, table), began = calls[0], time.monotonic()
@@ -328,7 +329,7 @@ class Express:
         self._leave(call)
         if call.caller is not None:
             notes["key"] = call.caller
-        what = Told(route, METHOD, *outcome, call.request_id, call.trace)
+        what = Report(route, METHOD, *outcome, call.request_id, call.trace)
         answered(self._watch, what, time.monotonic() - call.arrived, notes)
 
     def _leave(self, call: Call) -> None:

@@ -179,14 +179,14 @@ def _finish(watch: Watch, visit: Visit) -> None:
     quiet = visit.path.startswith(QUIET)
     answered(
         watch,
-        Told(route, visit.method, status, reason, visit.request_id, visit.trace),
+        Report(route, visit.method, status, reason, visit.request_id, visit.trace),
         seconds,
         visit.notes,
         quiet=quiet,
     )
 
 
-class Told(NamedTuple):
+class Report(NamedTuple):
     """What is told of every request."""
 
     route: str
@@ -197,23 +197,23 @@ class Told(NamedTuple):
     trace: tuple[str, str] | None
 
 
-def answered(watch: Watch, told: Told, seconds: float, notes: Mapping[str, Any], *, quiet: bool = False) -> None:
+def answered(watch: Watch, report: Report, seconds: float, notes: Mapping[str, Any], *, quiet: bool = False) -> None:
     """Count a request that has been answered, and write its line of the log unless it is `quiet`."""
-    if told.status in SHED and told.reason != str(told.status):
-        watch.metrics.shed(told.reason)
-    watch.metrics.request(told.route, told.method, told.status, told.reason, seconds)
+    if report.status in SHED and report.reason != str(report.status):
+        watch.metrics.shed(report.reason)
+    watch.metrics.request(report.route, report.method, report.status, report.reason, seconds)
     if watch.log is None or quiet:
         return
     facts: dict[str, Any] = {
-        "request_id": told.request_id,
-        "route": told.route,
-        "method": told.method,
-        "status": told.status,
-        "reason": told.reason,
+        "request_id": report.request_id,
+        "route": report.route,
+        "method": report.method,
+        "status": report.status,
+        "reason": report.reason,
         "ms": round(1e3 * seconds, 3),
     }
-    if told.trace:
-        facts["trace_id"], facts["parent_id"] = told.trace
+    if report.trace:
+        facts["trace_id"], facts["parent_id"] = report.trace
     facts.update(notes)
     watch.log.tell("request", facts)
 

@@ -25,7 +25,7 @@ from mmjax.serving.wire import (
     image_columns,
     image_files,
     table_columns,
-    told,
+    words_of,
 )
 
 NO_NUMBER = "non-finite-output"
@@ -93,7 +93,7 @@ async def _reply(engine: Engine, served: Served, body: bytes) -> bytes:
     else:
         columns = image_columns(schema, image_files("image/*", body))
     answered = await answer(engine, served, columns, request_id="")
-    return encode_reply(told(schema, answered.scores), served.name, seconds=answered.infer_s, request_id="")
+    return encode_reply(words_of(schema, answered.scores), served.name, seconds=answered.infer_s, request_id="")
 
 
 def live_answers(predictor: Predictor, sample: Sample, url: str) -> tuple[Answers, str]:

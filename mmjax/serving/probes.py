@@ -15,7 +15,7 @@ BEAT_S = 1.0
 STUCK_S = 60.0
 """Longer than that no batch takes: a thread that has not answered since then is stuck or gone."""
 
-Told = tuple[HTTPStatus, dict[str, Any]]
+ProbeReply = tuple[HTTPStatus, dict[str, Any]]
 """Status and document of a reply."""
 
 
@@ -44,28 +44,28 @@ class Pulse:
         self._asked = None
 
 
-def live(engine: Engine, pulse: Pulse) -> Told:
+def live(engine: Engine, pulse: Pulse) -> ProbeReply:
     """Return 200 while the event loop turns and the device's thread does, else 503; whatever models and load do."""
     return _status(fresh := pulse.fresh()), {"status": "ok" if fresh else "stuck"}
 
 
-def ready(engine: Engine, pulse: Pulse) -> Told:
+def ready(engine: Engine, pulse: Pulse) -> ProbeReply:
     """Return 200 while requests are answered, else 503: models are being compiled, or the server is ending."""
     return _status((now := phase(engine)) == "ready"), {"status": now}
 
 
-def startup(engine: Engine, pulse: Pulse) -> Told:
+def startup(engine: Engine, pulse: Pulse) -> ProbeReply:
     """Return 200 from the moment that the models are compiled, until the end; else 503."""
     started = engine.ready.is_set()
     return _status(started), {"status": "started" if started else "starting"}
 
 
-def v2_live(engine: Engine, pulse: Pulse) -> Told:
+def v2_live(engine: Engine, pulse: Pulse) -> ProbeReply:
     """Return `live` in the words of the Open Inference Protocol."""
     return _status(fresh := pulse.fresh()), {"live": fresh}
 
 
-def v2_ready(engine: Engine, pulse: Pulse) -> Told:
+def v2_ready(engine: Engine, pulse: Pulse) -> ProbeReply:
     """Return `ready` in the words of the Open Inference Protocol, and of clients that look for `live` there."""
     return _status(is_ready := phase(engine) == "ready"), {"ready": is_ready, "live": True}
 
@@ -74,7 +74,7 @@ def _status(good: bool) -> HTTPStatus:
     return HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
 
 
-PROBES: Mapping[str, Callable[[Engine, Pulse], Told]] = MappingProxyType(
+PROBES: Mapping[str, Callable[[Engine, Pulse], ProbeReply]] = MappingProxyType(
     {
         "/health/live": live,
         "/health/ready": ready,

@@ -23,7 +23,7 @@ from mmjax.serving.wire import (
     encode_reply,
     image_columns,
     image_files,
-    told,
+    words_of,
 )
 
 BODY_TIMEOUT_S = 30.0
@@ -128,7 +128,7 @@ async def _answered(
         gone=client_gone(request.receive),
     )
     got = time.perf_counter()
-    words = told(served.predictor.schema, answered.scores)
+    words = words_of(served.predictor.schema, answered.scores)
     reply = encode_reply(words, served.name, seconds=answered.infer_s, request_id=request_id)
     headers = {"server-timing": told_timing(request, served, answered, encode_s=time.perf_counter() - got)}
     return Response(reply, media_type=MediaType.JSON, headers=headers)

@@ -349,33 +349,33 @@ def image_cells(images: Sequence[bytes | np.ndarray]) -> np.ndarray:
 # ---- replies
 
 
-class Told(NamedTuple):
+class Words(NamedTuple):
     """Scores as a Reply has them, row by row; see there."""
 
     predictions: list[int | float]
     labels: list[str] | None
     probabilities: list[list[float]] | None
 
-    def part(self, start: int, stop: int) -> "Told":
+    def part(self, start: int, stop: int) -> "Words":
         """Return the rows from `start` to before `stop`."""
-        return Told(
+        return Words(
             self.predictions[start:stop],
             None if self.labels is None else self.labels[start:stop],
             None if self.probabilities is None else self.probabilities[start:stop],
         )
 
 
-def told(schema: Schema, scores: Scores) -> Told:
+def words_of(schema: Schema, scores: Scores) -> Words:
     """Return Scores in the words of a reply."""
     if scores.probabilities is None:
-        return Told(to_predictions(schema, scores).prediction.tolist(), None, None)
+        return Words(to_predictions(schema, scores).prediction.tolist(), None, None)
     predictions, classes = scores.prediction.tolist(), schema.target.classes
-    return Told(predictions, [classes[index] for index in predictions], scores.probabilities.tolist())
+    return Words(predictions, [classes[index] for index in predictions], scores.probabilities.tolist())
 
 
-def encode_reply(told: Told, model: ModelName, *, seconds: float, request_id: str) -> bytes:
+def encode_reply(words: Words, model: ModelName, *, seconds: float, request_id: str) -> bytes:
     """Return the Reply as JSON."""
-    return _encode(Reply(*told, round(1e3 * seconds, 4), model, request_id))
+    return _encode(Reply(*words, round(1e3 * seconds, 4), model, request_id))
 
 
 def encode_problem(refused: Refused, request_id: str) -> bytes:

@@ -281,6 +281,20 @@ def test_watching_follows_an_alias_while_requests_are_answered(start: Callable[.
     assert eventually(lambda: version(server) == 1)
 
 
+def test_watching_brings_back_what_it_has_brought_before(start: Callable[..., Process], folder: Path, made: Path):
+    registry = folder / "registry"
+    publish(folder, made, 2)
+    promote(registry, "numbers:1")
+    server = start("--model", "numbers@production", "--watch", "1").ready()
+    promote(registry, "numbers:2")
+    assert eventually(lambda: version(server) == 2)
+    promote(registry, "numbers:1")
+    server.process.send_signal(signal.SIGHUP)
+    assert eventually(lambda: version(server) == 1), "before the next look, which finds nothing new"
+    promote(registry, "numbers:2")
+    assert eventually(lambda: version(server) == 2)
+
+
 # ---- requests
 
 

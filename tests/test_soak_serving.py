@@ -45,11 +45,13 @@ SEEN_S = 30.0
 WATCH_S = 0.5
 GROWTH_MIB = 16.0
 """How far resident memory may grow once warm."""
+RELOADING_MIB = 5.0
+"""How far over eighty reloads: with a cache of JAX's that kept every program it was 6.6, without it 3.0."""
 TELLING_REQUESTS = 200_000
 """Fewer requests do not tell a leak from warming up."""
 ALIAS, MODELS = "numbers@production", ("kinds", "shades", "price")
-BUCKETS = 9
-"""Programs that are compiled for a table model: 1, 2, 4 ... 256 rows."""
+BUCKETS = 11
+"""Programs that are compiled for a table model: 1, 2, 4 ... 1,024 rows."""
 JSON = ["Content-Type: application/json"]
 
 
@@ -633,4 +635,4 @@ def test_a_hundred_reloads_under_gentle_load(home: Path, capsys: pytest.CaptureF
         show(capsys, f"{changes.made} reloads and {load.sent:,} requests in {seconds:.0f} s; {memory}")
         assert not load.faults, "\n".join(load.faults)
         check_books(server, before, load, changes)
-        assert grown < GROWTH_MIB, memory
+        assert grown < RELOADING_MIB, memory

@@ -22,7 +22,6 @@ from mmjax.artifact.bundle import Golden, load_bundle
 from mmjax.artifact.files import plain
 from mmjax.artifact.models import locate_model
 from mmjax.artifact.predictor import (
-    LARGEST_BUCKET,
     Predictor,
     bundle_predictor,
     golden_columns,
@@ -46,6 +45,8 @@ Phase = Literal["starting", "ready", "stopping"]
 
 NO_OUTPUTS = np.empty((0, 0), np.float32)
 """In the place of raw outputs, which nobody asks a server for."""
+MAX_BATCH = 1024
+"""Rows that go through a model together at most; of images MAX_IMAGES."""
 TIMED, LONG_S = 5, 0.02
 """A program is timed so often when it is warm, but once where it takes longer than that, in seconds."""
 RETRY_MOST_S = 30
@@ -140,7 +141,7 @@ def load_served(reference: str, registry: str | Path, *, max_batch: int | None =
         "metrics": contents.metrics,
         "card": public_card(contents.card, predictor.config),
     }
-    largest = min(max_batch or LARGEST_BUCKET, LARGEST_BUCKET if modality == "table" else MAX_IMAGES)
+    largest = min(max_batch or MAX_BATCH, MAX_BATCH if modality == "table" else MAX_IMAGES)
     largest = 1 << (largest.bit_length() - 1)
     bounded = tuple((i, c) for i, c in enumerate(schema.of_kind("numeric")) if (c.minimum, c.maximum) != (None, None))
     return Served(name, predictor, modality, largest, plain(description), contents.golden, bounded=bounded)

@@ -18,7 +18,6 @@ from functools import cache, partial
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 
-from mmjax.artifact.predictor import LARGEST_BUCKET
 from mmjax.data.pipeline import batch_rows, take
 from mmjax.schema import Batch, Columns
 from mmjax.serving.answering import CLIENT_LEFT, Answered, count, finite_rows
@@ -46,6 +45,8 @@ ROUND_ROWS = 32
 ROUND_REFUSALS = 2
 """Requests that are refused in a round for want of a place. The others wait, which costs nothing: who is refused at
 once may ask again at once, and then the server would do little else."""
+WAITING_ROWS = 256
+"""Rows that wait for a busy device at a time."""
 REFUSED_EVERY_S = 0.002
 """Time between such refusals while nothing can be answered."""
 CROWD = b"POST /predict/tabular HTTP/"
@@ -205,7 +206,7 @@ class Express:
             for group in _alike(self._in_time(calls)):
                 self._answer(group)
             if self._quick:  # the device is busy: as many as it takes at once wait for it
-                most = LARGEST_BUCKET
+                most = WAITING_ROWS
         places, self._refusing = self._engine.places, True
         for _ in range(min(len(self._crowd) + places.taken - places.most, len(self._crowd), ROUND_REFUSALS)):
             self._crowd.pop().go_on()

@@ -29,6 +29,8 @@ from mmjax.serving.wire import Refused, encode_problem
 
 FRAMING_BYTES = 256 * 1024
 """Chunk sizes, chunk extensions and trailers of one body."""
+AHEAD_BYTES = 2**20
+"""What is read of a body before the app asks for it. uvicorn reads 64 KiB ahead: three rounds more for 200 KiB."""
 LATER_BYTES = 64 * 1024
 """What a client may send while its request waits to be parsed; then it has to wait too."""
 HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -227,6 +229,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Pass on a piece of the body."""
         self._framing_bytes -= len(body)
         super().on_body(body)
+        if self.flow.read_paused and len(self.cycle.body) < AHEAD_BYTES:
+            self.flow.resume_reading()
 
     def on_message_complete(self) -> None:
         """End the time for the body."""

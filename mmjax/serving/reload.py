@@ -62,12 +62,17 @@ async def watch(engine: Engine, source: Source, tell: Tell, *, every_s: float) -
     loop, failed = asyncio.get_running_loop(), ""
     while True:
         await asyncio.sleep(every_s)
-        if not engine.ready.is_set():
-            continue
-        meant = await loop.run_in_executor(engine.keeper, _meant, engine, source)
-        if meant != failed and await loop.run_in_executor(engine.keeper, changed, engine, source):
-            await loop.run_in_executor(engine.keeper, reload_models, engine, source, tell)
-            failed = meant
+        if engine.ready.is_set():
+            failed = await loop.run_in_executor(engine.keeper, _look, engine, source, tell, failed)
+
+
+def _look(engine: Engine, source: Source, tell: Tell, failed: str) -> str:
+    """Reload what has changed, unless that `failed` before; return what references mean if it failed, else nothing."""
+    meant = _meant(engine, source)
+    if meant == failed or not changed(engine, source):
+        return failed if meant == failed else ""
+    reload_models(engine, source, tell)
+    return meant if changed(engine, source) and meant == _meant(engine, source) else ""
 
 
 def _meant(engine: Engine, source: Source) -> str:

@@ -28,7 +28,7 @@ class Settings(Section, frozen=True):
     host: Annotated[Text, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes any.")] = 8000
     queue: Annotated[Count, Meta(description="Requests in the server at a time; more are answered with 503.")] = 256
-    max_batch: Annotated[int, Meta(ge=1, le=256, description="Rows that go through a model together at most.")] = 256
+    max_batch: Annotated[int, Meta(ge=1, le=1024, description="Rows that go through a model together at most.")] = 1024
     deadline_ms: Annotated[
         Count, Meta(description="Time for waiting and computing where a request sets no X-Request-Timeout-Ms.")
     ] = 30_000

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mmjax.artifact.models import load_model
-from mmjax.serving.limits import Limits
+from mmjax.serving import express
+from mmjax.serving.limits import Key, Limits
 from tests.live import GOOD, JSON, ROW, Reply, Thread, make_home, read_reply, request, thread
 
 ORDINARY = "X-Request-Timeout-Ms: 30000"
@@ -281,3 +282,59 @@ def test_a_probe_is_answered_alike_whatever_comes_with_it(server: Thread, path: 
     with server.client.connected() as client:
         client.sendall(request("GET", path, b"a body"))
         assert read_reply(client).status == 200
+
+
+BAD_CHUNK = table(b"", "Transfer-Encoding: chunked", "X-Request-ID: B") + b"xyz\r\n"
+
+
+def test_a_broken_request_behind_another_takes_nothing_from_it_or_from_others(server: Thread):
+    good = table({"rows": [ROW]}, "X-Request-ID: A")
+    for _ in range(3):
+        with connections(server, 12) as clients:
+            for i, client in enumerate(clients):
+                client.sendall(good + BAD_CHUNK if i % 4 == 1 else good)
+            replies = [read_reply(client) for client in clients]
+        assert [(reply.status, reply.headers["x-request-id"]) for reply in replies] == [(200, "A")] * 12
+    assert server.client.counted("in_flight") == 1
+    assert server.engine.places.taken == 0
+
+
+def test_a_broken_request_behind_one_that_waits_leaks_no_place(registry: Path):
+    with thread(registry, Limits(), deadline_s=0.3) as server:
+        with busy_device(server) as release, connections(server, 4) as clients:
+            for client in clients:
+                client.sendall(table({"rows": [ROW]}, "X-Request-ID: A") + BAD_CHUNK)
+            assert [read_reply(client).status for client in clients] == [504] * 4
+            release.set()
+        eventually(lambda: server.engine.places.taken == 0)
+        assert server.client.counted("in_flight") == 1
+        server.client.good()
+
+
+def test_an_idle_connection_stays_after_a_probe(registry: Path):
+    with (
+        thread(registry, Limits(header_timeout_s=0.3)) as server,
+        server.client.connected() as client,
+        client.makefile("rb") as file,
+    ):
+        for path in ("/health/live", "/health/ready"):
+            client.sendall(request("GET", path))
+            assert next_reply(file).status == 200
+            time.sleep(0.8)
+        client.sendall(table({"rows": [ROW]}))
+        assert next_reply(file).status == 200
+
+
+@pytest.mark.parametrize("header", ["Expect: 100-continue", "Upgrade: h2c"])
+def test_a_probe_that_is_not_plain_goes_the_ordinary_way(server: Thread, header: str):
+    with server.client.connected() as client:
+        client.sendall(request("GET", "/health/live", b"", [header, "Content-Length: 5", "Connection: Upgrade"]))
+        assert read_reply(client).status == 200
+
+
+def test_without_a_key_a_large_body_is_not_read(registry: Path, monkeypatch: pytest.MonkeyPatch):
+    read: list[bytes] = []
+    monkeypatch.setattr(express, "read_table", lambda engine, body: read.append(body))
+    with thread(registry, Limits(keys=(Key("app", bytes(32)),))) as server:
+        assert server.client.say(table({"rows": some_rows(0, 30)})).status == 401
+    assert read == []

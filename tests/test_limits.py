@@ -301,7 +301,7 @@ def test_a_changed_uvicorn_is_seen(monkeypatch: pytest.MonkeyPatch):
     class Other(HttpToolsProtocol):
         def __init__(self, config, server_state, app_state, _loop=None):
             self.parser = self.transport = self.loop = self.flow = self.cycle = self.headers = None
-            self.connections = self.server_state = set()
+            self.connections = self.server_state = self.pipeline = self.timeout_keep_alive_task = set()
 
         def on_body(self, body, more):
             pass

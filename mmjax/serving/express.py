@@ -100,7 +100,7 @@ class Express:
     def __init__(self, engine: Engine, watch: Watch) -> None:
         self._engine, self._watch = engine, watch
         self._calls: deque[Call] = deque()
-        self._crowd: deque[Connection] = deque()
+        self._crowd: dict[Connection, None] = {}
         """Connections whose request has not been parsed."""
         self._refusing = False
         self._queued: dict[Connection, tuple[Batcher, Job]] = {}
@@ -115,7 +115,9 @@ class Express:
     def is_plain(self, scope: Any) -> bool:
         """Return whether a request with this head may go this way: then `take` is asked once its body has come."""
         if scope["method"] == "GET":
-            return scope["path"] in PROBES and not scope["query_string"] and len(scope["headers"]) <= PROBE_HEADERS
+            if scope["path"] not in PROBES or scope["query_string"] or len(scope["headers"]) > PROBE_HEADERS:
+                return False
+            return not any(name in BEYOND or name == b"content-length" for name, _ in scope["headers"])
         if scope["path"] != PATH or scope["method"] != METHOD or scope["query_string"]:
             return False
         for name, value in scope["headers"]:
@@ -133,7 +135,7 @@ class Express:
         first = not self._crowd and len(self._calls) < ROUND_ROWS and places.taken < places.most
         if first or not data.startswith(CROWD):
             return False
-        self._crowd.append(connection)
+        self._crowd[connection] = None
         self._plan_round(connection.loop)
         return True
 
@@ -145,13 +147,13 @@ class Express:
             self._probe(connection, held, arrived)
             return True
         try:
-            table = None
+            table, client = None, scope["client"]
+            caller = self._watch.gate.admit(PATH, scope["headers"], client[0] if client else "")
+            scope[ADMITTED] = caller
             if not self._refusing and places.taken < places.most:
                 table = read_table(self._engine, bytes(held.cycle.body))
                 if table.deterministic or table.served.batcher is None or len(table.rows) > SMALL_ROWS:
                     return False
-            client = scope["client"]
-            caller = self._watch.gate.admit(PATH, scope["headers"], client[0] if client else "")
         except Exception:  # noqa: BLE001  refusals and faults are told on the ordinary way
             return False
         call = Call(connection, held, table, caller, *identify(scope["headers"]), arrived, time.monotonic())
@@ -182,6 +184,10 @@ class Express:
             self._calls.remove(call)
             self._finish(call, PATH, GONE, {})
 
+    def forget(self, connection: Connection) -> None:
+        """Let nobody parse the request of a connection later: it ends, and does so now."""
+        self._crowd.pop(connection, None)
+
     def _plan_round(self, loop: Any) -> None:
         if self._rounds or not (self._calls or self._crowd):
             return
@@ -196,7 +202,15 @@ class Express:
 
     def _round(self, loop: Any) -> None:
         """Answer what has been gathered, or the first of it, and refuse a few for which there is no place."""
-        self._rounds, rows, most = 0, 0, 0 if self._quick else ROUND_ROWS
+        self._rounds = 0
+        try:
+            self._answer_some()
+            self._refuse_some()
+        finally:
+            self._plan_round(loop)
+
+    def _answer_some(self) -> None:
+        rows, most = 0, 0 if self._quick else ROUND_ROWS
         while rows < most:
             self._let_in()
             calls = [self._calls.popleft() for _ in range(min(len(self._calls), ROUND_ROWS))]
@@ -207,11 +221,15 @@ class Express:
                 self._answer(group)
             if self._quick:  # the device is busy: as many as it takes at once wait for it
                 most = WAITING_ROWS
+
+    def _refuse_some(self) -> None:
         places, self._refusing = self._engine.places, True
-        for _ in range(min(len(self._crowd) + places.taken - places.most, len(self._crowd), ROUND_REFUSALS)):
-            self._crowd.pop().go_on()
-        self._refusing = False
-        self._plan_round(loop)
+        try:
+            for _ in range(min(len(self._crowd) + places.taken - places.most, len(self._crowd), ROUND_REFUSALS)):
+                connection, _ = self._crowd.popitem()
+                connection.go_on()
+        finally:
+            self._refusing = False
 
     def _in_time(self, calls: list[Call]) -> list[Call]:
         """Return the requests whose deadline is to come; the others are refused."""
@@ -226,8 +244,12 @@ class Express:
     def _let_in(self) -> None:
         """Parse the first of those that wait for it, as many as a round answers."""
         places = self._engine.places
-        while self._crowd and len(self._calls) < ROUND_ROWS and places.taken < places.most:
-            self._crowd.popleft().go_on()
+        for _ in range(ROUND_ROWS):  # also of those that do not become a call
+            if not self._crowd or len(self._calls) >= ROUND_ROWS or places.taken >= places.most:
+                return
+            connection = next(iter(self._crowd))
+            del self._crowd[connection]
+            connection.go_on()
 
     def _answer(self, calls: list[tuple[Call, Table]]) -> None:
         """Answer requests to one model together; each alone where that fails; and else start over."""
@@ -315,13 +337,14 @@ class Express:
         status, headers, body = problem_reply(refused, PATH, call.request_id)
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = f"{lines}content-length: {len(body)}\r\nx-request-id: {call.request_id}\r\n".encode()
-        done = status != CLIENT_LEFT and call.connection.answer(call.held, _status_line(status), head, body)
+        done = False
+        with contextlib.suppress(RuntimeError):  # the connection is broken
+            done = status != CLIENT_LEFT and call.connection.answer(call.held, _status_line(status), head, body)
         self._finish(call, SHED_ROUTE if call.table is None else PATH, (status, refused.reason) if done else GONE, {})
 
     def _start(self, call: Call) -> None:
         """Let a request go the ordinary way, from the start but for the gate."""
         self._leave(call)
-        call.held.cycle.scope[ADMITTED] = call.caller
         call.held.cycle.scope[RECEIVED] = call.arrived
         call.connection.start(call.held)
 

@@ -65,6 +65,8 @@ class Server(uvicorn.Server):
             self._watching.cancel()
         if CLOSE not in self.config.encoded_headers:
             self.config.encoded_headers.append(CLOSE)
+        if CLOSE not in self.server_state.default_headers:  # uvicorn makes them no more
+            self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
         await self._take_last(sockets or [])
         await super().shutdown(sockets)
 

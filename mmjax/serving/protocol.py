@@ -53,7 +53,10 @@ UVICORN: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Methods of uvicorn's protocol that are called or overridden, with their parameters."""
-UVICORN_FIELDS = ("parser", "transport", "loop", "flow", "cycle", "headers", "scope", "connections", "server_state")
+UVICORN_FIELDS = (
+    "parser", "transport", "loop", "flow", "cycle", "headers", "scope", "connections", "server_state", "pipeline",
+    "timeout_keep_alive_task",
+)  # fmt: skip
 """Fields of uvicorn's protocol that are read."""
 CYCLE_FIELDS = ("response_started", "response_complete", "keep_alive", "disconnected", "message_event", "scope", "body")
 """Fields of uvicorn's cycle that are read, and some of them written."""
@@ -138,6 +141,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell of a client that left in the middle of its headers; one that left later is known to the app."""
+        if self.express is not None:
+            self.express.forget(self)
         self.go_on()
         self._stop_timer()
         self._start_held()
@@ -149,6 +154,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """End the connection, now or once its request is answered."""
+        if self.express is not None:
+            self.express.forget(self)
         self.go_on()
         super().shutdown()
 
@@ -247,8 +254,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Give a client that was answered before its body had come a short time for the rest of it."""
+        if self._stage == "refused" and not self.pipeline:
+            self.transport.close()
         super().on_response_complete()
-        if self._stage == "body":
+        if self._stage == "body" and self.cycle.response_complete:
             self._stop_timer()
             self._start_timer(self.limits.unread_timeout_s)
 
@@ -280,7 +289,7 @@ class BoundedProtocol(HttpToolsProtocol):
         Returns False when the client has left.
         """
         cycle = held.cycle
-        if cycle.disconnected:
+        if cycle.disconnected or self.transport.is_closing():
             return False
         lines, closes = _default_lines(self.server_state)
         keep_alive = cycle.keep_alive and not closes
@@ -339,7 +348,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._stage == "body":
             answered = self.cycle is not None and self.cycle.response_complete
             self._start_timer(self.limits.unread_timeout_s if answered else self.limits.body_timeout_s)
-        elif self._stage == "head" or self._answered():
+        elif self._stage == "head" or (self._answered() and self.timeout_keep_alive_task is None):
             self._start_timer(self.limits.header_timeout_s)
 
     def _start_timer(self, seconds: float) -> None:
@@ -393,6 +402,12 @@ class BoundedProtocol(HttpToolsProtocol):
         While an earlier request is being answered there is no answer to this one, but the connection is closed.
         """
         self._start_held()
+        if self.pipeline and self._stage == "body":  # an earlier request is answered first, and this one not at all
+            self.pipeline.popleft()
+            self._tell(problem.status, problem.reason)
+            self._stop_timer()
+            self._stage = "refused"
+            return
         waiting = self.cycle is not None and not self.cycle.response_complete
         mine = waiting and self._stage == "body"
         if waiting and (not mine or self.cycle.response_started):
@@ -429,11 +444,14 @@ _lines: tuple[Any, bytes, bool] = (None, b"", False)
 def _default_lines(state: ServerState) -> tuple[bytes, bool]:
     """Return the header lines of every reply, and whether they close the connection. uvicorn makes a list a second."""
     global _lines
-    if state.default_headers is not _lines[0]:
+    found = _lines  # of one reading: another server's thread may write it meanwhile
+    if state.default_headers is not found[0]:
         headers = state.default_headers
         text = b"".join(b"%b: %b\r\n" % header for header in headers)
-        _lines = (headers, text, any(name == b"connection" for name, _ in headers))
-    return _lines[1:]
+        made = (headers, text, any(name == b"connection" for name, _ in headers))
+        _lines = made
+        return made[1:]
+    return found[1:]
 
 
 def _not_http(error: Exception) -> Refused:

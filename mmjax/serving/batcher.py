@@ -197,10 +197,11 @@ def flush(batcher: Batcher) -> None:
 
 
 class Ran(NamedTuple):
-    """What became of a Batch that was run at once."""
+    """What a compiled call gave, and what it took."""
 
     scores: Scores
     seconds: float
+    """Of the call and its transfers."""
     bucket: int
 
 
@@ -214,22 +215,11 @@ def run_here(batcher: Batcher, batch: Batch) -> Ran | None:
     if not _may_run_here(batcher, rows):
         return None
     try:
-        started, bucket = time.monotonic(), bucket_of(rows, batcher.largest)
-        scores = batcher.programs[bucket](batch if rows == bucket else _padded(batcher.hosts[bucket], batch, rows))
-        seconds = time.monotonic() - started
+        ran = _run_parts(batcher, [batch], rows)
     finally:
         batcher.device.busy.release()
-    _learn(batcher, bucket, seconds)
-    batcher.observe(rows, bucket)
-    return Ran(scores if rows == bucket else _rows(scores, 0, rows), seconds, bucket)
-
-
-def _padded(host: Batch, batch: Batch, rows: int) -> Batch:
-    """Return the rows, then zeros as `pad_rows` has them, in the arrays kept for the bucket."""
-    for name, values in host.items():
-        values[:rows] = batch[name]
-        values[rows:] = 0
-    return host
+    batcher.observe(rows, ran.bucket)
+    return ran._replace(scores=_rows(ran.scores, 0, rows))
 
 
 def _may_run_here(batcher: Batcher, rows: int) -> bool:
@@ -374,33 +364,39 @@ def _together(batcher: Batcher, pieces: Sequence[Piece]) -> list[Outcome]:
         rows = range(piece.start, piece.stop)
         scores = concatenate([batcher.programs[1](take(piece.job.batch, slice(i, i + 1))) for i in rows])
         return [Outcome(piece, scores, time.monotonic() - started, 1)]
-    count = sum(piece.rows for piece in pieces)
-    bucket = bucket_of(count, batcher.largest)
-    scores = batcher.programs[bucket](_filled(batcher.hosts[bucket], pieces, count, bucket))
-    seconds = time.monotonic() - started
-    _learn(batcher, bucket, seconds)
+    ran = _run_parts(batcher, list(map(_part, pieces)), sum(piece.rows for piece in pieces))
     outcomes, start = [], 0
     for piece in pieces:
-        outcomes.append(Outcome(piece, _rows(scores, start, start + piece.rows), seconds, bucket))
+        outcomes.append(Outcome(piece, _rows(ran.scores, start, start + piece.rows), ran.seconds, ran.bucket))
         start += piece.rows
     return outcomes
 
 
-def _filled(host: Batch, pieces: Sequence[Piece], count: int, bucket: int) -> Batch:
-    """Return the rows of the pieces, then zeros as `pad_rows` has them, in the arrays kept for the bucket."""
-    if len(pieces) == 1 and count == bucket:
-        piece = pieces[0]
-        return (
-            piece.job.batch if piece.rows == piece.job.rows else take(piece.job.batch, slice(piece.start, piece.stop))
-        )
+def _part(piece: Piece) -> Batch:
+    batch = piece.job.batch
+    return batch if piece.rows == piece.job.rows else take(batch, slice(piece.start, piece.stop))
+
+
+def _run_parts(batcher: Batcher, parts: Sequence[Batch], rows: int) -> Ran:
+    """Return what the program of the bucket for `rows` gives for the rows of the parts, and padding after them."""
+    started, bucket = time.monotonic(), bucket_of(rows, batcher.largest)
+    whole = len(parts) == 1 and rows == bucket
+    scores = batcher.programs[bucket](parts[0] if whole else _filled(batcher.hosts[bucket], parts))
+    seconds = time.monotonic() - started
+    _learn(batcher, bucket, seconds)
+    return Ran(scores, seconds, bucket)
+
+
+def _filled(host: Batch, parts: Sequence[Batch]) -> Batch:
+    """Return the rows of the parts, then zeros as `pad_rows` has them, in the arrays kept for the bucket."""
     start = 0
-    for piece in pieces:
-        stop = start + piece.rows
+    for part in parts:
+        stop = start + batch_rows(part)
         for name, values in host.items():
-            values[start:stop] = piece.job.batch[name][piece.start : piece.stop]
+            values[start:stop] = part[name]
         start = stop
     for values in host.values():
-        values[count:] = 0
+        values[start:] = 0
     return host
 
 

@@ -105,8 +105,8 @@ class Express:
         self._refusing = False
         self._queued: dict[Connection, tuple[Batcher, Job]] = {}
         """Requests that wait for the device."""
-        self._rounds = 0
-        """Rounds that are to come, 0 or 1."""
+        self._planned = False
+        """Whether a round is to come."""
         self._quick = 0
         """Requests to quick models that wait for the device: until it has taken them, no more are sent after them."""
         self._beyond = BEYOND | {b"x-forwarded-for"} if watch.gate.by_address else BEYOND
@@ -189,7 +189,7 @@ class Express:
         self._crowd.pop(connection, None)
 
     def _plan_round(self, loop: Any) -> None:
-        if self._rounds or not (self._calls or self._crowd):
+        if self._planned or not (self._calls or self._crowd):
             return
         places = self._engine.places
         if not self._quick and (self._calls or places.taken < places.most):
@@ -198,11 +198,11 @@ class Express:
             loop.call_later(REFUSED_EVERY_S, self._round, loop)
         else:
             return  # until `_done`
-        self._rounds = 1
+        self._planned = True
 
     def _round(self, loop: Any) -> None:
         """Answer what has been gathered, or the first of it, and refuse a few for which there is no place."""
-        self._rounds = 0
+        self._planned = False
         try:
             self._answer_some()
             self._refuse_some()
@@ -337,9 +337,7 @@ class Express:
         status, headers, body = problem_reply(refused, PATH, call.request_id)
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = f"{lines}content-length: {len(body)}\r\nx-request-id: {call.request_id}\r\n".encode()
-        done = False
-        with contextlib.suppress(RuntimeError):  # the connection is broken
-            done = status != CLIENT_LEFT and call.connection.answer(call.held, _status_line(status), head, body)
+        done = status != CLIENT_LEFT and call.connection.answer(call.held, _status_line(status), head, body)
         self._finish(call, SHED_ROUTE if call.table is None else PATH, (status, refused.reason) if done else GONE, {})
 
     def _start(self, call: Call) -> None:

@@ -22,6 +22,7 @@ from mmjax.serving.open_inference_reply import asked_outputs, encode_infer
 from mmjax.serving.open_inference_request import Asked, InferRequest, decode_infer
 from mmjax.serving.open_inference_tensors import raw_tensor
 from mmjax.serving.routes import INLINE_BYTES, TIMEOUT, engine_of, read_body, request_id_of, told_timing
+from mmjax.serving.tables import bad_cells
 from mmjax.serving.wire import MAX_TENSOR_BYTES, Refused
 
 VERSION = version_of("mmjax")
@@ -159,7 +160,7 @@ def _read(served: Served, body: bytes, coding: str, header_length: int | None) -
     try:
         return _Read(request, outputs, Encoded(numeric_batch(schema, matrix_of(schema, request.inputs))))
     except DataError as error:
-        raise Refused(400, "bad-cell", error.problems) from error
+        raise bad_cells(error) from error
 
 
 # ---- and answered

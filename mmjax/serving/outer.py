@@ -21,8 +21,6 @@ from mmjax.serving.wire import Refused, encode_problem
 
 ADMITTED = "mmjax_admitted"
 """Where the scope keeps the name of the caller's key, or None, when the gate has let the request in already."""
-NOBODY = object()
-"""Where it has not."""
 UNLIMITED = Limits()
 """No keys and no rate."""
 UNMATCHED = "(unmatched)"
@@ -81,8 +79,9 @@ def watched(app: ASGIApp, watch: Watch) -> ASGIApp:
         visit = Visit(scope, receive, send)
         watch.inside.requests += 1
         try:
-            caller = scope.get(ADMITTED, NOBODY)  # pyright: ignore[reportAttributeAccessIssue]
-            if caller is NOBODY:
+            if ADMITTED in scope:
+                caller = scope[ADMITTED]  # pyright: ignore[reportGeneralTypeIssues]
+            else:
                 caller = watch.gate.admit(visit.path, visit.headers, visit.address)
             if caller is not None:
                 visit.notes["key"] = caller

@@ -12,13 +12,13 @@ import secrets
 import time
 from asyncio import BaseTransport, Transport
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
 from mmjax.errors import ConfigError
 from mmjax.serving.express import Express, Held
@@ -291,10 +291,13 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle = held.cycle
         if cycle.disconnected or self.transport.is_closing():
             return False
-        lines, closes = _default_lines(self.server_state)
+        lines, closes = _default_lines(tuple(self.server_state.default_headers))
         keep_alive = cycle.keep_alive and not closes
         close = b"\r\n" if keep_alive or closes else b"connection: close\r\n\r\n"
-        self.transport.write(b"".join((status, lines, head, close, body)))
+        try:
+            self.transport.write(b"".join((status, lines, head, close, body)))
+        except RuntimeError:  # the connection is broken
+            return False
         cycle.response_started = cycle.response_complete = True
         if not keep_alive:
             self.transport.close()
@@ -437,21 +440,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self.refused(method, status, reason, time.monotonic() - self._began, request_id)
 
 
-_lines: tuple[Any, bytes, bool] = (None, b"", False)
-"""The newest list of default headers, its lines, and whether they close the connection."""
-
-
-def _default_lines(state: ServerState) -> tuple[bytes, bool]:
-    """Return the header lines of every reply, and whether they close the connection. uvicorn makes a list a second."""
-    global _lines
-    found = _lines  # of one reading: another server's thread may write it meanwhile
-    if state.default_headers is not found[0]:
-        headers = state.default_headers
-        text = b"".join(b"%b: %b\r\n" % header for header in headers)
-        made = (headers, text, any(name == b"connection" for name, _ in headers))
-        _lines = made
-        return made[1:]
-    return found[1:]
+@lru_cache(maxsize=4)
+def _default_lines(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, bool]:
+    """Return the lines of headers of every reply, and whether they close the connection. They change once a second."""
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return lines, any(name == b"connection" for name, _ in headers)
 
 
 def _not_http(error: Exception) -> Refused:

@@ -12,16 +12,23 @@ import os
 import platform as machine
 import stat
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax._src.xla_bridge import backends_are_initialized  # nothing public tells
+from msgspec import UnsetType
 
 from mmjax import numerics_programs
 from mmjax.errors import ConfigError
 from mmjax.numerics import Choice, Options, choose_options, remember, remembered
+from mmjax.numerics_programs import bfloat16_programs, check_programs
+
+# What oneDNN takes part in cannot be written to the compile cache (`_bfloat16_candidates`): known, nothing to warn of.
+warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry for .*: MemoryError")
 
 
 class Backend(NamedTuple):
@@ -40,7 +47,7 @@ class Backend(NamedTuple):
 
 
 def configure(
-    *, device: str = "auto", threads: int | None = None, precision: str = "float32", overlap: bool = True
+    *, device: str = "auto", threads: int | None = None, precision: str | UnsetType = "float32", overlap: bool = True
 ) -> Backend:
     """Return the Backend after choosing the device, the CPU threads and the compile cache.
 
@@ -67,9 +74,11 @@ def configure(
     in_use = _threads_in_use()
     if threads not in (None, in_use):
         notes.append(f"threads: {threads} was asked for, but this process already runs with {in_use}")
-    if precision == "bfloat16" and found.platform == "cpu":
-        notes.append("precision: bfloat16 is rounded to but not computed in on cpu, so expect no speed from it")
     notes += _compiling(found.platform).notes
+    if precision == "bfloat16" and not fast_bfloat16():
+        notes.append(
+            f"precision: bfloat16 is rounded to but not computed in on this {found.platform}: expect no speed from it"
+        )
     if cache and _numerics_folder() is None:
         notes.append("numerics: checked at every start, as MMJAX_CACHE_DIR is no private, writable folder")
     return Backend(
@@ -179,27 +188,57 @@ def _cpu_line(*starts: str) -> str:
 
 
 def compiled(
-    function: Callable[..., Any], *, donate: Sequence[int] = (), static: Sequence[str] = ()
+    function: Callable[..., Any],
+    *,
+    donate: Sequence[int] = (),
+    static: Sequence[str] = (),
+    precision: str | UnsetType = "float32",
 ) -> jax.stages.Wrapped:
     """Return `function` compiled by XLA at its first call with each set of shapes.
 
     `donate` are positions of arguments whose memory the result may take over: they are dead after the call.
+    `precision` is the compute type that its layers were built for: bfloat16 has compiler options of its own.
     """
     return jax.jit(
         function,
         donate_argnums=tuple(donate),
         static_argnames=tuple(static),
-        compiler_options=dict(_compiling(jax.default_backend()).options),
+        compiler_options=dict(_compiling(jax.default_backend(), bfloat16=precision == "bfloat16").options),
     )
 
 
 @functools.cache
-def _compiling(platform: str) -> Choice:
-    """Return what every program is compiled with: checked against NumPy, now or at an earlier start like this one.
+def fast_bfloat16() -> bool:
+    """Return whether this device convolves bfloat16 with arithmetic of its own, about twice as fast as f32 or faster.
+
+    On a CPU that takes instructions for it and an XLA that hands the convolution to oneDNN: with the first alone
+    nothing is gained (`benchmarks/convolution.py`). Compiles one small program, so that the answer is about this XLA.
+    """
+    device = _first_device()
+    if device.platform == "tpu":
+        return True
+    if device.platform == "gpu":
+        capability = str(getattr(device, "compute_capability", ""))
+        return capability.split(".")[0].isdecimal() and int(capability.split(".")[0]) >= 8  # Ampere and later
+    if len(_bfloat16_candidates(device.platform)) == 1:
+        return False
+    images, kernel = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((8, 16, 16, 32), (3, 3, 32, 32)))
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    return "onednn" in (compiled(convolve, precision="bfloat16").lower(images, kernel).compile().as_text() or "")
+
+
+@functools.cache
+def _compiling(platform: str, *, bfloat16: bool = False) -> Choice:
+    """Return what programs of one precision are compiled with: checked against NumPy, now or at a start like this one.
 
     Raises TrainingError where XLA computes wrongly whatever it is told.
     """
-    candidates = _candidates(platform)
+    candidates = _bfloat16_candidates(platform) if bfloat16 else _candidates(platform)
+    if bfloat16 and len(candidates) == 1:
+        return Choice(candidates[0])
     on = f"jaxlib {metadata.version('jaxlib')} and {_cpu_model() if platform == 'cpu' else _first_device().device_kind}"
     key = {
         "versions": f"jax {jax.__version__}, {on}",
@@ -212,7 +251,8 @@ def _compiling(platform: str) -> Choice:
     folder = _numerics_folder()
     found = remembered(folder, key) if folder else None
     if found is None:
-        found = choose_options(numerics_programs.check_programs(on_cpu=platform == "cpu"), candidates, on=on)
+        programs = bfloat16_programs() if bfloat16 else check_programs(on_cpu=platform == "cpu")
+        found = choose_options(programs, candidates, on=on)
         with contextlib.suppress(OSError):  # a full disk: the next start checks again
             if folder:
                 remember(folder, key, found)
@@ -231,6 +271,23 @@ def _candidates(platform: str) -> tuple[Options, ...]:
     plain: Options = {"xla_cpu_use_onednn": False, "xla_cpu_use_xnnpack": False, "xla_cpu_enable_fast_math": False}
     narrow: Options = {"xla_cpu_max_isa": "AVX2"} if machine.machine() in ("x86_64", "AMD64") else {}
     return usual, {**usual, **plain}, {**usual, **plain, **narrow}
+
+
+def _bfloat16_candidates(platform: str) -> tuple[Options, ...]:
+    """Return what a program in bfloat16 is compiled with, the fastest first; the last is what every program is.
+
+    XLA's own loops round to bfloat16 and compute in f32; oneDNN has convolutions and products in it. For bfloat16 only:
+    such a program cannot be written to the compile cache (jaxlib 0.12 ends in `std::bad_alloc`), so it is compiled at
+    every start, which small f32 networks would feel.
+    """
+    usual = dict(_compiling(platform).options)
+    if platform != "cpu" or not _BFLOAT16_FLAGS & set(_cpu_line("flags").split()):
+        return (usual,)
+    return {**usual, "xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_custom_call": True}, usual
+
+
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+"""What a CPU with bfloat16 arithmetic says of itself, in /proc/cpuinfo."""
 
 
 def _numerics_folder() -> Path | None:

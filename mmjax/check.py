@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mmjax.analysis.present import describe_schema
-from mmjax.backend import Backend, compiled, configure, precompiled
+from mmjax.backend import Backend, compiled, configure, fast_bfloat16, precompiled
 from mmjax.cli import echo, echo_table, json_option, run
 from mmjax.config import Config
 from mmjax.config_load import format_origins, load_config_with_origins
@@ -71,6 +71,7 @@ def check(config: Config, tell: Callable[[str], None] = lambda line: None) -> Ch
         prepared.schema,
         train_rows=len(prepared.split.train),
         validation_rows=len(prepared.split.validation),
+        fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
     )
     setup = set_up(config, prepared, build_parts(config, prepared.schema))
     return _timed(config, decisions, prepared, backend, setup)
@@ -87,7 +88,7 @@ def _timed(
     data, order = _on_device(setup, epoch_batches(config.seed, 1, rows, batch_size))
     step = make_train_chunk(setup.task.learner, seed=config.seed, loop=False)
     arguments = (setup.state, empty_totals(), data, *setup.fitted, order, 0, 1)
-    program = precompiled(step, *arguments)
+    program = precompiled(compiled(step, precision=setup.plan.precision), *arguments)
     seconds = _step_seconds(setup, arguments, steps=min(TIMED_STEPS, len(order)))
     steps = epochs * (rows // batch_size)
     scored = epochs * len(prepared.split.validation) / batch_size
@@ -118,7 +119,8 @@ def _on_device(setup: Setup, order: np.ndarray) -> tuple[Batch, jax.Array]:
 
 def _step_seconds(setup: Setup, arguments: tuple[Any, ...], *, steps: int) -> float:
     """Return the seconds of a step as training runs it: many in one program where the plan says so. Median of three."""
-    chunk = compiled(make_train_chunk(setup.task.learner, seed=setup.plan.seed, loop=setup.plan.loop))
+    steps_of = make_train_chunk(setup.task.learner, seed=setup.plan.seed, loop=setup.plan.loop)
+    chunk = compiled(steps_of, precision=setup.plan.precision)
     count = steps if setup.plan.loop else 1
     times = []
     for _ in range(4):

@@ -438,9 +438,13 @@ class Config(Section, frozen=True, kw_only=True):
         int, Meta(ge=0, lt=2**31, description="Decides the split, the initial weights and every shuffle.")
     ] = 0
     device: Annotated[Literal["auto", "cpu", "gpu"], Meta(description="`auto` takes a GPU when there is one.")] = "auto"
-    precision: Annotated[Literal["float32", "bfloat16"], Meta(description="Compute type; parameters stay float32.")] = (
-        "float32"
-    )
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | UnsetType,
+        Meta(
+            description="Compute type; parameters stay float32. Left out: bfloat16 for images where the device is fast "
+            "at it, else float32."
+        ),
+    ] = UNSET
     threads: Annotated[Count | None, Meta(description="CPU threads; by default all that this process may use.")] = None
     golden_rows: Annotated[
         int,

@@ -61,6 +61,22 @@ def check_programs(*, on_cpu: bool) -> tuple[Program, ...]:
     )
 
 
+def bfloat16_programs() -> tuple[Program, ...]:
+    """Return the programs that decide how a network in bfloat16 is compiled: layers, and the gradients of one."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    chain = (normal(2, 16, 16, 32), normal(3, 3, 32, 32) / 17, normal(32), normal(32))
+    images = (normal(2, 9, 9, 16), normal(3, 3, 16, 32), normal(2, 5, 5, 32))
+    return (
+        Program("bfloat16 convolutions with norms", _chain, chain, _chain_numpy, ROUGH),
+        Program("a bfloat16 convolution and its gradients", _narrow_convolution, images, _convolution_numpy, ROUGH),
+        Program("a bfloat16 matrix product", _product, (normal(37, 70), normal(70, 33)), _product_numpy, ROUGH),
+    )
+
+
 def _dense(x: Any, kernel: Any, bias: Any) -> tuple[Any]:
     """In JAX or NumPy, as `_sums`: what the arguments are decides."""
     return ((x @ kernel + bias[None]).clip(0),)
@@ -122,6 +138,11 @@ def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 def _convolution(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
     y, gradients = jax.vjp(lambda *inputs: _conv(*inputs, stride=2), x, kernel)
     return (y, *gradients(cotangent))
+
+
+def _narrow_convolution(*inputs: jax.Array) -> tuple[jax.Array, ...]:
+    found = _convolution(*(each.astype(jnp.bfloat16) for each in inputs))
+    return tuple(each.astype(jnp.float32) for each in found)
 
 
 def _taps(x: np.ndarray, stride: int) -> list[np.ndarray]:

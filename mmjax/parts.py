@@ -33,6 +33,7 @@ def build_parts(config: Config, schema: Schema) -> Parts:
     """Return the Parts of a resolved config (no field UNSET that they read)."""
     transform = build_transform(config, schema)
     output = build_output(schema.target, loss_name(config))
+    assert isinstance(config.precision, str), "the recipe decides the precision"
     model = build_model(config.model, schema, outputs=output.size, precision=config.precision)
     return Parts(transform, model, output, make_forward(model, transform, output))
 

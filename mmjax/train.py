@@ -25,7 +25,7 @@ from mmjax.artifact.files import parse_object, write_json_atomic
 from mmjax.artifact.predictor import Predictor, load_predictor, make_golden, make_predictor
 from mmjax.artifact.registry import check_writable, register
 from mmjax.artifact.runs import Run
-from mmjax.backend import Backend, configure, versions
+from mmjax.backend import Backend, configure, fast_bfloat16, versions
 from mmjax.cli import echo, json_option
 from mmjax.cli import run as run_door
 from mmjax.config import Config
@@ -131,6 +131,7 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 prepared.schema,
                 train_rows=len(prepared.split.train),
                 validation_rows=len(prepared.split.validation),
+                fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
             )
             _save_inputs(run_dir, config, prepared, decisions)
             _tell_all(tell, run_dir, backend, prepared, decisions)

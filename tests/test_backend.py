@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.backend import cache_home, compiled, configure, platform, precompiled, reference_mode, versions
+from mmjax import backend
+from mmjax.backend import (
+    cache_home,
+    compiled,
+    configure,
+    fast_bfloat16,
+    platform,
+    precompiled,
+    reference_mode,
+    versions,
+)
 from mmjax.errors import ConfigError
 from tests.doors import REPOSITORY
 
@@ -173,10 +183,29 @@ def test_a_number_of_threads_that_is_none_stands_in_nobodys_way(
     assert configure().threads == (threads or len(os.sched_getaffinity(0)))
 
 
-def test_bfloat16_without_arithmetic_of_its_own() -> None:
-    (note,) = configure(precision="bfloat16").notes
-    assert note == "precision: bfloat16 is rounded to but not computed in on cpu, so expect no speed from it"
+@pytest.mark.parametrize("flags", ["", "avx512f avx512_bf16"])
+def test_bfloat16_is_fast_where_the_cpu_has_it_and_onednn_takes_it(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = backend._cpu_line("flags")
+    if flags and "_bf16" not in real:
+        pytest.skip("this CPU has no bfloat16 arithmetic")
+    monkeypatch.setattr(backend, "_cpu_line", lambda *starts: flags)
+    for cached in (backend.fast_bfloat16, backend._compiling):
+        cached.cache_clear()
+    fast = fast_bfloat16()
+    notes = configure(precision="bfloat16").notes
+    assert fast or not flags or "onednn" not in repr(backend._compiling("cpu", bfloat16=True).options)
+    slow = "precision: bfloat16 is rounded to but not computed in on this cpu: expect no speed from it"
+    assert notes == (() if fast else (slow,))
     assert configure(precision="float32").notes == ()
+    monkeypatch.undo()
+    for cached in (backend.fast_bfloat16, backend._compiling):
+        cached.cache_clear()
+
+
+def test_programs_in_float32_and_in_bfloat16_have_options_of_their_own() -> None:
+    narrow = dict(backend._compiling("cpu", bfloat16=True).options)
+    assert {**narrow, **backend._compiling("cpu").options} == narrow
+    assert "onednn" not in (compiled(lambda x: x @ x).lower(jnp.ones((64, 64))).compile().as_text() or "")
 
 
 def test_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def to_predictions(schema: Schema, scores: Scores) -> Predictions:
 
 def make_predictor(config: Config, schema: Schema, states: States, *, digest: str = "") -> Predictor:
     """Return a Predictor of fitted states."""
-    forward = compiled(build_parts(config, schema).forward)
+    forward = compiled(build_parts(config, schema).forward, precision=config.precision)
     return Predictor(schema, config, states, forward, digest)
 
 
@@ -210,7 +210,7 @@ ELSEWHERE = {"cpu/float32": 1e-4, "gpu/float32": 5e-3, "tpu/float32": 2e-2, "bfl
 
 def golden_tolerance(golden: Golden, config: Config, platform: str) -> float:
     """Return how far compiled answers of this precision may be from the golden ones on a platform (`cpu`, `gpu`...)."""
-    return golden.tolerance.get(f"{platform}/{config.precision}", golden.tolerance.get(config.precision, 5e-2))
+    return golden.tolerance.get(f"{platform}/{config.precision}", golden.tolerance.get(str(config.precision), 5e-2))
 
 
 def _states(bundle: Bundle) -> States:

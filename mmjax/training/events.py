@@ -55,6 +55,8 @@ class Plan(NamedTuple):
     """Run many steps as one program."""
     monitor: str
     """`val_X` or `train_X`; empty keeps the last epoch."""
+    precision: str = "float32"
+    """The compute type that the network was built for."""
 
 
 class TrainResult(NamedTuple):
@@ -202,7 +204,8 @@ class _Program(NamedTuple):
 
 
 def _make_program(task: Task, plan: Plan) -> _Program:
-    chunk = compiled(make_train_chunk(task.learner, seed=plan.seed, loop=plan.loop), donate=(0, 1))
+    steps = make_train_chunk(task.learner, seed=plan.seed, loop=plan.loop)
+    chunk = compiled(steps, donate=(0, 1), precision=plan.precision)
     batch_size = _decided(plan.training.batch_size)
     windows = (_streamed if task.streamed else _resident)(task, plan.seed, batch_size)
     return _Program(chunk, windows, task.fitted, plan.loop, len(task.rows) // batch_size)

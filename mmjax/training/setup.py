@@ -93,7 +93,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     state = init_state(
         variables, compiled(optimizer.init)(variables["params"]), ema=config.training.ema_decay is not None
     )
-    scorer = _scorer(prepared, parts, loss, output_state)
+    scorer = _scorer(prepared, parts, loss, output_state, plan.precision)
     schedule = make_schedule(config.training, total_steps=steps[-1])
     task = Task(
         learner=learner,
@@ -125,6 +125,7 @@ def make_plan(config: Config) -> Plan:
         training=config.training,
         loop=config.data.image is None or platform() != "cpu",
         monitor=monitor if isinstance(monitor, str) else "",
+        precision=str(config.precision),
     )
 
 
@@ -185,7 +186,7 @@ def _loss(config: Config, prepared: Prepared, train: Batch) -> Loss:
     return make_loss(config.training, task=target.task, class_weights=weights)
 
 
-def _scorer(prepared: Prepared, parts: Parts, loss: Loss, output_state: Any) -> Scorer:
+def _scorer(prepared: Prepared, parts: Parts, loss: Loss, output_state: Any, precision: str) -> Scorer:
     largest = IMAGE_ROWS if prepared.schema.image else TABLE_ROWS
     rows = bucket_of(max(len(prepared.split.train), len(prepared.split.validation), 1), largest)
 
@@ -196,7 +197,7 @@ def _scorer(prepared: Prepared, parts: Parts, loss: Loss, output_state: Any) -> 
     def mean_loss(outputs: np.ndarray, batch: Batch) -> float:
         return float(total(outputs, batch["label"], batch.get("weight")))
 
-    return Scorer(prepared, compiled(parts.forward), mean_loss, rows)
+    return Scorer(prepared, compiled(parts.forward, precision=precision), mean_loss, rows)
 
 
 def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str) -> Measure:

@@ -1,7 +1,8 @@
 """The models that `serving.py` serves, registered untrained: their weights decide nothing about their speed.
 
 `python serving_models.py REGISTRY` makes three: `twenty` and `fifty` (so many numeric columns; hidden layers [64, 64]
-with SiLU, 2 classes) and `pictures` (ResNet-18 for images of 64 x 64 pixels, 10 classes).
+with SiLU, 2 classes) and `pictures` (ResNet-18 for images of 64 x 64 pixels, 10 classes; in bfloat16 where the CPU has
+it, as training decides).
 """
 
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 from mmjax.artifact.bundle import BundleContents, save_bundle
 from mmjax.artifact.predictor import make_golden, make_predictor
 from mmjax.artifact.registry import register
+from mmjax.backend import fast_bfloat16
 from mmjax.config import Architecture, Config, Data, ImageData, Model, Preprocessing, TabularData
 from mmjax.data.decode import encode_png
 from mmjax.data.encode import encode
@@ -50,7 +52,8 @@ def register_all(registry: Path) -> None:
 
 def add_untrained(registry: Path, config: Config, schema: Schema, columns: Columns) -> None:
     """Register an untrained model of this schema, with `columns` as its golden rows."""
-    config, _ = resolve(config, schema, train_rows=300, validation_rows=0)
+    fast = bool(schema.image) and fast_bfloat16()  # as training decides
+    config, _ = resolve(config, schema, train_rows=300, validation_rows=0, fast_bfloat16=fast)
     batch, parts = encode(schema, columns), build_parts(config, schema)
     transform = parts.transform.fit(batch)
     variables = jax.jit(lambda key, batch: parts.model.init(key, parts.transform.apply(transform, batch)))(

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,7 @@ from mmjax.artifact.registry import list_models
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
 from mmjax.errors import BundleError, ConfigError
+from mmjax.serving.device import COMPUTE, step_back
 from mmjax.serving.settings import Settings, help_of, load_settings, option
 
 if TYPE_CHECKING:  # all else of `serving` needs the packages of the extra
@@ -185,7 +187,10 @@ def _option(key: str, **more: Any) -> Callable[[F], F]:
 def command(path: str | None, **options: Any) -> dict[str, Any]:
     """Serve registered models."""
     settings = load_settings(path, options | {"models": options["models"] or None})
-    for note in configure(overlap=False).notes:
+    # XLA's threads are those of the thread that starts it: they take its place behind the event loop's.
+    with ThreadPoolExecutor(1, "backend", step_back, (COMPUTE,)) as pool:
+        backend = pool.submit(configure, overlap=False).result()
+    for note in backend.notes:
         echo(note)
     return serve(settings)
 

@@ -1,6 +1,8 @@
 """The batcher's laws: each request gets its own rows whoever shares the batch; order, bounds, deadlines, failures."""
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -14,16 +16,8 @@ from hypothesis import strategies as st
 
 from mmjax.data.pipeline import batch_rows
 from mmjax.schema import Batch
-from mmjax.serving.batcher import (
-    Batcher,
-    Device,
-    expected_s,
-    leave,
-    on_device,
-    start_device,
-    stop_device,
-    submit,
-)
+from mmjax.serving.batcher import Batcher, expected_s, leave, submit
+from mmjax.serving.device import COMPUTE, Device, on_device, start_device, stop_device
 from mmjax.serving.wire import Refused
 from mmjax.training.scoring import Scores
 
@@ -331,6 +325,13 @@ def test_the_device_does_one_thing_at_a_time_and_tells_failures(device: Device):
 
     with pytest.raises(ValueError, match="told"):
         on_device(device, fail)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+def test_the_device_goes_behind_other_threads(device: Device) -> None:
+    here = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    there = on_device(device, lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert there == min(here + COMPUTE, 19)
 
 
 def test_a_batcher_needs_no_copy_of_a_request_that_fills_its_bucket(device: Device):

@@ -23,6 +23,7 @@ import pytest
 from mmjax.artifact.registry import promote
 from mmjax.errors import BundleError, ConfigError
 from mmjax.serve import serve
+from mmjax.serving.device import COMPUTE
 from mmjax.serving.settings import Settings, help_of, load_settings, option
 from tests.untrained import KINDS, NUMBERS, add_model, matrix
 
@@ -118,6 +119,22 @@ def start(folder: Path) -> Iterator[Callable[..., Process]]:
     yield begin
     for server in started:
         server.kill()
+
+
+# ---- threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+def test_the_event_loop_goes_before_threads_that_compute(start: Callable[..., Process]):
+    server = start().ready()
+    tasks = Path(f"/proc/{server.process.pid}/task")
+
+    def niceness(task: Path) -> int:
+        return int((task / "stat").read_text().rpartition(") ")[2].split()[16])
+
+    own = niceness(tasks / str(server.process.pid))
+    found = {(task / "comm").read_text().strip(): niceness(task) - own for task in tasks.iterdir()}
+    assert {nice for name, nice in found.items() if "XLA" in name} == {COMPUTE}, found
 
 
 # ---- settings

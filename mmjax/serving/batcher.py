@@ -12,19 +12,17 @@ loop goes through what has arrived, and `flush` runs them together on the event 
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from queue import SimpleQueue
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from mmjax.artifact.predictor import concatenate
 from mmjax.data.pipeline import batch_rows, padded_slices, take
 from mmjax.schema import Batch
+from mmjax.serving.device import Device
 from mmjax.serving.wire import Refused
 from mmjax.training.scoring import Scores, bucket_of
 
@@ -36,56 +34,6 @@ INLINE_S = 5e-4
 
 SMALL_ROWS = 32
 """Requests of at most so many rows are gathered for `flush`."""
-
-T = TypeVar("T")
-
-
-# ---- the device's thread
-
-
-class Device(NamedTuple):
-    """The one thread that runs compiled programs, and the turns it has to take."""
-
-    turns: SimpleQueue[Callable[[], None] | None]
-    thread: threading.Thread
-    busy: threading.Lock
-    """Held while something runs on the device."""
-
-
-def start_device() -> Device:
-    """Return a Device whose thread waits for turns."""
-    turns: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-    busy = threading.Lock()
-
-    def work() -> None:
-        while (turn := turns.get()) is not None:
-            with busy:
-                turn()
-
-    thread = threading.Thread(target=work, name="device", daemon=True)
-    thread.start()
-    return Device(turns, thread, busy)
-
-
-def on_device(device: Device, function: Callable[[], T]) -> T:
-    """Return `function()`, run between two batches; what it raises is raised here. Not for the event loop."""
-    done: Future[T] = Future()
-
-    def turn() -> None:
-        try:
-            done.set_result(function())
-        except Exception as error:  # noqa: BLE001  whoever waits must hear of it
-            done.set_exception(error)
-
-    device.turns.put(turn)
-    return done.result()
-
-
-def stop_device(device: Device) -> None:
-    """End the thread after the turns that it was given before."""
-    device.turns.put(None)
-    device.thread.join()
-
 
 # ---- requests
 

@@ -35,7 +35,8 @@ from mmjax.data.pipeline import batch_rows, pad_rows, take
 from mmjax.errors import BundleError, ConfigError
 from mmjax.parts import States
 from mmjax.schema import Batch, Column, Schema
-from mmjax.serving.batcher import Batcher, Device, Program, expected_s, on_device, start_device, stop_device
+from mmjax.serving.batcher import Batcher, Program, expected_s
+from mmjax.serving.device import ASIDE, COMPUTE, Device, on_device, start_device, step_back, stop_device
 from mmjax.serving.observe import Metrics
 from mmjax.serving.wire import MAX_IMAGES, ModelName, Refused
 from mmjax.training.scoring import Forward, Scores
@@ -164,8 +165,8 @@ def make_engine(models: Mapping[str, Served], *, queue: int, deadline_s: float |
     return Engine(
         serving=dict(models),
         device=start_device(),
-        decoders=ThreadPoolExecutor(threads, "decode"),
-        keeper=ThreadPoolExecutor(1, "keeper"),
+        decoders=ThreadPoolExecutor(threads, "decode", step_back, (COMPUTE,)),
+        keeper=ThreadPoolExecutor(1, "keeper", step_back, (ASIDE,)),
         places=Places(queue),
         deadline_s=deadline_s,
         metrics=Metrics(),

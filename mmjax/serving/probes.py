@@ -7,7 +7,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
-from mmjax.serving.batcher import Device
+from mmjax.serving.device import Device
 from mmjax.serving.engine import Engine, phase
 
 BEAT_S = 1.0

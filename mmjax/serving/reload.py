@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +13,6 @@ from mmjax.serving.engine import Engine, Served, Stopped, load_served, warmed
 
 Tell = Callable[[str, dict[str, Any]], None]
 """Hears the name of an event and the facts."""
-
-LOW_PRIORITY = 10
-"""Niceness of the thread that compiles while others answer."""
 
 
 class Source(NamedTuple):
@@ -32,8 +27,6 @@ def reload_models(engine: Engine, source: Source, tell: Tell) -> None:
 
     A model that cannot be loaded or proved leaves the one before it in place; `tell` hears of it, and it is counted.
     """
-    with contextlib.suppress(OSError, AttributeError):  # a system that has no priorities of threads
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
     for reference, served in list(engine.serving.items()):
         try:
             fresh = _fresh(engine, reference, served, source)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmjax.artifact.models import load_model as load_model
     from mmjax.client import Client as Client
+    from mmjax.client import ServerError as ServerError
     from mmjax.config import Config as Config
     from mmjax.config_load import load_config as load_config
     from mmjax.errors import MmjaxError as MmjaxError
@@ -24,6 +25,7 @@ _HOMES = {
     "Config": "mmjax.config",
     "MmjaxError": "mmjax.errors",
     "Schema": "mmjax.schema",
+    "ServerError": "mmjax.client",
     "Transform": "mmjax.transforms.base",
     "build_model": "mmjax.models.build",
     "chain": "mmjax.transforms.base",
@@ -38,6 +40,7 @@ __all__ = [
     "Config",
     "MmjaxError",
     "Schema",
+    "ServerError",
     "Transform",
     "build_model",
     "chain",

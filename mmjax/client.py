@@ -5,7 +5,7 @@ with mmjax.Client("http://localhost:8000") as client:
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from mmjax.client_binary import as_matrix, binary_requests, read_binary
-from mmjax.client_bodies import Request, Rows, as_images, image_requests, table_requests
+from mmjax.client_bodies import ImageSource, Request, Rows, as_images, image_names, image_requests, table_requests
 from mmjax.client_http import Reply, ServerError, ask, close, make_server, send
 
 __all__ = ["Answers", "Client", "Model", "ServerError"]
@@ -76,7 +76,7 @@ class Client:
         """
         images = as_images(rows)
         if images is not None:
-            return self._joined(list(self._replies(image_requests(images, model, version))))
+            return self._joined(list(self._replies(image_requests(images, model, version), images)))
         if not isinstance(rows, Mapping | np.ndarray):  # these need no knowledge of the model
             return self._joined(list(self._replies(table_requests(rows, model, version, None))))
         try:
@@ -116,8 +116,9 @@ class Client:
         """Return when the server answers requests; ServerError when it does not within `patience_s`."""
         ends = time.monotonic() + patience_s
         while True:
+            patience = self._server._replace(timeout_s=min(self._server.timeout_s, max(ends - time.monotonic(), 1.0)))
             try:
-                reply = ask(self._server, "GET", "/health/ready")
+                reply = ask(patience, "GET", "/health/ready")
                 if reply.status == 200:
                     return
                 told = ServerError(
@@ -127,6 +128,7 @@ class Client:
             except ServerError as error:
                 told = error
             if time.monotonic() > ends:
+                told.problems = tuple(f"{problem} (waited {patience_s:g} s)" for problem in told.problems)
                 raise told
             time.sleep(0.1)
 
@@ -158,14 +160,17 @@ class Client:
             return self._joined(list(self._replies(table_requests(rows, name, version, description))))
         return self._joined(list(self._replies(binary_requests(matrix, description))))
 
-    def _replies(self, requests: Iterator[Request]) -> Iterator[dict[str, Any]]:
+    def _replies(self, requests: Iterator[Request], images: Sequence[ImageSource] = ()) -> Iterator[dict[str, Any]]:
+        """Yield the answer to each request; what is wrong with one of the `images` is told with its path."""
         first = 1
         for request in requests:
             try:
                 reply = send(self._server, "POST", request.path, request.body, request.headers)
                 yield read_binary(reply) if request.path.startswith("/v2/") else _checked(reply)
             except ServerError as error:
-                if first > 1:
+                if images:
+                    error.problems = tuple(image_names(images, first, problem) for problem in error.problems)
+                elif first > 1:
                     error.where += f", the part from row {first:,} on, where rows are counted from 1 again"
                 raise
             first += request.rows

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
@@ -20,6 +21,7 @@ MOST_IMAGE_BYTES = 16 * 2**20 - 2**16
 TABLE_BYTES = 4 * 2**20
 """Tables are halved until a part is no larger: half of a server's limit."""
 SHOWN = 20
+ONE_ROW = "; to ask for one row, put the row in a list: [row]"
 
 ImageSource = str | Path | bytes
 Rows = (
@@ -52,7 +54,7 @@ def as_images(rows: Rows) -> list[ImageSource] | None:
         cells = [cell for row in rows for cell in row.values()]  # pyright: ignore[reportAttributeAccessIssue]
     else:
         cells = rows
-    if isinstance(cells, Mapping | np.ndarray):
+    if isinstance(cells, Mapping | np.ndarray) or not hasattr(cells, "__len__"):
         return None
     sources: tuple[type, ...] = (str, Path, bytes) if cells is rows else (Path, bytes)  # a text may be a category
     images = [cell for cell in cells if isinstance(cell, sources)]
@@ -76,6 +78,22 @@ def image_requests(images: Sequence[ImageSource], model: str | None, version: in
         part.append(content)
         size += len(content)
     yield _image_request(path, part)
+
+
+def image_names(images: Sequence[ImageSource], first: int, problem: str) -> str:
+    """Return a server's line about one of the images with its path, or its place among all, in front.
+
+    `first` is the place of the request's first image among all; both count from 1.
+
+    >>> image_names(["a.png", "b.png"], 2, "image 1: is empty"), image_names([b""], 1, "image 1: is empty")
+    ('b.png: is empty', 'image 1: is empty')
+    """
+    found = re.match(r"(?:image|column '.*?', row) (\d+): ", problem)
+    place = first + int(found[1]) - 1 if found else 0
+    if found is None or place > len(images):
+        return problem
+    image = images[place - 1]
+    return f"{f'image {place}' if isinstance(image, bytes) else image}: {problem[found.end() :]}"
 
 
 def _read(path: Path) -> bytes:
@@ -111,7 +129,8 @@ def _table(rows: Rows, description: Mapping[str, Any] | None) -> tuple[str, list
     """Return `features` or `rows`, and the cells."""
     if isinstance(rows, np.ndarray):
         if rows.ndim != 2:
-            raise DataError(f"rows: expected an array of rows and columns, got one of shape {rows.shape}")
+            told = f"expected an array of rows and columns, got one of shape {rows.shape}"
+            raise DataError(f"rows: {told}{ONE_ROW if rows.ndim == 1 else ''}")
         return "features", _from_columns([_cells(f"column {i + 1}", rows[:, i]) for i in range(rows.shape[1])])
     if isinstance(rows, Mapping):
         return _from_mapping(
@@ -169,7 +188,7 @@ def _cells(where: str, cells: Any) -> list[Any]:
             raise infinite(f"{where}, cell {int(np.flatnonzero(np.isinf(values))[0]) + 1}")
         return [None if value != value else value for value in values.tolist()]
     if isinstance(cells, str | bytes) or not hasattr(cells, "__len__"):
-        raise DataError(f"{where}: expected a list or an array of cells, got {type(cells).__name__}")
+        raise DataError(f"{where}: expected a list or an array of cells, got {type(cells).__name__}{ONE_ROW}")
     return [_cell(f"{where}, cell {i}", cell) for i, cell in enumerate(cells, 1)]
 
 

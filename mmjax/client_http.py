@@ -20,6 +20,8 @@ from mmjax.errors import ConfigError, MmjaxError
 
 BUSY = (429, 503)
 """Statuses that another try may turn into an answer."""
+LONGEST_TIMEOUT_MS = 3_600_000
+"""A server takes no longer ones."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
 """Before the second try and at most before a later one, where the server does not say; jitter takes off up to half."""
@@ -117,7 +119,7 @@ def send(
         left = ends - time.monotonic()
         sent = {**server.headers, "X-Request-ID": request_id, **(headers or {})}
         if method == "POST":
-            sent["X-Request-Timeout-Ms"] = str(max(1, int(1e3 * left)))
+            sent["X-Request-Timeout-Ms"] = str(int(min(max(1e3 * left, 1), LONGEST_TIMEOUT_MS)))
         try:
             reply = Reply(*_exchange(server, method, path, body, sent, left), where, request_id)
             if reply.status < 400:
@@ -218,5 +220,13 @@ def retry_after_s(value: str) -> float:
 def _no_answer(server: Server, where: str, request_id: str, error: Exception) -> ServerError:
     reason = "timeout" if isinstance(error, TimeoutError) else "no-answer"
     limit = f" within {server.timeout_s:g} s" if reason == "timeout" else ""
-    told = f"{server.scheme}://{server.host}: expected an answer{limit}, got: {error or type(error).__name__}"
+    told = f"{_url(server)}: expected an answer{limit}, got: {error or type(error).__name__}"
+    if isinstance(error, ConnectionRefusedError):
+        told += "; is the server running? start one with `mmjax serve`"
     return ServerError(where, told, status=None, reason=reason, request_id=request_id)
+
+
+def _url(server: Server) -> str:
+    """Return where a server is, with the port that is meant where none was given."""
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    return f"{server.scheme}://{host}:{server.port or (443 if server.scheme == 'https' else 80)}{server.base}"

@@ -78,7 +78,7 @@ def serve(settings: Settings) -> dict[str, Any]:
 
         watch = make_watch(engine, limits=limits, log=log)
         app = make_app(engine, warmed=warmed, watch=watch)
-        plan = Plan(source, settings.drain_delay_s, settings.watch_s, tell)
+        plan = Plan(source, settings.drain_delay_s, settings.watch_s, GRACE_S, tell)
         server = Server(_uvicorn_config(app, limits, engine, watch), engine, plan)
         names = [str(model) for model in engine.models]
         listener.listen(BACKLOG)  # so that nobody who reads the next line is refused
@@ -89,6 +89,7 @@ def serve(settings: Settings) -> dict[str, Any]:
             log.close()
     if failure:
         raise failure[0]
+    echo("stopped")
     return {"url": url, "models": names}
 
 

@@ -18,6 +18,7 @@ from tests.live import REPOSITORY, Client, door
 from tests.untrained import SHADES, add_model, picture
 
 DOCS = (REPOSITORY / "docs" / "API.md").read_text()
+README = (REPOSITORY / "README.md").read_text()
 BLOCK = re.compile(r"^<!-- test: run -->\n```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IRIS = Schema(
     target=Target(column="species", task="classification", classes=("setosa", "versicolor", "virginica")),
@@ -31,8 +32,9 @@ IRIS = Schema(
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Client]]:
     """A folder with images, and a server as at the top of the page."""
     folder = tmp_path_factory.mktemp("api")
-    for i, name in enumerate(("photo", "one", "two")):
-        (folder / f"{name}.png").write_bytes(encode_png(picture(60 * i)))
+    for i, name in enumerate(("red", "blue")):  # `make setup` makes them
+        (folder / "data" / "sample" / "images" / name).mkdir(parents=True)
+        (folder / "data" / "sample" / "images" / name / "00.png").write_bytes(encode_png(picture(60 * i)))
     (folder / ".curlrc").write_text("silent\nshow-error\nfail-with-body\n")
     add_model(folder / "registry", "iris", IRIS)
     add_model(folder / "registry", "images", SHADES)
@@ -58,8 +60,31 @@ def test_every_marked_block_runs(place: tuple[Path, Client]):
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout)
     together = "\n".join(printed)
-    for expected in ('"labels":["', '"probabilities":[[', "bad-row", "mmjax_requests_total", '"outputs":['):
+    refused = re.findall(r"^That prints `(.*)` and the id\.$", DOCS, re.MULTILINE)
+    assert len(refused) == 1
+    for expected in ('"labels":["', '"probabilities":[[', *refused, "mmjax_requests_total", '"outputs":['):
         assert expected in together, expected
+
+
+@pytest.mark.parametrize("text", [DOCS, README], ids=["API.md", "README.md"])
+def test_the_server_is_started_as_here_and_an_alias_is_made_before_it_is_used(text: str):
+    started = re.findall(r"^mmjax serve (.*?) *(?:#.*)?$", text, re.MULTILINE)
+    assert started[0] == "--model iris --model images --port 8000"
+    for promoted, served in re.findall(
+        r"^mmjax registry promote (\w+):1\nmmjax serve .*?(\w+)@production", text, re.MULTILINE
+    ):
+        assert promoted == served
+    assert len(re.findall("^mmjax serve .*@production", text, re.MULTILINE)) == 1
+
+
+def test_the_error_that_is_shown_is_the_one_that_comes(place: tuple[Path, Client]):
+    section = DOCS[DOCS.index("## Errors") :]
+    ((body,),) = [
+        re.findall(r"-d '(.*)'$", block, re.MULTILINE) for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    ]
+    shown = json.loads(re.findall(r"```json\n(.*?)```", section, re.DOTALL)[0])
+    told = place[1].ask("POST", "/predict/tabular", body, {"content-type": "application/json"}).json
+    assert told | {"request_id": ""} == shown | {"request_id": ""}
 
 
 def test_every_option_reason_and_path_is_told(place: tuple[Path, Client]):

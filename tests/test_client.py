@@ -166,11 +166,14 @@ def test_a_refusal_says_what_is_wrong(client: mmjax.Client, place: tuple[str, st
     assert f"POST /predict/tabular: 400 bad-cell (request {error.request_id}): column 'size'" in str(error)
     assert isinstance(error, mmjax.MmjaxError)
     assert "unknown column 'sise'; did you mean 'size'?" in str(refusal(client, {"sise": [1]}, model="kinds"))
-    assert "there are kinds:1, numbers:1, price:1" in str(refusal(client, [[1.0]]))
+    assert "there are kinds:1 (table), numbers:1 (table), price:1 (table), shades:1 (image)" in str(
+        refusal(client, [[1.0]])
+    )
     assert refusal(client, {"size": [1]}).reason == "which-model"
     assert refusal(client, [[1.0]], model="nothing").status == 404
     assert refusal(client, {"size": [1]}, model="kinds", version=9).status == 404
     assert refusal(client, b"no image").reason == "bad-image"
+    assert client.predict([[1.0] * 5], model="numbers:1").model == "numbers"
     late = [[1e39] * 5 if i == MOST_ROWS + 5 else [0.0] * 5 for i in range(MOST_ROWS + 10)]
     assert "the part from row 2,054 on" in str(refusal(client, late, model="numbers"))
     for wrong in (None, "another-key-that-is-long-enough"):
@@ -184,10 +187,12 @@ BAD: list[tuple[Any, str]] = [
     ({"x": np.array([0, np.inf])}, "column 'x', cell 2: expected a finite number"),
     (np.full((1, 2), -np.inf), "column 1, cell 1: expected a finite number"),
     ([[0.0, {"a": 1}]], "row 1, cell 2: expected a number, a text, a boolean, a date or None, got dict"),
-    ([1, 2], "row 1: expected a list or an array of cells, got int"),
+    ([1, 2], "row 1: expected a list or an array of cells, got int; to ask for one row, put the row in a list: [row]"),
+    ({"x": 1.5}, "column 'x': expected a list or an array of cells, got float; to ask for one row, put the row"),
+    ({"x": 1.5, "y": "red"}, "column 'x': expected a list or an array of cells, got float; to ask for one row"),
     ({"x": [1], "y": [1, 2]}, "rows: expected columns of equal length, got {'x': 1, 'y': 2}"),
     ({"x": "text"}, "column 'x': expected a list or an array of cells, got str"),
-    (np.zeros(3), "rows: expected an array of rows and columns, got one of shape (3,)"),
+    (np.zeros(3), "rows: expected an array of rows and columns, got one of shape (3,); to ask for one row, put the"),
     ({1, 2}, "rows: expected dicts, lists, columns, an array, or paths or bytes of images, got set"),
     (["a.png", 3], "rows: expected paths and bytes of images only, got 1 of another kind"),
 ]  # fmt: skip
@@ -200,6 +205,28 @@ def test_what_cannot_be_sent_is_refused_here(rows: Any, told: str):
             table_requests(rows, None, None, None)
         )
     assert told in str(refused.value)
+
+
+def test_a_file_that_is_no_image_is_named(client: mmjax.Client, tmp_path: Path):
+    paths = [tmp_path / f"{i}.png" for i in range(20)]
+    for path in paths:
+        path.write_bytes(encode_png(picture(60)))
+    paths[18].write_text("no image")
+    paths[19].write_bytes(paths[0].read_bytes()[:200])
+    told = f"{paths[18]}: expected JPEG, PNG, WebP, BMP or GIF, got no image"
+    assert refusal(client, [paths[18]]).problems == (told,)
+    assert refusal(client, paths[:19]).problems == (told,)
+    assert refusal(client, [str(paths[19])]).problems[0].startswith(f"{paths[19]}: ")
+    assert refusal(client, [b"", paths[0]]).problems == ("image 1: is empty",)
+
+
+def test_a_server_that_is_not_there_is_told_with_its_port_and_what_to_do():
+    with mmjax.Client("http://127.0.0.1:9/under", retries=0) as nowhere:
+        with pytest.raises(mmjax.ServerError, match=r"127\.0\.0\.1:9/under: expected an answer, got: .*ref") as refused:
+            nowhere.health()
+        assert refused.value.problems[0].endswith("; is the server running? start one with `mmjax serve`")
+        with pytest.raises(mmjax.ServerError, match=r"mmjax serve` \(waited 0.2 s\)$"):
+            nowhere.wait_until_ready(patience_s=0.2)
 
 
 def test_an_image_that_is_not_there_is_refused_here():

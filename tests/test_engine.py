@@ -200,7 +200,7 @@ def test_the_time_to_wait_is_computed_from_what_waits(engine: Engine):
     assert retry_after_s(engine) == 1
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.5", "ten", "9" * 11, "\u0663"])
+@pytest.mark.parametrize("text", ["", "-1", "0", "1.5", "3600001", "ten", "9" * 11, "\u0663"])
 def test_a_timeout_is_whole_milliseconds(engine: Engine, text: str):
     with pytest.raises(Refused, match="X-Request-Timeout-Ms: expected whole milliseconds") as refused:
         deadline_of(engine, text)
@@ -227,7 +227,9 @@ def test_a_model_is_named_once_and_found_by_name_version_and_modality(registry: 
     assert str(select(engine, None, None, "image")) == "shades:1"
     assert str(select(engine, "kinds", 1)) == "kinds:1"
     for name, version, status in (("none", None, 404), ("kinds", 2, 404), (None, None, 400), ("shades", None, 400)):
-        with pytest.raises(Refused, match="there are numbers:1, kinds:1") as refused:
+        with pytest.raises(
+            Refused, match=r"there are numbers:1 \(table\), kinds:1 \(table\), shades:1 \(image\)"
+        ) as refused:
             select(engine, name, version, "table")
         assert refused.value.status == status
 

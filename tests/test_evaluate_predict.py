@@ -98,8 +98,8 @@ def test_both_doors_as_processes(flat: Trained, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (("--model", "nope"), 5, "registry registry: no model 'nope'; there are tiny"),
-        (("--model", "tiny:9"), 5, "registry registry: tiny has no version 9; there are 1"),
+        (("--model", "nope"), 5, "registry: no model 'nope'; there are tiny"),
+        (("--model", "tiny:9"), 5, "registry: tiny has no version 9; there are 1"),
         (("--model", "./nope"), 5, "./nope: expected the folder of a bundle, got nothing there"),
         (("--model", "registry/tiny"), 5, "registry/tiny: expected the folder of a bundle, got a folder without"),
         (("--model", "tiny", "{data}", "no.csv"), 3, "no.csv: no such file"),

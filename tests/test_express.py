@@ -99,6 +99,7 @@ def told(reply: Reply) -> Any:
 BODIES = [
     {"rows": [ROW]},
     {"features": [[0.25, 3, "red"]], "model": "kinds", "version": 1},
+    {"features": [[0.25, 3, "red"]], "model": "kinds:1"},
     {"features": [["NA", None, "mauve"], [-1e-30, 2.5, ""]]},
     {"rows": some_rows(1, 9)},
 ]

@@ -287,7 +287,7 @@ BAD_BINARY: list[tuple[bytes, dict[str, str], int, str]] = [
     (BODY[:SIZE], {}, 400, "binary_data_size: expected 40 bytes after the JSON, got 0"),
     (*raw(b"", 0), 400, "inputs: expected at least one row"),
     (*raw(b"12345678", 0), 400, "body: expected 0 bytes for FP32 of shape [0, 5], got 8"),
-    (*raw(BODY, SIZE, **{"Content-Type": "text/html"}), 415, "Content-Type: expected application/json or"),
+    (*raw(BODY, SIZE, **{"Content-Type": "text/html"}), 415, "add -H 'Content-Type: application/json'"),
     (*raw(BODY, SIZE, **{"Content-Encoding": "br"}), 415, "Content-Encoding: expected gzip, deflate or none, got 'br'"),
     (*raw(BODY, SIZE, **{"Content-Encoding": "gzip"}), 400, "body: expected gzip data, got something else"),
     (*raw(PACKED[:-9], SIZE, **{"Content-Encoding": "gzip"}), 400, "one whole gzip stream, got only"),

@@ -96,6 +96,15 @@ def test_what_is_answered_is_as_told(server: Client, document: dict[str, Any]):
         )
 
 
+@pytest.mark.parametrize(("milliseconds", "good"), [(0, False), (1, True), (3_600_000, True), (3_600_001, False)])
+def test_the_bounds_of_a_timeout_are_those_that_are_kept(server: Client, document, milliseconds: int, good: bool):
+    (told,) = document["paths"]["/predict/tabular"]["post"]["parameters"]
+    assert schema_at(document, told["schema"]).is_valid(milliseconds) == good
+    body = json.dumps({"model": "price", "features": [[1.7e9, -3]]})
+    reply = server.ask("POST", "/predict/tabular", body, JSON | {told["name"]: str(milliseconds)})
+    assert (reply.status != 400) == good
+
+
 ROW = {"size": 1.5, "colour": "red", "flag": True, "when": "2024-03-04"}
 BODIES: list[tuple[Any, bool]] = [
     ({"model": "kinds", "rows": [ROW]}, True),
@@ -103,6 +112,8 @@ BODIES: list[tuple[Any, bool]] = [
     ({"model": "kinds", "rows": [{**ROW, "size": "NA", "when": ""}]}, True),
     ({"model": "kinds", "features": [[None, "mauve", "no", None]]}, True),
     ({"model": "price", "features": [[1.7e9, -3]]}, True),
+    ({"model": "price:1", "features": [[1.7e9, -3]]}, True),
+    ({"model": "price:2", "features": [[1.7e9, -3]]}, False),
     ({"rows": [ROW]}, False),
     ({"model": "kinds", "rows": []}, False),
     ({"model": "kinds", "rows": [ROW | {"sise": 1}]}, False),

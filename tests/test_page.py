@@ -131,6 +131,8 @@ def test_a_key_is_asked_for_and_a_wrong_one_is_told(browser: Browser, keyed: tup
 
 
 def test_a_form_made_from_the_schema_is_answered(page: Browser, keyed: tuple[Client, str]):
+    assert page.run("[document.title, document.querySelector('h1').innerText]") == ["mmjax: models"] * 2
+    assert page.run("document.querySelector('#loading').hidden") is True
     names = page.run("[...document.querySelectorAll('#form label, #form legend')].map(one => one.innerText)")
     assert names == ["size", "colour", "flag", "when"]
     options = page.run("[...document.querySelectorAll('#field-1 option')].map(one => one.text)")
@@ -156,11 +158,13 @@ def test_a_form_made_from_the_schema_is_answered(page: Browser, keyed: tuple[Cli
 def test_a_row_of_gaps_is_answered_and_a_value_is_predicted(page: Browser):
     page.run("document.querySelector('#form button').click()")
     page.until(ANSWERED)
+    assert "All fields were empty" in text(page, "#result #empty")
     pick(page, "price")
     page.until("document.querySelectorAll('#form .field').length === 2")
     set_field(page, 0, "1700000000.5")
     page.run("document.querySelector('#form button').click()")
     page.until(ANSWERED)
+    assert page.run("document.querySelector('#empty')") is None
     assert re.fullmatch(r"price\n-?\d+(\.\d+)?", text(page, "#result .answer"))
     assert page.run("document.querySelector('.bars')") is None
     assert page.complaints == []
@@ -171,7 +175,8 @@ def test_what_the_server_refuses_stands_at_its_field(page: Browser):
     page.run("document.querySelector('#form button').click()")
     page.until("document.querySelector('#result [role=alert]') !== null")
     told = text(page, "#field-0-wrong")
-    assert told.startswith("expected a number or null, got the text ")
+    assert told.startswith("expected a number, got the text ")
+    assert told.endswith("; leave it empty if it is not known")
     assert HOSTILE[:9] in told, "as text"
     assert page.run("document.activeElement.id") == "field-0"
     assert page.run("document.querySelector('#field-0').getAttribute('aria-invalid')") == "true"

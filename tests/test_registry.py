@@ -98,7 +98,10 @@ def test_a_name_alone_is_production_else_the_newest(root):
     [
         ("irsi", "no model 'irsi'; did you mean 'iris'?; there are iris, wine"),
         ("iris:9", "iris has no version 9; there are 1, 2, 3"),
-        ("iris@staging", "iris has no alias 'staging'; promote one with `promote iris:VERSION`"),
+        (
+            "iris@staging",
+            "iris has no alias 'staging'; promote one with `mmjax registry promote iris:3 --alias staging --registry ",
+        ),
         ("iris@", "'iris@': expected NAME, NAME:VERSION or NAME@ALIAS"),
         ("iris:0", "expected NAME, NAME:VERSION or NAME@ALIAS"),
         ("iris:1@production", "expected NAME, NAME:VERSION or NAME@ALIAS"),
@@ -113,6 +116,15 @@ def test_unknown_references_say_what_there_is(root, ref, message):
     with pytest.raises(BundleError) as caught:
         resolve(root, ref)
     assert message in str(caught.value)
+
+
+def test_the_hint_is_a_command_that_can_be_typed(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    root.rename("registry")
+    with pytest.raises(BundleError) as caught:
+        resolve(Path("registry"), "iris@production")
+    told = "registry: iris has no alias 'production'; promote one with `mmjax registry promote iris:3`"
+    assert str(caught.value) == told
 
 
 def test_unknown_alias_lists_the_others(root):

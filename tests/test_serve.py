@@ -256,44 +256,56 @@ def doubled(text: str) -> str:
 
 
 BAD_TABLES: list[tuple[str | bytes, int, str]] = [
-    ("", 400, "body: expected JSON"),
+    ("", 400, "body: expected JSON, got nothing"),
     ("{", 400, "body: expected JSON"),
     ("\ufeff{}", 400, "body: expected JSON"),
     ('{"rows": []}'.encode("utf-16"), 400, "body: expected JSON"),
     (b'{"features": [["\xff"]]}', 400, "body: expected JSON"),
-    ("[]", 400, "body: expected `object`, got `array`"),
-    ("null", 400, "body: expected `object`, got `null`"),
+    ("[]", 400, "body: expected an object, got a list"),
+    ("null", 400, "body: expected an object, got null"),
     ('{"features": ' + "[" * 100_000, 400, "features, row 1, cell 1: expected"),
-    ("[" * 100_000, 400, "body: expected `object`, got `array`"),
+    ("[" * 100_000, 400, "body: expected an object, got a list"),
     ("{}", 400, 'expected exactly one of "features"'),
     ('{"features": [[1]], "rows": []}', 400, 'expected exactly one of "features"'),
-    ('{"features": [[1]], "instances": 1}', 400, "unknown field `instances`"),
+    ('{"features": [[1]], "instances": 1}', 400, "unknown field `instances`; expected `features`"),
+    ('{"features": [1, "red", null, null]}', 400, "got a whole number; put each row in a list: [[...], [...]]"),
+    ('{"features": {"size": 1}}', 400, "features: expected a list, got an object; give a list of rows: [[...], [...]]"),
+    ('{"rows": {"size": 1}}', 400, "rows: expected a list, got an object; give a list of rows: [{...}, {...}]"),
+    ('{"rows": [[1, "red", null, null]]}', 400, "got a list; give each row by column name: [{...}, {...}]"),
     ('{"features": []}', 400, "expected at least one row"),
     ('{"features": [[]]}', 400, "row 1: expected 4 cells (size, colour, when, flag), got 0"),
     ('{"features": [[1, "red", null, null], [1]]}', 400, "row 2: expected 4 cells"),
-    ('{"features": [[NaN, "red", null, null]]}', 400, "body: expected JSON"),
-    ('{"features": [[1e999, "red", null, null]]}', 400, "features, row 1, cell 1: number out of range"),
+    ('{"features": [[NaN, "red", null, null]]}', 400, "got NaN, which JSON has not; write null for a missing"),
+    ('{"features": [["NaN", "red", null, -Infinity]]}', 400, "expected JSON, got -Infinity, which JSON has not"),
+    ('{"features": [[1e999, "red", null, null]]}', 400, "column 'size', row 1: expected a number within ±3.4e38, got"),
+    ('{"features": [[1, 1e999, null, null]]}', 400, "column 'colour', row 1: expected a number within ±3.4e38"),
+    (json.dumps({"rows": [ROWS[0]]}).replace('"size": 0.25', '"size": -1e400'), 400, "column 'size', row 1: expected"),
+    ('{"features": [[1e999, "red", null]]}', 400, "row 1: expected 4 cells"),
+    ('{"features": [[1e999, {}, null, null]]}', 400, "column 'size', row 1: expected a number"),
     ('{"features": [[' + "9" * 400 + ', "red", null, null]]}', 400, "column 'size', row 1: expected a number within"),
     ('{"features": [[{}, "red", null, null]]}', 400, "features, row 1, cell 1: expected"),
     ('{"features": [[1, ["red"], null, null]]}', 400, "features, row 1, cell 2: expected"),
     (row(size="1.5"), 400, "column 'size', row 1: expected a number or null, got the text \"1.5\""),
     (row(size="inf"), 400, "column 'size', row 1: expected a number or null"),
     (row(size=1e39), 400, "column 'size', row 1: expected a number within ±3.4e38, got 1e+39"),
-    (row(size=True), 400, "column 'size', row 1: expected a number"),
+    (row(size=True), 400, "column 'size', row 1: expected a number or null, got true"),
+    (row(when=False), 400, "column 'when', row 1: expected a date"),
     (row(when="soon"), 400, "column 'when', row 1: expected a date"),
     (row(when=3), 400, "column 'when', row 1: expected a date"),
     (row(sise=1), 400, "row 1: unknown column 'sise'; did you mean 'size'?"),
     (json.dumps({"rows": [ROWS[0], {"size": 1}]}), 400, "row 2: expected column 'colour', got none"),
-    (json.dumps({"rows": [3]}), 400, "rows, row 1: expected `object`, got `int`"),
+    (json.dumps({"rows": [3]}), 400, "rows, row 1: expected an object, got a whole number; give each row"),
     (doubled('"size": 0.25, "size": 0.25'), 400, "row 1: expected each key once, got 'size' 2 times"),
     (doubled('"size": 0.25, "si\\u007ae": 1'), 400, "row 1: expected each key once, got 'size' 2 times"),
     ('{"rows": [], "rows": [{}]}', 400, "body: expected each key once, got 'rows' 2 times"),
     (json.dumps({"rows": [{}] * (MAX_ROWS + 1)}), 413, f"expected at most {MAX_ROWS:,} rows"),
     (b" " * (MAX_TABLE_BYTES + 1), 413, f"body: expected at most {MAX_TABLE_BYTES:,} bytes"),
-    (json.dumps(GOOD | {"model": "nope"}), 404, "model: no 'nope' is served; there are kinds:1"),
+    (json.dumps(GOOD | {"model": "nope"}), 404, "no 'nope' is served; there are kinds:1 (table), shades:1 (image)"),
+    (json.dumps(GOOD | {"model": "kinds:2"}), 404, "model: no 'kinds:2' is served"),
+    (json.dumps(GOOD | {"model": "shades:1"}), 400, "model: expected a table model, got 'shades:1'"),
     (json.dumps(GOOD | {"version": 7}), 404, "model: no 'kinds:7' is served"),
     (json.dumps(GOOD | {"model": "shades"}), 400, "model: expected a table model, got 'shades'"),
-    (json.dumps(GOOD | {"version": "1"}), 400, "version: expected `int | null`, got `str`"),
+    (json.dumps(GOOD | {"version": "1"}), 400, "version: expected a whole number or null, got a text"),
 ]  # fmt: skip
 
 
@@ -346,7 +358,7 @@ BAD_IMAGES: list[tuple[bytes, dict[str, str], int, str]] = [
     (*multipart(("picture", "a.png", png(1))), 400, "got a file named 'picture'"),
     (*multipart(("file", "", b"")), 400, "image 1: is empty"),
     (*multipart(("file", "../../x\0", png(1)), ("file", "b.png", b"GIF89a")), 400, ""),
-    (*multipart(*[("file", "a.png", b"")] * 17), 413, "at most 16 images"),
+    (*multipart(*[("file", "a.png", b"")] * 17), 413, "at most 16 images in a request, got more; send several"),
 ]  # fmt: skip
 
 
@@ -358,25 +370,35 @@ def test_bad_images_are_refused_and_good_ones_still_answered(server, home, body,
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "headers", "status"),
+    ("method", "path", "headers", "status", "told"),
     [
-        ("GET", "/nothing", {}, 404),
-        ("GET", "/models/..%2f..%2fetc", {}, 404),
-        ("GET", "/models/%00", {}, 404),
-        ("GET", "/models/%ff%fe", {}, 404),
-        ("GET", "/models/kinds?version=x", {}, 400),
-        ("GET", "/models/kinds?version=%ff", {}, 400),
-        ("GET", "/models/kinds?version=1&version=2", {}, 400),
-        ("GET", "/predict/tabular", {}, 405),
-        ("DELETE", "/models", {}, 405),
-        ("POST", "/predict/tabular?model=kinds", JSON, 400),
-        ("POST", "/predict/tabular", {"content-type": "application/x-www-form-urlencoded"}, 415),
-        ("POST", "/predict/tabular", JSON | {"content-encoding": "br"}, 415),
+        ("GET", "/nothing", {}, 404, "/nothing: no such path; /docs shows all there are"),
+        ("GET", "/predict", {}, 404, "no such path; did you mean /predict/image or /predict/tabular?"),
+        ("GET", "/heath", {}, 404, "no such path; did you mean /health?"),
+        ("GET", "/predict/tabula" + "r" * 90, {}, 404, "no such path; /docs shows"),
+        ("GET", "/models/kinds:3", {}, 404, "no 'kinds:3' is served; there are kinds:1 (table), shades:1 (image)"),
+        ("GET", "/models/..%2f..%2fetc", {}, 404, "no such path"),
+        ("GET", "/models/%00", {}, 404, ""),
+        ("GET", "/models/%ff%fe", {}, 404, ""),
+        ("GET", "/models/kinds?version=x", {}, 400, ""),
+        ("GET", "/models/kinds?version=%ff", {}, 400, ""),
+        ("GET", "/models/kinds?version=1&version=2", {}, 400, ""),
+        ("GET", "/predict/tabular", {}, 405, "GET /predict/tabular: expected POST, got GET"),
+        ("DELETE", "/models", {}, 405, "expected GET, got DELETE"),
+        ("POST", "/predict/tabular?model=kinds", JSON, 400, ""),
+        (
+            "POST",
+            "/predict/tabular",
+            {"content-type": "application/x-www-form-urlencoded"},
+            415,
+            "with curl add -H 'Content-Type: application/json'",
+        ),
+        ("POST", "/predict/tabular", JSON | {"content-encoding": "br"}, 415, ""),
     ],
 )
-def test_bad_requests_are_refused_by_route(server, home, method, path, headers, status):
+def test_bad_requests_are_refused_by_route(server, home, method, path, headers, status, told):
     answer = server.ask(method, path, b"{}" if method == "POST" else None, headers)
-    check_problem(server, answer, status, "", home)
+    check_problem(server, answer, status, told, home)
     assert ("allow" in answer.headers) == (status == 405)
 
 
@@ -406,7 +428,7 @@ def test_a_full_queue_sheds_and_sigterm_finishes_what_is_in_flight(home: Path):
         server.ready()
         unsaid = server.table({"rows": ROWS})
         assert (unsaid.status, unsaid.json["type"]) == (400, "urn:mmjax:which-model")
-        assert "there are kinds:1, price:1" in unsaid.json["detail"]
+        assert "there are kinds:1 (table), price:1 (table)" in unsaid.json["detail"]
         check_regression(server, home)
         check_shedding(server)
         check_sigterm(server)

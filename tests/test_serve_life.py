@@ -157,8 +157,8 @@ def test_everything_wrong_is_told_at_once_with_its_place(tmp_path: Path):
         assert place in told
     assert "did you mean 'queue'?" in told
     assert f"{file}:4: log: expected" in told
-    assert "--rate: rate: expected a number > 0" in told
-    assert "--drain-delay: drain_delay_s: expected" in told
+    assert "--rate: expected a number > 0" in told
+    assert "--drain-delay: expected" in told
     assert load_settings(None, {}) == Settings()
 
 
@@ -183,6 +183,23 @@ def test_without_a_name_every_registered_model_is_served(start: Callable[..., Pr
         serve(Settings(registry=str(folder / "registry"), port=0))
 
 
+def test_a_model_is_asked_by_its_name_with_its_version_or_as_it_was_given(start: Callable[..., Process], folder: Path):
+    promote(folder / "registry", "numbers:1")
+    server = start("--model", "numbers@production").ready()
+    for name in ("numbers", "numbers:1", "numbers@production"):
+        body = json.dumps({"model": name, "features": matrix(NUMBERS, 1).tolist()}).encode()
+        status, _, told = server.ask("POST", "/predict/tabular", body)
+        assert (status, told["model"]) == (200, {"name": "numbers", "version": 1})
+        assert server.ask("GET", f"/models/{name}")[2]["version"] == 1
+    status, _, told = server.ask("POST", "/predict/image", b"file")
+    assert (status, told["type"]) == (400, "urn:mmjax:which-model")
+    assert told["detail"] == "model: no image model is served; there are numbers:1 (table)"
+    status, _, told = server.ask("POST", "/predict/image?model=numbers:1", b"file")
+    assert told["detail"].startswith("model: expected an image model, got 'numbers:1'; there are")
+    status, _, told = server.ask("GET", "/v2/models/numbers:1")
+    assert (status, told["detail"]) == (404, "model: no 'numbers:1' is served; there are numbers/versions/1")
+
+
 # ---- the end
 
 
@@ -204,6 +221,10 @@ def test_sigterm_turns_ready_off_answers_on_and_ends_well(start: Callable[..., P
     assert eventually(lambda: server.predict()[1].get("connection") == "close"), "clients are sent elsewhere"
     assert server.process.wait(30) == 0
     assert time.monotonic() - began >= 1.4
+    server.reading.join(30)
+    stopping, stopped = server.lines[-2:]
+    assert stopping.startswith("stopping: requests are taken for 1.5 s more, requests in flight get 30 s at most")
+    assert stopped == "stopped"
     with pytest.raises(ConnectionRefusedError):
         server.predict()
 
@@ -222,6 +243,8 @@ def test_ctrl_c_waits_for_nobody_to_be_sent_elsewhere(start: Callable[..., Proce
     server = start("--model", "numbers", "--drain-delay", "60").ready()
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(20) == 0
+    server.reading.join(30)
+    assert [line.split(":")[0] for line in server.lines[-2:]] == ["stopping", "stopped"]
 
 
 @pytest.mark.parametrize("ends", [1, pytest.param(100, marks=pytest.mark.soak)])

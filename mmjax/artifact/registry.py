@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,18 +122,19 @@ def resolve(root: Path, ref: str) -> ModelRef:
     if not versions:
         models = list_models(root)
         there = f"there are {', '.join(models)}" if models else "it has none; train one first"
-        raise BundleError(f"registry {root}: no model '{name}'{did_you_mean(name, models)}; {there}")
+        raise BundleError(f"{_named(root)}: no model '{name}'{did_you_mean(name, models)}; {there}")
     aliases = {alias: found.version for alias, found in read_aliases(root, name).aliases.items()}
     if mark == "@":
         if which not in aliases:
-            there = f"there are {', '.join(aliases)}" if aliases else f"promote one with `promote {name}:VERSION`"
-            raise BundleError(f"registry {root}: {name} has no alias '{which}'{did_you_mean(which, aliases)}; {there}")
+            promote_it = _promoting(root, versions[max(versions)], which)
+            there = f"there are {', '.join(aliases)}" if aliases else f"promote one with `{promote_it}`"
+            raise BundleError(f"{_named(root)}: {name} has no alias '{which}'{did_you_mean(which, aliases)}; {there}")
         number = aliases[which]
     else:
         number = int(which) if which else aliases.get(PRODUCTION, max(versions))
     if number not in versions:
         there = ", ".join(map(str, versions))
-        raise BundleError(f"registry {root}: {name} has no version {number}; there are {there}")
+        raise BundleError(f"{_named(root)}: {name} has no version {number}; there are {there}")
     return versions[number]
 
 
@@ -174,7 +176,7 @@ def check_writable(root: Path) -> None:
             root.rmdir()
     except OSError as error:
         reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
-        raise BundleError(f"registry {root}: cannot be written: {reason}; name another") from error
+        raise BundleError(f"{_named(root)}: cannot be written: {reason}; name another") from error
 
 
 def register(root: Path, name: str, bundle_folder: Path, *, run_id: str) -> int:
@@ -229,7 +231,7 @@ def rollback(root: Path, name: str, alias: str = PRODUCTION, *, checks: Sequence
         before = found.aliases[alias].previous if alias in found.aliases else ()
         before = tuple(number for number in before if number in versions)
         if not before:
-            raise BundleError(f"registry {root}: {name}@{alias} has no version before it; promote one by its number")
+            raise BundleError(f"{_named(root)}: {name}@{alias} has no version before it; promote one by its number")
         model = versions[before[-1]]
         _refuse(f"{name}@{alias} is not rolled back to {model.version}", _verified(root, model, checks))
         _write_alias(folder, found, "rollback", alias, Alias(version=model.version, previous=before[:-1]))
@@ -262,6 +264,27 @@ def delete(root: Path, ref: str, *, force: bool = False) -> ModelRef:
 
 
 # ---- the files
+
+
+def _named(root: Path) -> str:
+    """Return a registry for the begin of a message.
+
+    >>> _named(Path("registry")), _named(Path("models"))
+    ('registry', 'registry models')
+    """
+    return str(root) if root.name == "registry" else f"registry {root}"
+
+
+def _promoting(root: Path, model: ModelRef, alias: str) -> str:
+    """Return the command that promotes a model.
+
+    >>> _promoting(Path("registry"), ModelRef("iris", 1, Path()), "staging")
+    'mmjax registry promote iris:1 --alias staging'
+    """
+    words = ["mmjax", "registry", "promote", str(model)]
+    words += [] if alias == PRODUCTION else ["--alias", alias]
+    words += [] if root == Path("registry") else ["--registry", str(root)]
+    return shlex.join(words)
 
 
 def _parse(ref: str) -> tuple[str, str, str]:
@@ -300,7 +323,7 @@ def _locked(root: Path, name: str, *, make: bool = False) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise BundleError(f"registry {root}: cannot be written: {error.strerror or error}; name another") from error
+        raise BundleError(f"{_named(root)}: cannot be written: {error.strerror or error}; name another") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         _clear(folder)

@@ -121,13 +121,14 @@ def deadline_of(engine: Engine, timeout_ms: str | None, received: float | None =
     received = received or time.monotonic()
     if timeout_ms is None:
         return None if engine.deadline_s is None else received + engine.deadline_s
-    if not (timeout_ms.isascii() and timeout_ms.isdecimal() and len(timeout_ms) < 10):
+    whole = timeout_ms.isascii() and timeout_ms.isdecimal() and len(timeout_ms) < 10
+    if not whole or not 1 <= int(timeout_ms) <= MOST_TIMEOUT_MS:
         raise Refused(
             400,
             "bad-timeout",
             f"X-Request-Timeout-Ms: expected whole milliseconds from 1 to {MOST_TIMEOUT_MS:,}, got '{timeout_ms[:80]}'",
         )
-    return received + min(max(int(timeout_ms), 1), MOST_TIMEOUT_MS) / 1e3
+    return received + int(timeout_ms) / 1e3
 
 
 async def in_thread(engine: Engine, work: Callable[[], T]) -> T:

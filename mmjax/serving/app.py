@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import difflib
 import logging
 import traceback
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,12 @@ from mmjax.serving.wire import Refused
 
 logger = logging.getLogger(__name__)
 
+HANDLERS = (*ROUTES, *health.ROUTES, *open_inference.ROUTES, *page.ROUTES, *openapi.ROUTES)
+PATHS = sorted(path for handler in HANDLERS for path in handler.paths if "{" not in path)
+"""Paths that may be meant by one that is not there."""
+LONGEST_MEANT = 40
+"""Characters of a path for which one like it is looked for."""
+
 
 def make_app(engine: Engine, *, warmed: Callable[[BaseException | None], None], watch: Watch | None = None) -> ASGIApp:
     """Return the ASGI app. It warms the engine beside the event loop and then calls `warmed(error or None)`."""
@@ -38,7 +45,7 @@ def make_app(engine: Engine, *, warmed: Callable[[BaseException | None], None], 
             stop(engine)
 
     app = Litestar(
-        route_handlers=[*ROUTES, *health.ROUTES, *open_inference.ROUTES, *page.ROUTES, *openapi.ROUTES],
+        route_handlers=HANDLERS,
         exception_handlers={Refused: refused, HTTPException: http_error, Exception: fault},
         lifespan=[living],
         state=State({"engine": engine, "pulse": watch.pulse, "log": watch.log}),
@@ -60,13 +67,28 @@ def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respons
     """Return the reply to what Litestar itself refuses: no such path, another method."""
     if error.status_code >= 500:
         return fault(request, error)
-    words = {404: "no such path", 405: "another method is expected"}
-    reason = {404: "not-found", 405: "bad-method"}.get(error.status_code, "bad-request")
-    told = words.get(error.status_code, error.detail)
-    reply = refused(request, Refused(error.status_code, reason, f"{request.method} {request.url.path[:200]}: {told}"))
-    for name, value in (error.headers or {}).items():
+    path, headers = request.url.path, {name.lower(): value for name, value in (error.headers or {}).items()}
+    match error.status_code:
+        case 404:
+            reason, told = "not-found", f"no such path{_near(path)}"
+        case 405:
+            allowed = [method for method in headers.get("allow", "").split(", ") if method != "OPTIONS"]
+            reason, told = "bad-method", f"expected {' or '.join(sorted(allowed))}, got {request.method}"
+        case _:
+            reason, told = "bad-request", error.detail
+    reply = refused(request, Refused(error.status_code, reason, f"{request.method} {path[:200]}: {told}"))
+    for name, value in headers.items():
         reply.headers[name] = value
     return reply
+
+
+def _near(path: str) -> str:
+    """Return which paths may be meant, in words; long ones are not looked at, as that takes time."""
+    begin = path.rstrip("/") + "/"
+    near = [known for known in PATHS if len(begin) > 1 and known.startswith(begin)][:3]
+    if not near and len(path) <= LONGEST_MEANT:
+        near = difflib.get_close_matches(path, PATHS, n=1)
+    return f"; did you mean {' or '.join(near)}?" if near else "; /docs shows all there are"
 
 
 def fault(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

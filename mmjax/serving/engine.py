@@ -355,22 +355,38 @@ def phase(engine: Engine) -> Phase:
 def select(engine: Engine, name: str | None, version: int | None, modality: Modality | None = None) -> Served:
     """Return the one model that is meant; Refused with the models there are when none or several could be.
 
-    404 for a name or version that is not served, 400 for a model of the other modality, or when it is not said which.
+    `name` is NAME, NAME:VERSION or a reference as given at the start (`iris@production`). 404 for a name or version
+    that is not served, 400 for a model of the other modality, or when it is not said which.
     """
     served = [model for model in engine.models if modality in (None, model.modality)]
-    there = f"there are {', '.join(map(str, served))}" if served else f"no {modality} model is served"
     names = {model.name.name for model in served}
     if name is None and len(names) != 1:
-        raise Refused(400, "which-model", f"model: expected the name of one, got none; {there}")
+        wrong = "expected the name of one, got none" if names else f"no {modality} model is served"
+        raise Refused(400, "which-model", f"model: {wrong}; {there_are(engine)}")
     found = [m for m in served if name in (None, m.name.name) and version in (None, m.name.version)]
     if len(found) == 1:
         return found[0]
-    wanted = f"{(name or names.pop())[:100]}{'' if version is None else f':{version}'}"
     if found:
-        raise Refused(400, "which-model", f"version: expected one of {wanted}, got none; {there}")
-    if name is not None and name not in names and any(name == model.name.name for model in engine.models):
-        raise Refused(400, "wrong-model", f"model: expected a {modality} model, got '{wanted}'; {there}")
-    raise Refused(404, "no-such-model", f"model: no '{wanted}' is served; {there}")
+        raise Refused(400, "which-model", f"version: expected one of {name}, got none; {there_are(engine)}")
+    return _by_reference(engine, name or names.pop(), version, modality)
+
+
+def _by_reference(engine: Engine, name: str, version: int | None, modality: Modality | None) -> Served:
+    """Return the model that NAME:VERSION or a reference means; Refused when it is none."""
+    called = [model for key, model in engine.serving.items() if name in (key, str(model), model.name.name)]
+    found = [m for m in called if version in (None, m.name.version) and modality in (None, m.modality)]
+    if found:
+        return found[0]
+    wanted = f"{name[:100]}{'' if version is None else f':{version}'}"
+    if called and all(modality not in (None, model.modality) for model in called):
+        kind = "an image model" if modality == "image" else f"a {modality} model"
+        raise Refused(400, "wrong-model", f"model: expected {kind}, got '{wanted}'; {there_are(engine)}")
+    raise Refused(404, "no-such-model", f"model: no '{wanted}' is served; {there_are(engine)}")
+
+
+def there_are(engine: Engine) -> str:
+    """Return which models there are, in words."""
+    return f"there are {', '.join(f'{model} ({model.modality})' for model in engine.models)}"
 
 
 def system() -> dict[str, Any]:

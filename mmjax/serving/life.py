@@ -28,8 +28,10 @@ class Plan(NamedTuple):
     """Time after SIGTERM in which requests are taken still."""
     watch_s: float | None
     """How often to look for other versions; None for never."""
+    grace_s: float
+    """Time that requests in flight get at the end."""
     tell: Tell
-    """Hears of reloads."""
+    """Hears of reloads, and of the end that begins."""
 
 
 class Server(uvicorn.Server):
@@ -46,6 +48,7 @@ class Server(uvicorn.Server):
         self._plan = plan
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked = False
+        self._told = False
         self._watching: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -61,6 +64,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, finish what is in flight, end the engine."""
         drain(self._engine)
+        if self._asked and not self._told:
+            self._say({})
         if self._watching is not None:
             self._watching.cancel()
         if CLOSE not in self.config.encoded_headers:
@@ -110,6 +115,14 @@ class Server(uvicorn.Server):
         """Answer on, asking each client to connect anew, elsewhere; end after the delay."""
         self.config.encoded_headers.append(CLOSE)
         asyncio.get_running_loop().call_later(self._plan.drain_delay_s, setattr, self, "should_exit", True)
+        self._say({"requests are taken for": f"{self._plan.drain_delay_s:g} s more"})
+
+    def _say(self, facts: dict[str, str]) -> None:
+        """Tell that the end begins; whether anybody reads that changes nothing."""
+        self._told = True
+        with contextlib.suppress(OSError):
+            facts = facts | {"requests in flight get": f"{self._plan.grace_s:g} s at most"}
+            self._plan.tell("stopping", facts | {"a second signal": "ends it at once"})
 
     def _reload(self) -> None:
         if self._engine.ready.is_set() and not self._asked:

@@ -21,7 +21,7 @@ from mmjax.serving.open_inference_model import inputs_of, outputs_of
 from mmjax.serving.open_inference_reply import asked_outputs, encode_infer
 from mmjax.serving.open_inference_request import Asked, InferRequest, decode_infer
 from mmjax.serving.open_inference_tensors import raw_tensor
-from mmjax.serving.routes import INLINE_BYTES, TIMEOUT, engine_of, read_body, request_id_of, told_timing
+from mmjax.serving.routes import INLINE_BYTES, SAY_JSON, TIMEOUT, engine_of, read_body, request_id_of, told_timing
 from mmjax.serving.tables import bad_cells
 from mmjax.serving.wire import MAX_TENSOR_BYTES, Refused
 
@@ -129,7 +129,8 @@ def _expected(request: AnyRequest) -> tuple[str, int | None]:
     """Return (content coding, length of the JSON before raw tensors) of the headers; Refused where they are wrong."""
     kind = request.headers.get("content-type", TYPES[0]).split(";")[0].strip().lower()
     if kind not in TYPES:
-        raise Refused(415, "bad-content-type", f"Content-Type: expected {' or '.join(TYPES)}, got '{kind[:80]}'")
+        told = f"expected {' or '.join(TYPES)}, got '{kind[:80]}'; {SAY_JSON}"
+        raise Refused(415, "bad-content-type", f"Content-Type: {told}")
     length = request.headers.get(HEADER_LENGTH)
     if length is not None and not (length.isascii() and length.isdecimal() and len(length) < 16):
         told = f"expected the length of the JSON in bytes, got '{length[:80]}'"

@@ -149,7 +149,9 @@ def named(request: AnyRequest, name: str, version: str | None) -> list[Served]:
     found = [m for m in models if m.name.name == name and version in (None, str(m.name.version))]
     if not found:
         wanted = f"{name[:100]}{'' if version is None else f':{version[:20]}'}"
-        there = ", ".join(map(str, models))
+        there = ", ".join(
+            f"{m.name.name}{'' if m.name.version is None else f'/versions/{m.name.version}'}" for m in models
+        )
         raise Refused(404, "no-such-model", f"model: no '{wanted}' is served; there are {there}")
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from litestar import MediaType, Request, Response, get
 
+from mmjax.serving.answering import MOST_TIMEOUT_MS
 from mmjax.serving.engine import Served
 from mmjax.serving.openapi_schemas import STATUS, TEXT, Json, array_of, components, image_bodies, reference, table_body
 from mmjax.serving.routes import engine_of
@@ -37,7 +38,7 @@ DEADLINE: Json = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
     "description": "Milliseconds that waiting and computing may take together; an hour at most.",
-    "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+    "schema": {"type": "integer", "minimum": 1, "maximum": MOST_TIMEOUT_MS},
 }
 REQUEST_ID: Json = {"X-Request-ID": {"schema": TEXT, "required": True}}
 SECURITY: list[Json] = [{}, {"bearer": []}, {"key": []}]

@@ -88,7 +88,10 @@ def body_schema(model: Served, tables: Sequence[Served]) -> Json:
     in_order = {"type": "array", "prefixItems": cells, "items": False, "minItems": len(cells), "maxItems": len(cells)}
     needed = ["model"] if len({other.name.name for other in tables}) > 1 else []
     needed += ["version"] if sum(other.name.name == name.name for other in tables) > 1 else []
-    common: Json = {"model": {"enum": [name.name]}, "version": {"enum": [name.version]}}
+    common: Json = {
+        "model": {"enum": list(dict.fromkeys((name.name, str(model))))},
+        "version": {"enum": [name.version]},
+    }
     for key, words in common.items():
         words["enum"] += [None] if key not in needed and None not in words["enum"] else []
     common["deterministic"] = {"type": "boolean"}

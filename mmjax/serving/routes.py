@@ -32,6 +32,8 @@ INLINE_BYTES = 32 * 1024
 """Bodies up to this size are decoded on the event loop: a thread would cost more."""
 REQUEST_ID = "mmjax_request_id"
 """Where the scope keeps the id of the request."""
+SAY_JSON = "with curl add -H 'Content-Type: application/json'"
+"""What to do about another content type."""
 TIMEOUT = "x-request-timeout-ms"
 """Header: milliseconds that waiting and computing may take together."""
 
@@ -186,7 +188,7 @@ def _expect_json(request: AnyRequest) -> None:
     _expect_plain(request)
     kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     if kind != "application/json":
-        told = f"Content-Type: expected application/json, got '{kind[:80]}'"
+        told = f"Content-Type: expected application/json, got '{kind[:80]}'; {SAY_JSON}"
         raise Refused(415, "bad-content-type", told)
 
 

@@ -61,8 +61,15 @@ def load_settings(path: str | None, options: Mapping[str, Any]) -> Settings:
     overlay = {key: tree_of(value, option(key), key, problems) for key, value in given.items()}
     settings = build_struct(Settings, merge(tree, Node(overlay, "command line")), problems)
     if problems or settings is None:
-        raise ConfigError(problems)
+        doubled = {f"{option(key)}: {key}: ": f"{option(key)}: " for key in given}
+        raise ConfigError([_without(problem, doubled) for problem in problems])
     return settings
+
+
+def _without(problem: str, doubled: Mapping[str, str]) -> str:
+    """Return a problem whose option is not told twice, as option and as key."""
+    start = next((start for start in doubled if problem.startswith(start)), "")
+    return doubled.get(start, "") + problem.removeprefix(start)
 
 
 def option(key: str) -> str:

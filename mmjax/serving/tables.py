@@ -15,7 +15,9 @@ from mmjax.serving.wire import (
     columns_of_rows,
     decode_numbers,
     decode_table,
+    decode_too_large,
     matrix_of_rows,
+    refuse_too_large,
     table_rows,
 )
 
@@ -40,7 +42,13 @@ def read_table(engine: Engine, body: bytes) -> Table:
         (served := _meant(engine, numbers)).predictor.schema
     ):
         return Table(served, table_rows(served.predictor.schema, numbers), True, numbers.deterministic is True)
-    asked = decode_table(body)
+    try:
+        asked = decode_table(body)
+    except Refused as refused:
+        if "out of range" in str(refused) and (found := decode_too_large(body)) is not None:
+            schema = _meant(engine, found).predictor.schema
+            refuse_too_large(schema, table_rows(schema, found))
+        raise
     served = _meant(engine, asked)
     return Table(served, table_rows(served.predictor.schema, asked), False, asked.deterministic is True)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,10 +32,14 @@ MAX_IMAGES = 16
 """Images of one request."""
 MAX_PIXELS = 25_000_000
 """Pixels of one image: they are checked before any is decoded."""
+LEGIBLE_BYTES = 256 * 1024
+"""Bodies up to this size are read a second time to say better what is wrong."""
 IMAGE_PART = "file"
 """Name of a multipart part that holds an image."""
 
 Cell = str | int | float | bool | None
+NO_NUMBERS = frozenset({str, bool})
+"""Types of cells that a numeric column refuses, but for texts that mean missing."""
 
 C = TypeVar("C")
 
@@ -113,10 +118,20 @@ def decode_table(body: bytes) -> TableRequest[Cell]:
     except msgspec.ValidationError as error:
         raise Refused(400, "bad-request", _told(str(error))) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        told = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise Refused(400, "bad-json", f"body: expected JSON, got something else: {told}") from error
+        raise Refused(400, "bad-json", f"body: expected JSON, got {_instead(body, error)}") from error
     _check_table(request, body)
     return request
+
+
+def _instead(body: bytes, error: Exception) -> str:
+    """Return what a body is that is no JSON."""
+    if not body.strip():
+        return "nothing"
+    if isinstance(error, UnicodeDecodeError):
+        return "something else: not UTF-8"
+    if found := _NO_NUMBER.search(_STRING.sub(b"", body)):
+        return f"{found[0].decode()}, which JSON has not; write null for a missing cell"
+    return f"something else: {error}"
 
 
 def decode_numbers(body: bytes) -> TableRequest[float | None] | None:
@@ -143,26 +158,84 @@ def _check_table(request: TableRequest[Any], body: bytes) -> None:
     refuse_doubled(body, keys + sum(map(len, request.rows or ())))
 
 
+_WORDS = {
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "a whole number",
+    "null": "null",
+    "object": "an object",
+    "str": "a text",
+}
+"""msgspec's names of types, in the words of JSON."""
+_FIELDS = "expected `features` (rows of cells) or `rows` (rows by column name), and perhaps `model`, `version`"
+_HINTS = {
+    ("features", True): "; put each row in a list: [[...], [...]]",
+    ("features", False): "; give a list of rows: [[...], [...]]",
+    ("rows", True): "; give each row by column name: [{...}, {...}]",
+    ("rows", False): "; give a list of rows: [{...}, {...}]",
+}
+"""What to do where a field, or (True) a row of it, has another shape."""
 PLACE = re.compile(r" - at `\$(?:\.(\w+))?(?:\[(\d+)\])?(?:\[(\d+|\.\.\.)\])?.*`$")
 
 
 def _told(message: str) -> str:
-    """Return msgspec's message with the place in front, rows counted from 1.
+    """Return msgspec's message in plain words with the place in front, rows counted from 1, and what to do.
 
-    >>> _told("Expected `str`, got `object` - at `$.features[0][2]`")
-    'features, row 1, cell 3: expected `str`, got `object`'
+    >>> _told("Expected `str | null`, got `object` - at `$.features[0][2]`")
+    'features, row 1, cell 3: expected a text or null, got an object'
+    >>> _told("Expected `array`, got `float` - at `$.features[0]`")
+    'features, row 1: expected a list, got a number; put each row in a list: [[...], [...]]'
     """
     found = PLACE.search(message)
     if found is None:
-        return f"body: {message[0].lower()}{message[1:]}"
+        told = message[0].lower() + message[1:200]
+        return f"body: {told}; {_FIELDS}" if "unknown field" in told else f"body: {_plain(told)}"
+    told = _plain(message[0].lower() + message[1 : found.start()])
     field, row, cell = found.groups()
     place = field or "body"
     place += f", row {int(row) + 1}" if row else ""
     place += f", cell {int(cell) + 1}" if cell and cell.isdigit() else ""
-    return f"{place}: {message[0].lower()}{message[1 : found.start()]}"
+    return f"{place}: {told}{'' if cell else _HINTS.get((field, bool(row)), '')}"
+
+
+def _plain(message: str) -> str:
+    """Return msgspec's message with types in the words of JSON."""
+
+    def words(found: re.Match[str]) -> str:
+        names = [_WORDS[name] for name in found[1].split(" | ") if name in _WORDS]
+        return " or ".join(names) or found[0]
+
+    return re.sub(r"`([^`]*)`", words, message)
+
+
+class TooLarge(NamedTuple):
+    """A number in JSON that no float holds."""
+
+    text: str
+
+
+def decode_too_large(body: bytes) -> TableRequest[Any] | None:
+    """Return a request that `decode_table` refuses for its numbers, those that no float holds as TooLarge; else None.
+
+    It is slow, and only there to say in which columns they are: not for bodies above LEGIBLE_BYTES.
+    """
+    if len(body) > LEGIBLE_BYTES:
+        return None
+
+    def number(text: str) -> float | TooLarge:
+        value = float(text)
+        whole = text.removeprefix("-").isdecimal()
+        return TooLarge(text) if math.isinf(value) else int(text) if whole else value
+
+    try:
+        return msgspec.convert(json.loads(body, parse_int=number, parse_float=number), TableRequest[Any])
+    except (ValueError, RecursionError, msgspec.ValidationError):  # something else is wrong too
+        return None
 
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
+_NO_NUMBER = re.compile(rb"-?(?:NaN|Infinity)\b")
 
 
 def refuse_doubled(body: bytes, keys: int) -> None:
@@ -259,14 +332,35 @@ def _from_mappings(schema: Schema, names: list[str], rows: list[dict[str, C]]) -
 def _refuse_texts(schema: Schema, columns: Columns) -> None:
     gaps = missing_texts(schema.missing_markers)
     wrong = [
-        f"column '{column.name}', row {i}: expected a number or null, got the text {json.dumps(cell[:80])}"
+        f"column '{column.name}', row {i}: expected a number or null, got {_shown(cell)}"
         for column in schema.of_kind("numeric")
         for i, cell in enumerate(columns[column.name].tolist(), 1)
-        if isinstance(cell, str) and cell.strip() not in gaps
+        if type(cell) in NO_NUMBERS and (isinstance(cell, bool) or cell.strip() not in gaps)
     ]
     if wrong:
         more = [f"and {len(wrong) - SHOWN:,} more bad cells"] if len(wrong) > SHOWN else []
         raise Refused(400, "bad-cell", wrong[:SHOWN] + more)
+
+
+def refuse_too_large(schema: Schema, rows: Sequence[Sequence[Any]]) -> None:
+    """Refuse (400) cells that are TooLarge, naming row and column."""
+    wrong = [
+        f"column '{column.name}', row {i}: expected a number within ±3.4e38, got {cell.text[:80]}"
+        for i, row in enumerate(rows, 1)
+        for column, cell in zip(schema.features, row, strict=True)
+        if isinstance(cell, TooLarge)
+    ]
+    if wrong:
+        raise Refused(400, "bad-cell", wrong[:SHOWN])
+
+
+def _shown(cell: str | bool) -> str:
+    """Return a cell as JSON has it.
+
+    >>> _shown("much"), _shown(True)
+    ('the text "much"', 'true')
+    """
+    return f"the text {json.dumps(cell[:80])}" if isinstance(cell, str) else json.dumps(cell)
 
 
 # ---- images
@@ -310,9 +404,12 @@ def _parts(boundary: str, body: bytes) -> list[bytes]:
                 elif event:
                     files[-1] += event
     except multipart.ParserLimitReached as error:
-        raise Refused(413, "too-many-parts", f"multipart: expected at most {MAX_IMAGES} images: {error}") from error
+        few = f"expected at most {MAX_IMAGES} images in a request, got more; send several requests"
+        told = few if len(files) == MAX_IMAGES else "expected short headers of each part, got longer ones"
+        raise Refused(413, "too-many-parts", f"multipart: {told}") from error
     except (multipart.MultipartError, ValueError, LookupError) as error:
-        raise Refused(400, "bad-multipart", f"multipart: expected form data of image files: {error}") from error
+        told = f"expected form data of image files, got something else: {error}"
+        raise Refused(400, "bad-multipart", f"multipart: {told}") from error
     if not files:
         raise Refused(400, "bad-multipart", f"multipart: expected at least one file named '{IMAGE_PART}', got none")
     return [bytes(file) for file in files]

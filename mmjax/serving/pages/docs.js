@@ -14,6 +14,7 @@ async function begin() {
     byId("version").textContent = `${spec.info.title} ${spec.info.version}`;
     show("operations", ...spec.tags.map(({ name }) => group(name)));
   } catch (error) {
+    show("operations");
     if (!(error instanceof Refused)) throw error;
     if (error.status === 401) {
       if (!byId("key-form").hidden) byId("key-told").textContent = error.message;

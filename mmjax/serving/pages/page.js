@@ -25,6 +25,8 @@ async function begin() {
     if (!byId("key-form").hidden) byId("key-told").textContent = error.message;
     byId("key-form").hidden = false;
     byId("key").focus();
+  } finally {
+    byId("loading").hidden = true;
   }
 }
 
@@ -44,6 +46,7 @@ function offer(models) {
 
 async function pick(model) {
   history.replaceState(null, "", `#${encodeURIComponent(named(model))}`);
+  for (const id of ["about", "form", "card"]) show(id, "Loading …");
   const version = model.version == null ? "" : `?version=${model.version}`;
   try {
     const { document: description } = await ask(`/models/${encodeURIComponent(model.name)}${version}`);
@@ -56,6 +59,7 @@ async function pick(model) {
     else tableForm(description);
     byId("failure").hidden = true;
   } catch (error) {
+    for (const id of ["about", "form", "card"]) show(id);
     fail(error);
   }
 }
@@ -71,7 +75,8 @@ function tableForm(description) {
     const row = Object.fromEntries(fields.map((made) => [made.name, made.read()]));
     const { name: model, version } = description;
     const body = JSON.stringify({ model, version: version ?? undefined, rows: [row] });
-    predict(description, "/predict/tabular", { headers: { "Content-Type": "application/json" }, body }, fields, button);
+    const empty = Object.values(row).every((cell) => cell === null);
+    predict(description, "/predict/tabular", { headers: { "Content-Type": "application/json" }, body }, fields, button, empty);
   };
 }
 
@@ -84,7 +89,7 @@ function imageForm(description) {
   byId("form").onsubmit = (event) => event.preventDefault();
 }
 
-async function predict(description, path, request, fields, button) {
+async function predict(description, path, request, fields, button, empty) {
   const number = ++asked;
   fields.forEach((made) => made.tell(""));
   if (button) button.disabled = true;
@@ -92,7 +97,8 @@ async function predict(description, path, request, fields, button) {
   try {
     const reply = await ask(path, { method: "POST", ...request });
     if (number !== asked) return;
-    show("result", ...answer(description, reply));
+    const note = empty ? [make("p", { class: "hint", id: "empty" }, "All fields were empty: the model was told nothing about this row.")] : [];
+    show("result", ...note, ...answer(description, reply));
     byId("result-title").scrollIntoView({ block: "nearest" }); // on narrow screens it is below the form
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
@@ -103,6 +109,11 @@ async function predict(description, path, request, fields, button) {
   }
 }
 
+/** What the server says of a cell, for who fills in a form: there a missing cell is an empty field. */
+function forField(text) {
+  return text.startsWith("expected a number") ? `${text.replace("expected a number or null,", "expected a number,")}; leave it empty if it is not known` : text;
+}
+
 /** Puts what is wrong with a column beside its field, and returns the rest. */
 function refused(error, fields) {
   const others = [];
@@ -110,7 +121,7 @@ function refused(error, fields) {
   for (const line of error.lines) {
     const made = fields.find(({ name }) => line.startsWith(`column '${name}', row 1: `));
     if (made) {
-      made.tell(line.slice(`column '${made.name}', row 1: `.length));
+      made.tell(forField(line.slice(`column '${made.name}', row 1: `.length)));
       marked.push(made);
     } else others.push(line);
   }

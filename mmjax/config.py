@@ -22,7 +22,7 @@ Pixels = Annotated[int, Meta(ge=8, le=4096)]
 
 Scaler = Literal["standard", "minmax", "robust"]
 MissingStrategy = Literal["mean", "median", "mode", "constant"]
-CategoricalEncoding = Literal["embedding", "onehot", "ordinal"]
+CategoricalEncoding = Literal["embedding", "onehot", "ordinal", "onehot_or_embedding"]
 Policy = Literal["fail", "drop", "report"]
 Severity = Literal["ignore", "warn", "fail"]
 Loading = Literal["auto", "resident", "streamed"]
@@ -30,6 +30,8 @@ Task = Literal["classification", "regression"]
 Activation = Literal["relu", "gelu", "silu", "selu", "mish", "tanh"]
 ModelName = Literal[
     "mlp",
+    "realmlp",
+    "realmlp_s",
     "resnet",
     "resnet18",
     "resnet34",
@@ -41,7 +43,7 @@ ModelName = Literal[
     "efficientnet_b4",
 ]
 OptimizerName = Literal["sgd", "adam", "adamw", "lion", "muon"]
-ScheduleName = Literal["constant", "cosine", "warmup_cosine", "one_cycle", "step"]
+ScheduleName = Literal["constant", "cosine", "warmup_cosine", "one_cycle", "step", "coslog4"]
 LossName = Literal["cross_entropy", "focal", "bce", "mse", "mae", "huber"]
 
 CLASSIFICATION_METRICS = (
@@ -65,6 +67,7 @@ CLASSIFICATION_METRICS = (
     "roc_auc",
     "pr_auc",
     "log_loss",
+    "refined_log_loss",
     "brier",
     "ece",
     "mcc",
@@ -106,7 +109,14 @@ class Preprocessing(Section, frozen=True, kw_only=True):
     fill_value: Annotated[float, Meta(description="The number used when `handle_missing: constant`.")] = 0.0
     categorical_encoding: Annotated[
         CategoricalEncoding | UnsetType,
-        Meta(description="`embedding` (learnt), `onehot`, or `ordinal` codes; unknown texts have a slot of their own."),
+        Meta(
+            description="`embedding` (learnt), `onehot`, or `ordinal` codes; unknown texts have a slot of their own. "
+            "`onehot_or_embedding`: columns of at most `onehot_categories` one-hot, scaled as `robust` scales numbers, "
+            "with zeros for unknown texts and one column of -1 and 1 for two categories; others embedded."
+        ),
+    ] = UNSET
+    onehot_categories: Annotated[
+        Count | UnsetType, Meta(description="Most categories of a column that is one-hot under `onehot_or_embedding`.")
     ] = UNSET
 
 
@@ -302,7 +312,7 @@ class Architecture(Section, frozen=True, kw_only=True):
     ] = None
     hidden_layers: Annotated[
         tuple[Count, ...] | UnsetType,
-        Meta(description="mlp: units of each hidden layer; none at all makes a linear model."),
+        Meta(description="mlp, realmlp: units of each hidden layer; none at all makes a linear model."),
     ] = UNSET
     dropout: Annotated[BelowOne | UnsetType, Meta(description="Share of units dropped in training.")] = UNSET
     activation: Annotated[Activation | UnsetType, Meta(description="The non-linearity.")] = UNSET
@@ -313,7 +323,7 @@ class Architecture(Section, frozen=True, kw_only=True):
         bool | UnsetType, Meta(description="mlp: add each block's input to its output where the widths agree.")
     ] = UNSET
     embedding_dim: Annotated[
-        Count | UnsetType, Meta(description="mlp: size of each categorical embedding; by default by cardinality.")
+        Count | UnsetType, Meta(description="mlp, realmlp: size of each categorical embedding; mlp: by cardinality.")
     ] = UNSET
     stages: Annotated[
         Annotated[tuple[Count, ...], Meta(min_length=1, max_length=4)] | UnsetType,
@@ -389,6 +399,13 @@ class Training(Section, frozen=True, kw_only=True):
     weight_decay: Annotated[
         NonNegative | UnsetType, Meta(description="Decoupled decay; norms and biases are exempt.")
     ] = UNSET
+    adam_b2: Annotated[
+        BelowOne | UnsetType, Meta(description="adam and adamw: decay of the average of squared gradients.")
+    ] = UNSET
+    decay_schedule: Annotated[
+        Literal["constant", "flat_cos"] | UnsetType,
+        Meta(description="How `weight_decay` moves over the run; `flat_cos`: to 0 over its second half."),
+    ] = UNSET
     schedule: Annotated[ScheduleName | UnsetType, Meta(description="How the learning rate moves over the run.")] = UNSET
     warmup_fraction: Annotated[
         WithinOne, Meta(description="warmup_cosine and one_cycle: share of the run spent rising.")
@@ -397,6 +414,13 @@ class Training(Section, frozen=True, kw_only=True):
     step_factor: Annotated[Share, Meta(description="step: factor of each drop.")] = 0.1
     loss: Annotated[LossName | UnsetType, Meta(description="By default cross_entropy, or mse for regression.")] = UNSET
     label_smoothing: Annotated[BelowOne | UnsetType, Meta(description="cross_entropy only.")] = UNSET
+    calibration: Annotated[
+        Literal["temperature", "none"] | UnsetType,
+        Meta(
+            description="`temperature`: fit the temperature of the probabilities on the validation rows, once training "
+            "is done; it goes into the bundle. Classification only."
+        ),
+    ] = UNSET
     class_weights: Annotated[
         Literal["none", "balanced"] | tuple[ClassWeight, ...],
         Meta(

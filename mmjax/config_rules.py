@@ -43,7 +43,13 @@ _STOPPING = "training.early_stopping"
 _NEEDS = (
     _Needs(f"{_SCALING}.scaler", f"{_SCALING}.normalize", (True,)),
     _Needs(f"{_SCALING}.fill_value", f"{_SCALING}.handle_missing", ("constant",)),
-    _Needs("model.architecture.embedding_dim", f"{_SCALING}.categorical_encoding", ("embedding", UNSET)),
+    _Needs(
+        "model.architecture.embedding_dim",
+        f"{_SCALING}.categorical_encoding",
+        ("embedding", "onehot_or_embedding", UNSET),
+    ),
+    _Needs(f"{_SCALING}.onehot_categories", f"{_SCALING}.categorical_encoding", ("onehot_or_embedding", UNSET)),
+    _Needs("training.adam_b2", "training.optimizer", ("adam", "adamw", UNSET)),
     _Needs("training.focal_gamma", "training.loss", ("focal",)),
     _Needs("training.huber_delta", "training.loss", ("huber",)),
     _Needs("training.label_smoothing", "training.loss", ("cross_entropy", UNSET)),
@@ -68,9 +74,13 @@ _NEEDS = (
     ),
 )
 
+_TABLE_MODELS = ("mlp", "realmlp", "realmlp_s")
+_REALMLP = ("input_dim", "hidden_layers", "activation", "embedding_dim")
 _RESNET = ("stages", "width", "dropout", "activation")
 _FIELDS = {
     "mlp": ("input_dim", "hidden_layers", "dropout", "activation", "normalization", "residual", "embedding_dim"),
+    "realmlp": (*_REALMLP, "dropout"),
+    "realmlp_s": _REALMLP,
     "resnet": _RESNET,
     "resnet18": _RESNET[2:],
     "resnet34": _RESNET[2:],
@@ -215,9 +225,10 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
     model = config.model
     if model.type is not UNSET and model.type != kind:
         yield Conflict(("model.type", section), f"expected {kind} for {section}, got {model.type}")
-    name = ("mlp" if kind == "tabular" else "resnet") if model.name is UNSET else model.name
-    if (name == "mlp") != (kind == "tabular"):
-        options = "mlp" if kind == "tabular" else "resnet, resnet18 to resnet50 or efficientnet_b0 to efficientnet_b4"
+    name = ("realmlp" if kind == "tabular" else "resnet") if model.name is UNSET else model.name
+    if (name in _TABLE_MODELS) != (kind == "tabular"):
+        vision = "resnet, resnet18 to resnet50 or efficientnet_b0 to efficientnet_b4"
+        options = "realmlp, realmlp_s or mlp" if kind == "tabular" else vision
         yield Conflict(("model.name", section), f"expected {options} for {section}, got {name}")
         return
     fields = _FIELDS.get(name, _EFFICIENTNET)

@@ -9,7 +9,7 @@ from mmjax.schema import Schema
 from mmjax.training.outputs import Output, build_output
 from mmjax.training.scoring import Forward, make_forward
 from mmjax.transforms.base import Transform
-from mmjax.transforms.build import build_transform
+from mmjax.transforms.build import build_transform, embedded_cardinalities
 
 
 class Parts(NamedTuple):
@@ -34,7 +34,9 @@ def build_parts(config: Config, schema: Schema) -> Parts:
     transform = build_transform(config, schema)
     output = build_output(schema.target, loss_name(config))
     assert isinstance(config.precision, str), "the recipe decides the precision"
-    model = build_model(config.model, schema, outputs=output.size, precision=config.precision)
+    tabular = config.data.tabular
+    codes = embedded_cardinalities(tabular.preprocessing, schema) if tabular else ()
+    model = build_model(config.model, schema, outputs=output.size, precision=config.precision, cardinalities=codes)
     return Parts(transform, model, output, make_forward(model, transform, output))
 
 

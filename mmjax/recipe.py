@@ -42,11 +42,12 @@ def resolve(
             f"training.batch_size: expected at most {train_rows}, the number of training rows, got {batch_size}; "
             "lower it, or remove it and it is chosen"
         )
+    name = _model_name(config, schema)
     choices = (
         _precision(schema, fast_bfloat16),
-        *_data_choices(schema, train_rows),
-        *_model_choices(schema),
-        *_training_choices(config, schema, train_rows, validation_rows),
+        *_data_choices(schema, name, train_rows),
+        *_model_choices(schema, name),
+        *_training_choices(config, schema, name, train_rows, validation_rows),
     )
     decisions = tuple(Decision(*choice) for choice in choices if _get(config, choice[0]) is UNSET)
     for decision in decisions:
@@ -76,7 +77,19 @@ def _precision(schema: Schema, fast_bfloat16: bool) -> Choice:
     return ("precision", "float32", "not faster in bfloat16 here" if schema.image else "as fast as any for tables")
 
 
-def _data_choices(schema: Schema, train_rows: int) -> list[Choice]:
+CALIBRATION_ROWS = 100
+"""Validation rows from which on a temperature is fitted to them."""
+REALMLP = ("realmlp", "realmlp_s")
+_TD, _TD_S = "RealMLP-TD's constant", "RealMLP-TD-S's constant"
+
+
+def _model_name(config: Config, schema: Schema) -> str:
+    if config.model.name is not UNSET:
+        return config.model.name
+    return "resnet" if schema.image else "realmlp"
+
+
+def _data_choices(schema: Schema, name: str, train_rows: int) -> list[Choice]:
     if schema.image:
         size = (schema.image.height_px, schema.image.width_px)
         return [
@@ -84,16 +97,22 @@ def _data_choices(schema: Schema, train_rows: int) -> list[Choice]:
             ("data.image.image_size", size, "the size of the images, at most 64 px"),
             ("data.image.augmentation.shift", 0.08, "small shifts help at every size"),
         ]
+    path = "data.tabular.preprocessing."
+    bins, encoding, encoding_why = 0, "onehot_or_embedding", "one-hot for few categories, learnt for many"
+    bins_why = f"{name} has embeddings of numbers of its own" if name == "realmlp" else _TD_S
+    if name not in REALMLP:
+        bins = _numeric_bins(len(schema.numeric_features), train_rows)
+        bins_why = f"{len(schema.numeric_features)} numeric columns, {train_rows} training rows"
+        encoding, encoding_why = "embedding", "learns what categories have in common"
+    elif name == "realmlp_s":
+        encoding_why = "one-hot, scaled as numbers are"
     return [
         ("data.tabular.task", schema.target.task, schema.target.reason),
-        ("data.tabular.preprocessing.scaler", "robust", "outliers move neither the centre nor the scale"),
-        (
-            "data.tabular.preprocessing.numeric_bins",
-            _numeric_bins(len(schema.numeric_features), train_rows),
-            f"{len(schema.numeric_features)} numeric columns, {train_rows} training rows",
-        ),
-        ("data.tabular.preprocessing.handle_missing", "median", "outliers do not move it"),
-        ("data.tabular.preprocessing.categorical_encoding", "embedding", "learns what categories have in common"),
+        (path + "scaler", "robust", "outliers move neither the centre nor the scale"),
+        (path + "numeric_bins", bins, bins_why),
+        (path + "handle_missing", "median", "outliers do not move it"),
+        (path + "categorical_encoding", encoding, encoding_why),
+        (path + "onehot_categories", 1000 if name == "realmlp_s" else 8, _TD_S if name == "realmlp_s" else _TD),
     ]
 
 
@@ -103,43 +122,84 @@ def _numeric_bins(columns: int, rows: int) -> int:
     return bins if bins >= 8 else 0
 
 
-def _model_choices(schema: Schema) -> list[Choice]:
-    kind, name = ("vision", "resnet") if schema.image else ("tabular", "mlp")
+def _model_choices(schema: Schema, name: str) -> list[Choice]:
+    kind = "vision" if schema.image else "tabular"
     return [("model.type", kind, "follows from the data"), ("model.name", name, f"the default for {kind} data")]
 
 
-def _training_choices(config: Config, schema: Schema, train_rows: int, validation_rows: int) -> list[Choice]:
-    classify = schema.target.task == "classification"
-    batch_size = _image_batch_size(train_rows) if schema.image else _table_batch_size(train_rows)
-    epochs = _image_epochs(train_rows) if schema.image else _table_epochs(train_rows)
-    rows = f"{train_rows} training rows"
+def _training_choices(config: Config, schema: Schema, name: str, train_rows: int, validation_rows: int) -> list[Choice]:
+    classify, rows = schema.target.task == "classification", f"{train_rows} training rows"
     loss = "cross_entropy" if classify else "mse"
     smoothing = [("training.label_smoothing", 0.0, "keeps probabilities honest")]
-    return [
+    enough = classify and validation_rows >= CALIBRATION_ROWS
+    why = f"{validation_rows} validation rows" if classify else "a number has no probability"
+    common = [
         ("training.loss", loss, f"the target is a {schema.target.task} target"),
+        ("training.calibration", "temperature" if enough else "none", why),
         *(smoothing if config.training.loss in ("cross_entropy", UNSET) and classify else []),
+    ]
+    if name in REALMLP:
+        return common + _realmlp_choices(config, name, classify, train_rows, validation_rows)
+    batch_size = _image_batch_size(train_rows) if schema.image else _table_batch_size(train_rows)
+    epochs = _image_epochs(train_rows) if schema.image else _table_epochs(train_rows)
+    return [
+        *common,
         ("training.batch_size", min(batch_size, train_rows), rows),
         ("training.epochs", epochs, rows),
         ("training.optimizer", "adamw", "robust to the learning rate"),
+        ("training.adam_b2", 0.999, "Adam's own"),
         ("training.learning_rate", _learning_rate(config), "a good peak for this network and optimizer"),
         ("training.weight_decay", 0.05 if schema.image else 0.02, "mild"),
+        ("training.decay_schedule", "constant", "follows the learning rate"),
         ("training.schedule", "warmup_cosine", "ends at zero, so the last weights are settled"),
         *_stopping_choices(config.training, validation_rows, epochs),
     ]
 
 
-def _stopping_choices(training: Training, validation_rows: int, default_epochs: int) -> list[Choice]:
+def _realmlp_choices(config: Config, name: str, classify: bool, train_rows: int, validation_rows: int) -> list[Choice]:
+    """The constants of RealMLP-TD and -TD-S (arXiv 2407.04491, appendix A), batches by rows as in pytabkit's `auto`."""
+    simple = name == "realmlp_s"
+    why = _TD_S if simple else _TD
+    rate = 0.04 if classify else 0.07 if simple else 0.2
+    if isinstance(config.training.optimizer, str) and config.training.optimizer != "adam":
+        rate = _learning_rate(config)
+    batch_size = next((size for most, size in _REALMLP_BATCHES if train_rows <= most), 1024)
+    monitor = ("val_rmse", "the error in the target's own unit")
+    if classify:
+        monitor = ("val_refined_log_loss", "what calibration will leave of the log loss")
+    whole = (False, "the schedule needs all its epochs; the weights of the best one are kept")
+    return [
+        ("training.batch_size", min(batch_size, train_rows), f"{train_rows} training rows"),
+        ("training.epochs", 256, why),
+        ("training.optimizer", "adam", why),
+        ("training.adam_b2", 0.95, why),
+        ("training.learning_rate", rate, why),
+        ("training.weight_decay", 0.0 if simple else 0.02, why),
+        ("training.decay_schedule", "flat_cos", why),
+        ("training.schedule", "coslog4", why),
+        *_stopping_choices(config.training, validation_rows, 256, enabled=whole, monitor=monitor),
+    ]
+
+
+_REALMLP_BATCHES = ((1_024, 64), (8_192, 128), (30_000, 256), (100_000, 512))
+
+
+def _stopping_choices(
+    training: Training,
+    validation_rows: int,
+    default_epochs: int,
+    *,
+    enabled: tuple[bool, str] = (True, "there are validation rows"),
+    monitor: tuple[str, str] = ("val_loss", "the smoothest measure of progress"),
+) -> list[Choice]:
     epochs = default_epochs if training.epochs is UNSET else training.epochs
     path = "training.early_stopping."
-    patience = (path + "patience", max(10, epochs // 4), "a quarter of the epochs, at least 10")
+    stops = enabled[0] if training.early_stopping.enabled is UNSET else training.early_stopping.enabled
+    patience = [(path + "patience", max(10, epochs // 4), "a quarter of the epochs, at least 10")] if stops else []
     if not validation_rows:
         off = (path + "enabled", False, "there are no validation rows")
-        return [off] if training.early_stopping.monitor is UNSET else [off, patience]
-    return [
-        (path + "enabled", True, "there are validation rows"),
-        patience,
-        (path + "monitor", "val_loss", "the smoothest measure of progress"),
-    ]
+        return [off] if training.early_stopping.monitor is UNSET else [off, *patience]
+    return [(path + "enabled", *enabled), *patience, (path + "monitor", *monitor)]
 
 
 _LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lion": 2e-4, "muon": 2e-3}

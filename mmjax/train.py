@@ -143,7 +143,7 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 tell("steps: one call each, as XLA lays out convolutions badly inside a loop on a CPU")
             result = _train(config, run, setup, backend, options)
         with record.stage("evaluate"):
-            states = States(result.variables, *setup.fitted)
+            states = _calibrated(config, setup, States(result.variables, *setup.fitted), options.tell)
             evaluations = _evaluate(setup, states)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("bundle"):
@@ -247,7 +247,7 @@ def _tell_all(
         tell(line)
         get_logger().info("told", line=line)
     if decisions:
-        decided = ", ".join(f"{d.key.partition('.')[2]}={_short(d.value)}" for d in decisions)
+        decided = ", ".join(f"{d.key.partition('.')[2] or d.key}={_short(d.value)}" for d in decisions)
         width = min(100, shutil.get_terminal_size((100, 24)).columns)
         tell(textwrap.fill(f"decided: {decided}", width, subsequent_indent="  ", break_on_hyphens=False))
     get_logger().info("decided", decisions=[decision._asdict() for decision in decisions])
@@ -268,6 +268,18 @@ def _checkpoint_dir(config: Config, run: Chosen) -> Path:
             f"training.checkpoint.path: expected no checkpoints of another run, got {folder}; name another path or run"
         )
     return folder
+
+
+def _calibrated(config: Config, setup: Setup, states: States, tell: Callable[[str], None]) -> States:
+    """Return the states with the output's temperature fitted on the validation rows, where the config asks for it."""
+    if config.training.calibration != "temperature" or setup.calibrate is None:
+        return states
+    scores, batch = setup.scorer.scores(states, "validation")
+    output = setup.calibrate(states.output, scores.outputs, batch["label"], batch.get("weight"))
+    tell(
+        f"calibration: temperature {float(output['temperature']):.3g}, fitted on {len(batch['label'])} validation rows"
+    )
+    return states._replace(output=output)
 
 
 def _evaluate(setup: Setup, states: States) -> dict[str, Evaluation]:

@@ -104,7 +104,7 @@ def write_images(folder: Path, *, each: int = 8) -> Path:
 def tiny(**changes: Any) -> dict[str, Any]:
     """Sections of a config that train in a moment; `changes` go to `training`."""
     training = {"epochs": 2, "batch_size": 16, "learning_rate": 0.05}
-    return {"model": {"architecture": {"hidden_layers": [4]}}, "training": training | changes}
+    return {"model": {"name": "mlp", "architecture": {"hidden_layers": [4]}}, "training": training | changes}
 
 
 def table_config(path: Path, **data: Any) -> Config:
@@ -128,6 +128,7 @@ TABLE_YAML = """\
 data:
   tabular: {path: table.csv, target_column: kind, id_column: id}
 model:
+  name: mlp
   architecture: {hidden_layers: [4]}
 training: {epochs: 2, batch_size: 16}
 """

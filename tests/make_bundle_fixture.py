@@ -23,6 +23,7 @@ def example_contents() -> BundleContents:
             name="flowers",
             data=Data(tabular=TabularData(path="flowers.csv", target_column="species")),
             model=Model(architecture=Architecture(hidden_layers=(8, 4))),
+            precision="float32",
         ),
         schema=Schema(
             target=Target(column="species", task="classification", classes=("10", "9", "Iris ü")),

@@ -190,7 +190,8 @@ STRUCTURE = {
     "nothing": (
         TABLE + "training:\nseed: ~",
         ["c.yaml:2: training: expected a mapping with epochs, batch_size, learning_rate, optimizer, momentum, "
-         "weight_decay, schedule, warmup_fraction, step_every, step_factor, loss, label_smoothing, class_weights, "
+         "weight_decay, adam_b2, decay_schedule, schedule, warmup_fraction, step_every, step_factor, loss, "
+         "label_smoothing, calibration, class_weights, "
          "focal_gamma, huber_delta, gradient_clip_norm, accumulate_steps, ema_decay, early_stopping, checkpoint, got "
          "nothing; give a value or remove the key",
          "c.yaml:3: seed: expected a whole number >= 0, got nothing; give a value or remove the key"],
@@ -318,7 +319,8 @@ RULES = {
         "c.yaml:2: training.early_stopping.monitor: expected val_X or train_X with X one of loss, accuracy, "
         "balanced_accuracy, top_3_accuracy, top_5_accuracy, precision_macro, recall_macro, f1_macro, precision_micro, "
         "recall_micro, f1_micro, precision_weighted, recall_weighted, f1_weighted, precision, recall, f1, roc_auc, "
-        "pr_auc, log_loss, brier, ece, mcc, rmse, mae, r2, mape; got 'validation_loss'; did you mean 'val_loss'?",
+        "pr_auc, log_loss, refined_log_loss, brier, ece, mcc, rmse, mae, r2, mape; got 'validation_loss'; did you mean "
+        "'val_loss'?",
     ),
     "monitor of another task": (
         TASK % "regression" + "training: {early_stopping: {monitor: val_accuracy}}",
@@ -341,12 +343,12 @@ RULES = {
     ),
     "network of other data": (
         TABLE + "model: {name: resnet18}",
-        "c.yaml:2: model.name: expected mlp for data.tabular, got resnet18",
+        "c.yaml:2: model.name: expected realmlp, realmlp_s or mlp for data.tabular, got resnet18",
     ),
     "architecture of another network": (
         TABLE + "model: {architecture: {width: 8}}",
-        "c.yaml:2: model.architecture.width: mlp has no such option; it takes input_dim, hidden_layers, dropout, "
-        "activation, normalization, residual, embedding_dim",
+        "c.yaml:2: model.architecture.width: realmlp has no such option; it takes input_dim, hidden_layers, "
+        "activation, embedding_dim, dropout",
     ),
     "input_dim of images": (
         IMAGES + "model: {architecture: {input_dim: 8}}",
@@ -431,7 +433,7 @@ IDLE = [
      "`data.tabular.preprocessing.handle_missing`"),
     (PRE % "categorical_encoding: onehot" + "model: {architecture: {embedding_dim: 4}}",
      "model.architecture.embedding_dim",
-     "`data.tabular.preprocessing.categorical_encoding: embedding` with it, got "
+     "`data.tabular.preprocessing.categorical_encoding: embedding or onehot_or_embedding` with it, got "
      "`data.tabular.preprocessing.categorical_encoding: onehot`"),
     (TABLE + "training: {focal_gamma: 2}", "training.focal_gamma",
      "`training.loss: focal` with it, got no `training.loss`"),

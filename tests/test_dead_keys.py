@@ -44,6 +44,7 @@ TABLE: Settings = {
     "name": "dead",
     "data.tabular.path": "table.csv",
     "data.tabular.target_column": "kind",
+    "model.name": "mlp",
     "model.architecture.hidden_layers": [4],
     "model.architecture.dropout": 0.0,
     "training.epochs": 2,
@@ -90,6 +91,7 @@ SAVING = {
 SCHEDULED = {**TABLE, "training.learning_rate": 0.01}
 AUGMENTED = "data.image.augmentation"
 PREPARED = "data.tabular.preprocessing"
+REALMLP = {**TABLE, "model.name": "realmlp"}
 STREAMED = {**TABLE, "data.loading": "streamed"}
 
 
@@ -121,6 +123,7 @@ KEYS: tuple[tuple[str, Key], ...] = (
     (f"{PREPARED}.handle_missing", Key("mean", "fitted")),
     (f"{PREPARED}.fill_value", Key(7.0, "fitted", {**TABLE, f"{PREPARED}.handle_missing": "constant"})),
     (f"{PREPARED}.categorical_encoding", Key("onehot", "program")),
+    (f"{PREPARED}.onehot_categories", Key(2, "program", REALMLP)),
     ("data.tabular.inference.identifier_unique_ratio", Key(0.5, "schema")),
     ("data.tabular.inference.text_mean_words", Key(1.5, "schema")),
     ("data.tabular.inference.max_categories", Key(4, "schema")),
@@ -187,6 +190,9 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("training.optimizer", Key("lion", "program", SCHEDULED)),
     ("training.momentum", Key(0.5, "program", {**SCHEDULED, "training.optimizer": "sgd"})),
     ("training.weight_decay", Key(0.5, "program")),
+    ("training.adam_b2", Key(0.9, "program")),
+    ("training.decay_schedule", Key("flat_cos", "program")),
+    ("training.calibration", Key("temperature", "run")),
     ("training.schedule", Key("cosine", "program")),
     ("training.warmup_fraction", Key(0.5, "program", {**TABLE, "training.schedule": "warmup_cosine"})),
     ("training.step_every", Key(0.5, "program", {**TABLE, "training.schedule": "step"})),

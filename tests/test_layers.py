@@ -27,15 +27,15 @@ LAYERS: dict[int, dict[str, str]] = {
         "transforms": """transforms/augment transforms/base transforms/build transforms/image
             transforms/piecewise transforms/tabular""",
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp
-            models/resnet""",
-        "training": """training/callbacks training/classification_metrics training/event_types training/losses
-            training/metrics training/optimizer training/outputs training/state training/stopping""",
+            models/realmlp models/resnet""",
+        "training": """training/calibration training/callbacks training/classification_metrics training/event_types
+            training/losses training/metrics training/outputs training/state training/stopping""",
         "artifact": "artifact/files artifact/golden artifact/manifest artifact/tree",
         "client": "client client_binary client_bodies client_http",
         "analysis": "analysis/card analysis/compare analysis/log analysis/present analysis/report analysis/tables",
     },
     2: {
-        "training": "training/checkpoint training/events training/scoring training/steps",
+        "training": "training/checkpoint training/events training/optimizer training/scoring training/steps",
         "artifact": "artifact/bundle artifact/registry artifact/runs",
     },
     3: {

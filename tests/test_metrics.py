@@ -95,7 +95,7 @@ def test_classification_equals_scikit_learn(rows, positive):
     expected = reference(probabilities, labels, weight, positive)
     assert {name: found[name] for name in expected} == pytest.approx(expected, **TOLERANCE)
     assert found["ece"] == pytest.approx(plain_ece(probabilities, labels, weight), **TOLERANCE)
-    assert set(found) == set(expected) | {"ece", "roc_auc", "pr_auc"}
+    assert set(found) == set(expected) | {"ece", "roc_auc", "pr_auc", "refined_log_loss"}
 
 
 @cases
@@ -221,7 +221,7 @@ def test_regression_edges():
 
 def test_direction_of_every_metric():
     best = {name for name in METRIC_NAMES if metric_direction(f"val_{name}") == "min"}
-    assert best == {"loss", "log_loss", "brier", "ece", "rmse", "mae", "mape"}
+    assert best == {"loss", "log_loss", "refined_log_loss", "brier", "ece", "rmse", "mae", "mape"}
     assert metric_direction("roc_auc") == metric_direction("train_roc_auc") == "max"
     assert set(CLASSIFICATION_METRICS) >= set(classification_metrics(np.full((2, 6), 1 / 6), np.zeros(2, np.int64)))
 

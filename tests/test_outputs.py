@@ -26,7 +26,7 @@ def test_softmax(outputs):
     output = build_output(THREE, "cross_entropy")
     labels = np.array([0, 1, 2, 0, 1], np.int32)
     assert output.size == 3
-    assert output.fit(labels) == {}
+    assert output.fit(labels) == {"temperature": 1.0}
     assert output.targets({}, labels) is labels
     found = output.apply({}, outputs)
     assert found.prediction.dtype == jnp.int32

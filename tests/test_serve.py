@@ -214,7 +214,8 @@ def test_many_rows_come_back_in_order(server: Server, kinds: Predictor, rows: in
     answer = essence(server.table({"rows": asked, "model": "kinds", "version": 1}))
     expected = kinds.predict(asked)
     assert answer["labels"] == expected.prediction.tolist()
-    np.testing.assert_array_equal(np.array(answer["probabilities"], np.float32), expected.probabilities)
+    # Other sizes of batch add up in another order: docs/API.md says by how much that may show.
+    np.testing.assert_allclose(np.array(answer["probabilities"], np.float32), expected.probabilities, rtol=1e-6)
 
 
 def multipart(*parts: tuple[str, str | None, bytes]) -> tuple[bytes, dict[str, str]]:

@@ -82,10 +82,10 @@ def add_model(root: Path, name: str, schema: Schema, *, seed: int = 0) -> None:
     """Register an untrained model of this schema in the registry `root` as the next version of `name`."""
     if schema.image is None:
         data = Data(tabular=TabularData(path="table.csv", target_column=schema.target.column))
-        architecture = Architecture(hidden_layers=(8,))
+        model = Model(name="mlp", architecture=Architecture(hidden_layers=(8,)))
     else:
-        data, architecture = Data(image=ImageData(path="images")), Architecture(stages=(1,), width=4)
-    config = Config(name=name, data=data, model=Model(architecture=architecture))
+        data, model = Data(image=ImageData(path="images")), Model(architecture=Architecture(stages=(1,), width=4))
+    config = Config(name=name, data=data, model=model)
     config, _ = resolve(config, schema, train_rows=4, validation_rows=0)
     columns = columns_for(schema)
     batch, parts = encode(schema, columns), build_parts(config, schema)

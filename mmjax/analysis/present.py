@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HEADLINE = (
     *("accuracy", "balanced_accuracy", "top_3_accuracy", "top_5_accuracy", "precision", "recall", "f1", "f1_macro"),
-    *("roc_auc", "pr_auc", "log_loss", "brier", "ece", "mcc", "rmse", "mae", "r2", "mape"),
+    *("roc_auc", "pr_auc", "log_loss", "refined_log_loss", "brier", "ece", "mcc", "rmse", "mae", "r2", "mape"),
 )
 """The metrics shown, in this order; report.json has all."""
 

@@ -14,6 +14,8 @@ from mmjax.models.base import Model, Variables
 from mmjax.models.efficientnet import EFFICIENTNETS, EfficientNet
 from mmjax.models.layers import Inputs, activation_function, model_from_linen, row_mask
 from mmjax.models.mlp import MLP, default_embedding_dim, make_mlp
+from mmjax.models.realmlp import EMBEDDING_DIM as REALMLP_EMBEDDING_DIM
+from mmjax.models.realmlp import RealMLP, make_realmlp
 from mmjax.models.resnet import RESNETS, ResNet, ResNetRow
 from mmjax.schema import Batch, Schema
 
@@ -22,26 +24,51 @@ _EFFICIENTNET = {name: Architecture(dropout=size.dropout, activation="silu") for
 
 ARCHITECTURE_DEFAULTS: dict[str, Architecture] = {
     "mlp": Architecture(hidden_layers=(256, 256), dropout=0.1, activation="silu", normalization="none", residual=False),
+    "realmlp": Architecture(hidden_layers=(256, 256, 256), dropout=0.15),
+    "realmlp_s": Architecture(hidden_layers=(256, 256, 256)),
     "resnet": Architecture(stages=(2, 2, 2), width=32, dropout=0.0, activation="relu"),
     **dict.fromkeys(RESNETS, _RESNET),
     **_EFFICIENTNET,
 }
-"""What each family uses where the config says nothing. A field that is UNSET here is not used by the family, except two
-of mlp: `embedding_dim`, which follows from the schema (`default_embedding_dim`), and `input_dim`, which is counted."""
+"""What each family uses where the config says nothing. A field that is UNSET here is not used by the family, except of
+networks for tables: `embedding_dim` and realmlp's `activation`, which follow from the schema, and `input_dim`."""
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def build_model(model: ModelConfig, schema: Schema, *, outputs: int, precision: str = "float32") -> Model:
+def build_model(
+    model: ModelConfig,
+    schema: Schema,
+    *,
+    outputs: int,
+    precision: str = "float32",
+    cardinalities: tuple[int, ...] | None = None,
+) -> Model:
     """Return the network that `model.name` names, for batches of `schema`, with `outputs` values per row.
 
+    `cardinalities` are those of the batch's category columns, where a Transform leaves fewer than the schema has.
     `precision` ("float32" or "bfloat16") is the compute type; parameters, batch statistics and outputs are f32.
     Raises ConfigError as `resolve_architecture` does.
     """
     name = _resolved_name(model)
     shape: Any = resolve_architecture(model, schema)  # every field the family uses is set
     activation, dtype = activation_function(shape.activation), DTYPES[precision]
+    codes = schema.cardinalities if cardinalities is None else cardinalities
     match name:
+        case "realmlp" | "realmlp_s":
+            simple = name == "realmlp_s"
+            return make_realmlp(
+                RealMLP(
+                    outputs,
+                    shape.hidden_layers,
+                    activation,
+                    0.0 if simple else shape.dropout,
+                    codes,
+                    0 if shape.embedding_dim is UNSET else shape.embedding_dim,
+                    simple,
+                    dtype,
+                )
+            )
         case "mlp":
             return make_mlp(
                 MLP(
@@ -51,7 +78,7 @@ def build_model(model: ModelConfig, schema: Schema, *, outputs: int, precision: 
                     shape.dropout,
                     shape.normalization,
                     shape.residual,
-                    schema.cardinalities,
+                    codes,
                     0 if shape.embedding_dim is UNSET else shape.embedding_dim,
                     dtype,
                 )
@@ -80,11 +107,15 @@ def resolve_architecture(model: ModelConfig, schema: Schema) -> Architecture:
     given = {field: value for field, value in _items(model.architecture) if value is not UNSET and value is not None}
     used = [field for field, value in _items(defaults) if value is not UNSET and value is not None]
     derived: dict[str, Any] = {}
-    if name == "mlp":
+    if name in ("mlp", "realmlp", "realmlp_s"):
         derived["input_dim"] = len(schema.features)
         if schema.cardinalities:
-            derived["embedding_dim"] = default_embedding_dim(schema.cardinalities)
+            own = default_embedding_dim(schema.cardinalities) if name == "mlp" else REALMLP_EMBEDDING_DIM
+            derived["embedding_dim"] = own
         used += ["input_dim", "embedding_dim"]
+    if name in ("realmlp", "realmlp_s"):
+        derived["activation"] = "mish" if schema.target.task == "regression" else "selu"
+        used.append("activation")
     problems = [
         f"model.architecture.{field}: expected to be absent for {name}, got {value!r}; "
         f"remove it, {name} uses {', '.join(sorted(used))}"

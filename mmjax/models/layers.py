@@ -6,9 +6,11 @@ from typing import Any, NamedTuple, assert_never
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from mmjax.config import Activation
+from mmjax.errors import DataError
 from mmjax.models.base import Model, Variables
 from mmjax.models.convolution import convolution
 from mmjax.schema import Batch
@@ -44,7 +46,43 @@ def row_mask(batch: Batch) -> jax.Array | None:
     return batch["weight"] > 0 if "weight" in batch else None
 
 
-def model_from_linen(module: nn.Module, read: Callable[[Batch], Inputs], *, needs_key: bool) -> Model:
+def table_inputs(family: str, cardinalities: tuple[int, ...]) -> Callable[[Batch], Inputs]:
+    """Return what picks `numeric`, `dense` and `category` from a Batch, at least one of them present.
+
+    DataError when the batch has none of them, or another number of category columns than `cardinalities`.
+    """
+
+    def read(batch: Batch) -> Inputs:
+        arrays = (batch.get("numeric"), batch.get("dense"), batch.get("category"))
+        if all(array is None for array in arrays):
+            raise DataError(
+                f"{family}: expected at least one of numeric, dense, category in the batch, "
+                f"got {sorted(batch) or 'nothing'}; give the table a feature column, or choose a vision model"
+            )
+        category = arrays[2]
+        if category is not None and category.shape[1] != len(cardinalities):
+            raise DataError(
+                f"{family}: expected {len(cardinalities)} category columns, as in the schema, "
+                f"got {category.shape[1]}; encode the batch with the schema the model was built for"
+            )
+        return Inputs(arrays, row_mask(batch))
+
+    return read
+
+
+def embedded(table: jax.Array, category: jax.Array, cardinalities: tuple[int, ...]) -> jax.Array:
+    """Return `f32[B, C * D]` for codes `i32[B, C]` by one gather from `table f32[sum(cardinalities), D]`."""
+    return table[category + first_rows(cardinalities)[None, :]].reshape(category.shape[0], -1)
+
+
+def first_rows(cardinalities: tuple[int, ...]) -> np.ndarray:
+    """Return the row of each column's code 0 in a table of all columns, i32[C]."""
+    return np.cumsum((0, *cardinalities[:-1])).astype(np.int32)
+
+
+def model_from_linen(
+    module: nn.Module, read: Callable[[Batch], Inputs], *, needs_key: bool, wants_progress: bool = False
+) -> Model:
     """Return `module` as a Model of pure functions; `read` picks its inputs from a Batch and refuses a wrong one.
 
     `init` traces the whole network once: call it under `jax.jit`, then only the initial values are computed.
@@ -57,7 +95,12 @@ def model_from_linen(module: nn.Module, read: Callable[[Batch], Inputs], *, need
         return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
     def apply(
-        variables: Variables, batch: Batch, *, train: bool, key: jax.Array | None = None
+        variables: Variables,
+        batch: Batch,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         inputs = read(batch)
         if not train:
@@ -66,8 +109,9 @@ def model_from_linen(module: nn.Module, read: Callable[[Batch], Inputs], *, need
         if needs_key and key is None:
             raise ValueError("Model.apply: expected a key, for dropout in training, got None; pass key=")
         rngs = {"dropout": key} if needs_key and key is not None else {}
+        more: dict[str, Any] = {"progress": progress} if wants_progress else {}
         outputs, changed = module.apply(
-            variables, *inputs.arrays, train=True, mask=inputs.mask, rngs=rngs, mutable=["batch_stats"]
+            variables, *inputs.arrays, train=True, mask=inputs.mask, rngs=rngs, mutable=["batch_stats"], **more
         )
         return outputs.astype(jnp.float32), changed.get("batch_stats", {})
 
@@ -185,6 +229,34 @@ class Dropout(nn.Module):
         shape = (x.shape[0], *(1,) * (x.ndim - 1)) if self.rows else x.shape
         kept = _random_u16(self.make_rng("dropout"), shape) >= threshold
         return jnp.where(kept, x * (65536 / (65536 - threshold)), jnp.zeros((), x.dtype))
+
+
+class FadingDropout(nn.Module):
+    """Dropout at `rate` for the first half of training, then less and less to none at its end.
+
+    The factor is `flat_cos` of the share of training done (RealMLP, arXiv 2407.04491); as exact as Dropout's.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, progress: jax.Array | None) -> jax.Array:
+        """Return `x` with values dropped; `x` itself when not training or `rate` is 0."""
+        if not train or self.rate == 0.0:
+            return x
+        factor = flat_cos(jnp.zeros(()) if progress is None else progress)
+        threshold = jnp.round(self.rate * factor * 65536)
+        kept = _random_u16(self.make_rng("dropout"), x.shape) >= threshold.astype(jnp.uint32)
+        return jnp.where(kept, x * (65536 / (65536 - threshold)), jnp.zeros((), x.dtype))
+
+
+def flat_cos(progress: jax.Array) -> jax.Array:
+    """Return 1 for the first half of `progress` in [0, 1], then half a cosine down to 0 at 1.
+
+    >>> [round(float(flat_cos(t)), 3) for t in (0.0, 0.5, 0.75, 1.0)]
+    [1.0, 1.0, 0.5, 0.0]
+    """
+    return 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.maximum(2.0 * progress - 1.0, 0.0)))
 
 
 def _random_u16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -5,13 +5,19 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
-from mmjax.errors import DataError
 from mmjax.models.base import Model
-from mmjax.models.layers import BatchNorm, Dropout, Inputs, he_normal, model_from_linen, normal_init, row_mask
-from mmjax.schema import Batch
+from mmjax.models.layers import (
+    BatchNorm,
+    Dropout,
+    embedded,
+    first_rows,
+    he_normal,
+    model_from_linen,
+    normal_init,
+    table_inputs,
+)
 
 EMBEDDING_STD = 0.1
 MAX_EMBEDDING_DIM = 16
@@ -57,8 +63,8 @@ class MLP(nn.Module):
         mask: jax.Array | None,
     ) -> jax.Array:
         """Return `[B, outputs]` for `numeric f32[B, F]`, `dense f32[B, D]`, `category i32[B, C]`, or None each."""
-        embedded = None if category is None else self._embed(category)
-        parts = [part.astype(self.dtype) for part in (numeric, dense, embedded) if part is not None]
+        codes = None if category is None else self._embed(category)
+        parts = [part.astype(self.dtype) for part in (numeric, dense, codes) if part is not None]
         x = jnp.concatenate(parts, axis=-1)
         for number, width in enumerate(self.hidden_layers, start=1):
             y = nn.Dense(width, dtype=self.dtype, kernel_init=he_normal, name=f"hidden{number}")(x)
@@ -69,13 +75,13 @@ class MLP(nn.Module):
 
     def _embed(self, category: jax.Array) -> jax.Array:
         """`i32[B, C] -> f32[B, C * embedding_dim]` by one gather from the table of all columns."""
-        first_rows = np.cumsum((0, *self.cardinalities[:-1])).astype(np.int32)
+        starts = first_rows(self.cardinalities)
 
         def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-            return normal_init(EMBEDDING_STD)(key, shape, dtype).at[first_rows].set(0.0)
+            return normal_init(EMBEDDING_STD)(key, shape, dtype).at[starts].set(0.0)
 
         table = self.param("embedding", init, (sum(self.cardinalities), self.embedding_dim), jnp.float32)
-        return jnp.asarray(table)[category + first_rows[None, :]].reshape(category.shape[0], -1)
+        return embedded(jnp.asarray(table), category, self.cardinalities)
 
     def _normalize(self, x: jax.Array, name: str, *, train: bool, mask: jax.Array | None) -> jax.Array:
         match self.normalization:
@@ -88,24 +94,6 @@ class MLP(nn.Module):
 
 
 def make_mlp(module: MLP) -> Model:
-    """Return the Model of `module` over `numeric`, `dense` and `category`, at least one of them present.
-
-    DataError when the batch has none of them, or another number of category columns than the schema.
-    """
-
-    def read(batch: Batch) -> Inputs:
-        arrays = (batch.get("numeric"), batch.get("dense"), batch.get("category"))
-        if all(array is None for array in arrays):
-            raise DataError(
-                f"mlp: expected at least one of numeric, dense, category in the batch, "
-                f"got {sorted(batch) or 'nothing'}; give the table a feature column, or choose a vision model"
-            )
-        category = arrays[2]
-        if category is not None and category.shape[1] != len(module.cardinalities):
-            raise DataError(
-                f"mlp: expected {len(module.cardinalities)} category columns, as in the schema, "
-                f"got {category.shape[1]}; encode the batch with the schema the model was built for"
-            )
-        return Inputs(arrays, row_mask(batch))
-
-    return model_from_linen(module, read, needs_key=module.dropout > 0.0 and bool(module.hidden_layers))
+    """Return the Model of `module` over `numeric`, `dense` and `category`, at least one of them present."""
+    needs_key = module.dropout > 0.0 and bool(module.hidden_layers)
+    return model_from_linen(module, table_inputs("mlp", module.cardinalities), needs_key=needs_key)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mmjax.config import CLASSIFICATION_METRICS, METRIC_NAMES, REGRESSION_METRICS
 from mmjax.errors import ConfigError, did_you_mean
+from mmjax.training.calibration import best_temperature, log_of, tempered
 from mmjax.training.classification_metrics import (
     averaged_scores,
     brier_rows,
@@ -34,7 +35,7 @@ __all__ = [
 
 Direction = Literal["max", "min"]
 
-LOWER_IS_BETTER = frozenset({"loss", "log_loss", "brier", "ece", "rmse", "mae", "mape"})
+LOWER_IS_BETTER = frozenset({"loss", "log_loss", "refined_log_loss", "brier", "ece", "rmse", "mae", "mape"})
 
 
 def metric_direction(name: str) -> Direction:
@@ -57,8 +58,10 @@ def classification_metrics(
 
     The predicted class is the most probable, the first of tied ones. `precision`, `recall` and `f1` are of the positive
     class and only there for two classes; `top_3_accuracy` and `top_5_accuracy` only for more than 3 and 5 classes.
-    For more than two classes `roc_auc` and `pr_auc` are means over classes, each against the rest, of those where they
-    are defined, and `brier` sums over classes, in [0, 2]. Rows of weight 0 change nothing.
+    `refined_log_loss` is the log loss at the temperature that suits these rows best: what calibration cannot mend
+    (Berta et al. 2025, arXiv 2501.19195). For more than two classes `roc_auc` and `pr_auc` are means over classes, each
+    against the rest, of those where they are defined, and `brier` sums over classes, in [0, 2]. Rows of weight 0 change
+    nothing.
     """
     if weight is not None:
         used = weight > 0
@@ -124,8 +127,11 @@ def _probability_scores(
     probabilities: np.ndarray, labels: np.ndarray, predictions: np.ndarray, weight: np.ndarray | None
 ) -> dict[str, float]:
     confidence = probabilities.max(axis=1)
+    temperature = best_temperature(log_of(probabilities), labels, weight)
+    refined = tempered(probabilities, temperature)
     return {
         "log_loss": _mean(log_loss_rows(probabilities, labels), weight),
+        "refined_log_loss": _mean(log_loss_rows(refined, labels), weight),
         "brier": _mean(brier_rows(probabilities, labels), weight),
         "ece": expected_calibration_error(confidence, predictions == labels, weight),
     }

@@ -9,6 +9,8 @@ from msgspec import UNSET
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from mmjax.config import OptimizerName, Training
+from mmjax.models.base import Rates
+from mmjax.models.layers import flat_cos
 
 MUON_RMS = 0.2
 """Root mean square of a muon update, as AdamW's is in practice, so that both take the same learning rate and decay.
@@ -22,24 +24,23 @@ at 5,300 rows/s flat and at 42,000 leaf by leaf (two cores, jaxlib 0.12)."""
 
 
 def make_optimizer(
-    training: Training, *, total_steps: int, params: Any, flat_limit: int = FLAT_LIMIT
+    training: Training, *, total_steps: int, params: Any, rates: Rates | None = None, flat_limit: int = FLAT_LIMIT
 ) -> optax.GradientTransformation:
     """Return the configured optimizer for `params` (arrays or shapes); `total_steps` as in `make_schedule`.
 
     Gradients are averaged over `accumulate_steps` batches, clipped to the global norm, and turned into a direction.
-    Then comes decay, rate * decay * weight for every optimizer (decoupled: `adam` with decay is `adamw`), only where
-    `decayed` says, and the learning rate. The state holds arrays only.
+    Then comes decay, rate * decay * weight for every optimizer (decoupled: `adam` with decay is `adamw`), where
+    `decayed` or the Rates of the model say, and the learning rate. The state holds arrays only.
     """
-    name, decay = training.optimizer, training.weight_decay
+    name = training.optimizer
     assert name is not UNSET
-    assert decay is not UNSET
     clip = [] if training.gradient_clip_norm is None else [optax.clip_by_global_norm(training.gradient_clip_norm)]
-    direction = optax.chain(*clip, _direction(name, training.momentum))
+    direction = optax.chain(*clip, _direction(name, training))
     if name != "muon" and sum(leaf.size for leaf in jax.tree.leaves(params)) <= flat_limit:
         direction = optax.flatten(direction)
     optimizer = optax.chain(
         direction,
-        *([optax.add_decayed_weights(decay, decayed(params))] if decay else []),
+        *_decay(training, total_steps, params, rates),
         optax.scale_by_learning_rate(make_schedule(training, total_steps=total_steps)),
     )
     if training.accumulate_steps == 1:
@@ -47,12 +48,34 @@ def make_optimizer(
     return optax.MultiSteps(optimizer, training.accumulate_steps).gradient_transformation()
 
 
-def _direction(name: OptimizerName, momentum: float) -> optax.GradientTransformation:
+def _decay(
+    training: Training, total_steps: int, params: Any, rates: Rates | None
+) -> list[optax.GradientTransformation]:
+    """Return what adds decay to a direction, and multiplies both by the factors of `rates`; nothing for no decay."""
+    decay, schedule = training.weight_decay, training.decay_schedule
+    assert decay is not UNSET
+    if rates is None and schedule != "flat_cos":
+        return [optax.add_decayed_weights(decay, decayed(params))] if decay else []
+    factors = rates or Rates(jax.tree.map(lambda leaf: 1.0, params), jax.tree.map(float, decayed(params)))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        now = decay * flat_cos(state / total_steps) if schedule == "flat_cos" else decay
+
+        def move(update: jax.Array, value: jax.Array, rate: float, share: float) -> jax.Array:
+            return rate * (update + now * share * value)
+
+        return jax.tree.map(move, updates, params, factors.learning_rate, factors.decay), state + 1
+
+    return [optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)]
+
+
+def _direction(name: OptimizerName, training: Training) -> optax.GradientTransformation:
+    momentum = training.momentum
     match name:
         case "sgd":
             return optax.trace(momentum, nesterov=True)
         case "adam" | "adamw":
-            return optax.scale_by_adam()
+            return optax.scale_by_adam(b2=0.999 if training.adam_b2 is UNSET else training.adam_b2)
         case "lion":
             return optax.scale_by_lion()
         case "muon":
@@ -109,7 +132,8 @@ def make_schedule(training: Training, *, total_steps: int) -> optax.Schedule:
 
     `total_steps` are optimizer updates: with accumulation, fewer than batches. Past them the last value stays.
     constant; cosine: to 0; warmup_cosine: linear up over `warmup_fraction`, then cosine to 0; one_cycle: from 1/25 up
-    and down to 1/250,000 by cosines (arXiv 1708.07120, PyTorch's factors); step: `step_factor` at each `step_every`.
+    and down to 1/250,000 by cosines (arXiv 1708.07120, PyTorch's factors); step: `step_factor` at each `step_every`;
+    coslog4: four cosine waves from 0 up and back, each about twice as long as the one before (arXiv 2407.04491).
     """
     peak, name = training.learning_rate, training.schedule
     assert peak is not UNSET
@@ -131,6 +155,8 @@ def make_schedule(training: Training, *, total_steps: int) -> optax.Schedule:
                 return jnp.where(count < warm_steps, (count + 1) / (warm_steps + 1), _cosine(1.0, 0.0, fall))
             case "one_cycle":
                 return jnp.where(count < warm_steps, _cosine(1 / 25, 1.0, rise), _cosine(1.0, 1 / 250_000, fall))
+            case "coslog4":
+                return 0.5 * (1.0 - jnp.cos(2.0 * jnp.pi * jnp.log2(1.0 + 15.0 * count / total_steps)))
             case "step":
                 return training.step_factor ** (count // drop_steps).astype(jnp.float32)
             case _:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mmjax.errors import ConfigError
 from mmjax.schema import Target
+from mmjax.training.calibration import best_temperature
 
 CLASSIFICATION_LOSSES = ("cross_entropy", "focal", "bce")
 REGRESSION_LOSSES = ("mse", "mae", "huber")
@@ -37,6 +38,9 @@ class Output(NamedTuple):
     """`targets(state, labels) -> what the loss compares outputs with`."""
     apply: Callable[[Any, jax.Array], Prediction]
     """`apply(state, outputs f32[B, O]) -> Prediction`."""
+    calibrate: Callable[[Any, np.ndarray, np.ndarray, np.ndarray | None], Any] | None = None
+    """`calibrate(state, outputs f32[N, O], labels, weights) -> state` with the temperature that suits these rows, which
+    were not trained on; None for a number."""
 
 
 def build_output(target: Target, loss: str) -> Output:
@@ -60,10 +64,25 @@ def softmax_output(k: int) -> Output:
     """Return the Output of k logits for labels i32[B]: the most probable class, the first of tied ones."""
 
     def apply(state: Any, outputs: jax.Array) -> Prediction:
-        probabilities = jax.nn.softmax(outputs.astype(jnp.float32))
+        probabilities = jax.nn.softmax(_tempered(state, outputs))
         return Prediction(_first_largest(probabilities), probabilities)
 
-    return Output(k, _nothing_to_fit, _labels_as_they_are, apply)
+    return Output(k, _temperature_of_1, _labels_as_they_are, apply, _with_temperature)
+
+
+def _tempered(state: Any, outputs: jax.Array) -> jax.Array:
+    """Logits over the temperature; a bundle from before there was one has none."""
+    logits = outputs.astype(jnp.float32)
+    return logits / state["temperature"] if "temperature" in state else logits
+
+
+def _temperature_of_1(labels: np.ndarray) -> dict[str, np.ndarray]:
+    return {"temperature": np.ones((), np.float32)}
+
+
+def _with_temperature(state: Any, outputs: np.ndarray, labels: np.ndarray, weight: np.ndarray | None) -> Any:
+    logits = outputs if outputs.shape[1] > 1 else np.concatenate([np.zeros_like(outputs), outputs], axis=1)
+    return state | {"temperature": np.float32(best_temperature(logits, labels, weight))}
 
 
 def _first_largest(values: jax.Array) -> jax.Array:
@@ -81,11 +100,11 @@ def sigmoid_output() -> Output:
     """Return the Output of one logit, that of class 1, for labels i32[B] of two classes."""
 
     def apply(state: Any, outputs: jax.Array) -> Prediction:
-        logit = outputs[:, 0].astype(jnp.float32)
+        logit = _tempered(state, outputs[:, 0])
         probabilities = jnp.stack([jax.nn.sigmoid(-logit), jax.nn.sigmoid(logit)], axis=-1)
         return Prediction((logit > 0).astype(jnp.int32), probabilities)
 
-    return Output(1, _nothing_to_fit, _labels_as_they_are, apply)
+    return Output(1, _temperature_of_1, _labels_as_they_are, apply, _with_temperature)
 
 
 def standardized_output(size: int) -> Output:
@@ -111,10 +130,6 @@ def standardized_output(size: int) -> Output:
         return Prediction(values, None)
 
     return Output(size, fit, targets, apply)
-
-
-def _nothing_to_fit(labels: np.ndarray) -> dict[str, np.ndarray]:
-    return {}
 
 
 def _labels_as_they_are(state: Any, labels: jax.Array) -> jax.Array:

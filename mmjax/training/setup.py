@@ -53,6 +53,10 @@ class Scorer(NamedTuple):
         return {"loss": self.loss(scores.outputs, batch)} | metrics_of(self.prepared.schema, scores, batch)
 
 
+INIT_ROWS = 1024
+"""Training rows of a table, drawn at random, that initial weights may be fitted to."""
+
+
 class Setup(NamedTuple):
     """Everything `train_events` needs, and the states that the bundle will hold."""
 
@@ -62,6 +66,8 @@ class Setup(NamedTuple):
     fitted: tuple[Any, Any]
     """Transform and output states."""
     scorer: Scorer
+    calibrate: Callable[..., Any] | None
+    """The Output's, for when training is done."""
 
 
 def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
@@ -78,7 +84,8 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     plan = make_plan(config)
     steps = _updates(config, batch_rows(train))
     variables = _init_variables(parts, transform_state, train, config.seed)
-    optimizer = make_optimizer(config.training, total_steps=steps[-1], params=variables["params"])
+    rates = parts.model.rates(variables["params"]) if parts.model.rates else None
+    optimizer = make_optimizer(config.training, total_steps=steps[-1], params=variables["params"], rates=rates)
     loss = _loss(config, prepared, train)
     learner = Learner(
         model=parts.model,
@@ -89,6 +96,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         optimizer=optimizer,
         ema_decay=config.training.ema_decay,
         accumulate_steps=config.training.accumulate_steps,
+        total_steps=_epochs(config.training) * _batches(config.training, batch_rows(train)),
     )
     state = init_state(
         variables, compiled(optimizer.init)(variables["params"]), ema=config.training.ema_decay is not None
@@ -106,7 +114,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         parameters=count_parameters(variables),
         validation_rows=len(prepared.split.validation),
     )
-    return Setup(state, task, plan, fitted, scorer)
+    return Setup(state, task, plan, fitted, scorer, parts.output.calibrate)
 
 
 def _training_rows(prepared: Prepared) -> Batch:
@@ -140,6 +148,11 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
         problems.append(f"training.early_stopping.monitor: {told}")
     if where == "val" and not len(prepared.split.validation):
         problems.append("training.early_stopping.monitor: expected train_X, as there are no validation rows")
+    if training.calibration == "temperature" and not ("ece" in known and len(prepared.split.validation)):
+        problems.append(
+            "training.calibration: temperature expected a classification target and validation rows, got "
+            f"{prepared.schema.target.task} and {len(prepared.split.validation)} rows; remove it, or set it to none"
+        )
     batches = _batches(training, len(prepared.split.train)) * _epochs(training)
     if training.accumulate_steps > batches:
         told = f"expected at most {batches}, the batches of the whole run, got {training.accumulate_steps}"
@@ -169,7 +182,9 @@ def _batches(training: Training, rows: int) -> int:
 
 
 def _init_variables(parts: Parts, transform_state: Any, train: Batch, seed: int) -> dict[str, Any]:
-    sample = inputs_of(take(train, slice(0, 2)))
+    count = batch_rows(train)
+    chosen = np.random.default_rng(seed).permutation(count)[:INIT_ROWS]
+    sample = inputs_of(take(train, slice(0, 2) if "image" in train else np.sort(chosen)))
 
     def init(key: jax.Array, batch: Batch) -> dict[str, Any]:
         return parts.model.init(key, parts.transform.apply(transform_state, batch))

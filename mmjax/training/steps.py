@@ -29,6 +29,8 @@ class Learner(NamedTuple):
     ema_decay: float | None
     accumulate_steps: int = 1
     """Batches of an update: the average moves when the weights do."""
+    total_steps: int = 0
+    """Batches of the whole run, for what changes over it; 0: nothing does."""
 
 
 class Totals(NamedTuple):
@@ -61,7 +63,8 @@ def make_train_step(learner: Learner, *, seed: int) -> Callable[..., tuple[Train
 
         def loss_fn(params: Any):
             variables = {"params": params, "batch_stats": state.batch_stats}
-            outputs, batch_stats = learner.model.apply(variables, inputs, train=True, key=dropout_key)
+            done = state.step / max(learner.total_steps, 1) if learner.total_steps else None
+            outputs, batch_stats = learner.model.apply(variables, inputs, train=True, key=dropout_key, progress=done)
             return learner.loss(outputs, targets, weight), (outputs, batch_stats)
 
         (loss, (outputs, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

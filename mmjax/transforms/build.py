@@ -4,12 +4,21 @@ from typing import assert_never
 
 from msgspec import UNSET
 
-from mmjax.config import CategoricalEncoding, Config, Preprocessing, Scaler
+from mmjax.config import Config, Preprocessing, Scaler
 from mmjax.schema import Schema
 from mmjax.transforms.base import Transform, chain, identity
 from mmjax.transforms.image import scale_image
 from mmjax.transforms.piecewise import piecewise_linear
-from mmjax.transforms.tabular import cyclic_dates, impute, min_max, one_hot, ordinal, robust_scale, standardize
+from mmjax.transforms.tabular import (
+    cyclic_dates,
+    impute,
+    min_max,
+    one_hot,
+    ordinal,
+    robust_scale,
+    scaled_one_hot,
+    standardize,
+)
 
 
 def build_transform(config: Config, schema: Schema) -> Transform:
@@ -30,10 +39,8 @@ def table_transform(preprocessing: Preprocessing, schema: Schema) -> Transform:
     for embeddings.
     """
     strategy, scaler = preprocessing.handle_missing, preprocessing.scaler
-    encoding = preprocessing.categorical_encoding
     assert strategy is not UNSET
     assert scaler is not UNSET
-    assert encoding is not UNSET
     assert preprocessing.numeric_bins is not UNSET
     steps = [cyclic_dates(schema.cyclic_features)] if schema.cyclic_features else []
     if schema.numeric_features:
@@ -41,8 +48,16 @@ def table_transform(preprocessing: Preprocessing, schema: Schema) -> Transform:
         steps.append(impute(strategy, _fill_values(preprocessing, schema)))
         steps += [_scale(scaler)] if preprocessing.normalize else []
     if schema.cardinalities:
-        steps.append(_encode(encoding, schema.cardinalities))
+        steps.append(_encode(preprocessing, schema.cardinalities))
     return chain(*steps)
+
+
+def embedded_cardinalities(preprocessing: Preprocessing, schema: Schema) -> tuple[int, ...]:
+    """Return the cardinalities of the category columns that the Transform leaves for embeddings."""
+    if preprocessing.categorical_encoding != "onehot_or_embedding":
+        return schema.cardinalities
+    assert preprocessing.onehot_categories is not UNSET
+    return tuple(n for n in schema.cardinalities if n > preprocessing.onehot_categories + 1)
 
 
 def _fill_values(preprocessing: Preprocessing, schema: Schema) -> tuple[float, ...]:
@@ -63,7 +78,9 @@ def _scale(scaler: Scaler) -> Transform:
             assert_never(scaler)
 
 
-def _encode(encoding: CategoricalEncoding, cardinalities: tuple[int, ...]) -> Transform:
+def _encode(preprocessing: Preprocessing, cardinalities: tuple[int, ...]) -> Transform:
+    encoding, most = preprocessing.categorical_encoding, preprocessing.onehot_categories
+    assert encoding is not UNSET
     match encoding:
         case "onehot":
             return one_hot(cardinalities)
@@ -71,5 +88,8 @@ def _encode(encoding: CategoricalEncoding, cardinalities: tuple[int, ...]) -> Tr
             return ordinal(cardinalities)
         case "embedding":
             return identity()
+        case "onehot_or_embedding":
+            assert most is not UNSET
+            return scaled_one_hot(cardinalities, most)
         case _:
             assert_never(encoding)

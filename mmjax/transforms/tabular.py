@@ -158,6 +158,44 @@ def one_hot(cardinalities: tuple[int, ...]) -> Transform:
     return Transform(_nothing_to_fit, apply)
 
 
+def scaled_one_hot(cardinalities: tuple[int, ...], most: int) -> Transform:
+    """Return the Transform that moves category columns of at most `most` categories from `category` to `dense`.
+
+    `cardinalities` count code 0, missing or unknown. Two categories become one column of -1 and 1, and 0 for code 0;
+    others a column for each category, all zeros for code 0; one category a column too. These are scaled as
+    `robust_scale` scales numbers, by training rows. Source: RealMLP, Holzmüller et al. 2024 (arXiv 2407.04491),
+    section 3; pytabkit embeds from 10 codes on, which is `most` 8.
+    """
+    small = np.array([n <= most + 1 for n in cardinalities])
+    moved, kept = np.flatnonzero(small), np.flatnonzero(~small)
+    column = np.concatenate([np.full(1 if cardinalities[i] == 3 else cardinalities[i] - 1, i) for i in moved] or [[]])
+    column = column.astype(np.int32)
+    code = np.concatenate([[1] if cardinalities[i] == 3 else np.arange(1, cardinalities[i]) for i in moved] or [[]])
+    code = code.astype(np.int32)
+    pair = np.array([cardinalities[i] == 3 for i in column], bool)
+    scale = robust_scale()
+
+    def columns(codes: Any) -> Any:
+        own = codes[:, column]
+        hot = (own == code[None, :]).astype(np.float32)
+        other = (own == 2).astype(np.float32) * pair[None, :].astype(np.float32)
+        return hot - other
+
+    def fit(batch: Batch) -> State:
+        if "category" not in batch:
+            return ()
+        return scale.fit({"numeric": columns(_known(np.asarray(batch["category"]), cardinalities))})
+
+    def apply(state: State, batch: Batch) -> Batch:
+        if "category" not in batch or not len(moved):
+            return batch
+        codes = _known(batch["category"], cardinalities)
+        changed = with_dense(batch, scale.apply(state, {"numeric": columns(codes)})["numeric"])
+        return changed | {"category": codes[:, kept]} if len(kept) else _without_category(changed)
+
+    return Transform(fit, apply)
+
+
 def ordinal(cardinalities: tuple[int, ...]) -> Transform:
     """Return the Transform that replaces `category i32[B, C]` by its codes scaled to [0, 1], appended to `dense`.
 

@@ -76,5 +76,5 @@ docker-run: ## Run the container image: serve this folder's registry on port 800
 
 clean: ## Remove the environment, caches, runs and the made sample images; the registry stays
 	rm -rf $(VENV) .ci/venv .pytest_cache .hypothesis .ruff_cache .coverage* htmlcov build dist *.egg-info runs
-	rm -rf data/sample/images benchmarks/results benchmarks/.peers
+	rm -rf data/sample/images benchmarks/results benchmarks/.peers benchmarks/.peers-tabular
 	find mmjax tests benchmarks data -name __pycache__ -prune -exec rm -rf {} +

@@ -256,13 +256,11 @@ TABLE_CONFIG = """\
     # id_column: {id_column}  # names the rows in predictions
     # ignore_columns: [NAME]
 
-# model:
-#   name: mlp
-#   architecture: {{hidden_layers: [256, 256], dropout: 0.1}}
+# model:  # an example, as is the next: without them the recipe decides; `mmjax check` shows what
+#   name: realmlp_s  # faster than realmlp, the default; or mlp, a plain network
 
-# training:  # an example: without it the recipe decides; `mmjax check` shows what
+# training:
 #   epochs: 30
-#   learning_rate: 0.001
 
 seed: 0  # the same seed gives the same split and the same model
 """

@@ -115,15 +115,21 @@ def _one_of(name: str, place: str, values: Sequence[Any]) -> Json:
     return {"name": name, "in": place, "required": place == "path", "schema": {"enum": known} if known else TEXT}
 
 
+def _names(models: Sequence[Served]) -> list[str]:
+    """Return what a model may be called: NAME and NAME:VERSION."""
+    return [called for model in models for called in (model.name.name, str(model))]
+
+
 STATS = _object(model_stats=array_of(_object(name=TEXT, version=TEXT, inference_stats={"type": "object"})))
 
 # ---- paths
 
 
 def _predict_paths(models: Sequence[Served]) -> Json:
-    images = [model.name for model in models if model.modality == "image"]
+    served = [model for model in models if model.modality == "image"]
+    images = [model.name for model in served]
     reply, timing = _json(reference("Reply")), {"Server-Timing": {"schema": TEXT, "required": True}}
-    name = _one_of("model", "query", [image.name for image in images])
+    name = _one_of("model", "query", _names(served))
     name["required"] = len({image.name for image in images}) > 1
     version = _one_of("version", "query", [image.version for image in images if image.version is not None])
     tabular = operation(
@@ -139,7 +145,7 @@ def _predict_paths(models: Sequence[Served]) -> Json:
 
 def _model_paths(models: Sequence[Served]) -> Json:
     listed = _json(_object(models=array_of(reference("ModelSummary"))))
-    name = _one_of("name", "path", [model.name.name for model in models])
+    name = _one_of("name", "path", _names(models))
     version = _one_of("version", "query", [m.name.version for m in models if m.name.version is not None])
     described = operation(
         "model", "Schema, metrics and card of a model", "models", _json(reference("Model")),

@@ -98,8 +98,8 @@ def _data_choices(schema: Schema, name: str, train_rows: int) -> list[Choice]:
             ("data.image.augmentation.shift", 0.08, "small shifts help at every size"),
         ]
     path = "data.tabular.preprocessing."
-    # Not RealMLP-TD's: beside its embeddings they help where numbers jump (adult: ROC-AUC 0.913 -> 0.921, california: RMSE
-    # 49,900 -> 49,000) and harmed none of wine_quality and telco_churn.
+    # Not RealMLP-TD's: beside its embeddings they help where numbers jump (adult: ROC-AUC 0.913 -> 0.921, california:
+    # RMSE 49,900 -> 49,000) and harmed none of wine_quality and telco_churn.
     bins = _numeric_bins(len(schema.numeric_features), train_rows)
     bins_why = f"{len(schema.numeric_features)} numeric columns, {train_rows} training rows"
     encoding, encoding_why = "onehot_or_embedding", "one-hot for few categories, learnt for many"

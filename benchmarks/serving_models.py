@@ -41,7 +41,8 @@ def register_all(registry: Path) -> None:
         data = Data(tabular=TabularData(path="table.csv", target_column="y", preprocessing=plain))
         rows = matrix(GOLDEN_ROWS, columns)
         cells = {f"c{i}": rows[:, i].astype(float) for i in range(columns)}
-        add_untrained(registry, Config(name=name, data=data, model=Model(architecture=architecture)), schema, cells)
+        model = Model(name="mlp", architecture=architecture)
+        add_untrained(registry, Config(name=name, data=data, model=model), schema, cells)
     schema = Schema(
         target=Target(column="label", task="classification", classes=tuple(f"kind {i}" for i in range(10))),
         image=ImageSpec(height_px=SIZE_PX, width_px=SIZE_PX),

@@ -25,7 +25,6 @@ from msgspec import UnsetType
 from mmjax import numerics_programs
 from mmjax.errors import ConfigError
 from mmjax.numerics import Choice, Options, choose_options, remember, remembered
-from mmjax.numerics_programs import bfloat16_programs, check_programs
 
 # What oneDNN takes part in cannot be written to the compile cache (`_bfloat16_candidates`): known, nothing to warn of.
 warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry for .*: MemoryError")
@@ -211,8 +210,8 @@ def compiled(
 def fast_bfloat16() -> bool:
     """Return whether this device convolves bfloat16 with arithmetic of its own, about twice as fast as f32 or faster.
 
-    On a CPU that takes instructions for it and an XLA that hands the convolution to oneDNN: with the first alone
-    nothing is gained (`benchmarks/convolution.py`). Compiles one small program, so that the answer is about this XLA.
+    On a CPU that takes instructions for it and an XLA that hands the convolution to oneDNN: XLA's own loops round to
+    bfloat16 and gain nothing. Compiles one small program, so that the answer is about this XLA.
     """
     device = _first_device()
     if device.platform == "tpu":
@@ -251,7 +250,10 @@ def _compiling(platform: str, *, bfloat16: bool = False) -> Choice:
     folder = _numerics_folder()
     found = remembered(folder, key) if folder else None
     if found is None:
-        programs = bfloat16_programs() if bfloat16 else check_programs(on_cpu=platform == "cpu")
+        on_cpu = platform == "cpu"
+        programs = (
+            numerics_programs.bfloat16_programs() if bfloat16 else numerics_programs.check_programs(on_cpu=on_cpu)
+        )
         found = choose_options(programs, candidates, on=on)
         with contextlib.suppress(OSError):  # a full disk: the next start checks again
             if folder:

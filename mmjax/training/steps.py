@@ -63,7 +63,7 @@ def make_train_step(learner: Learner, *, seed: int) -> Callable[..., tuple[Train
 
         def loss_fn(params: Any):
             variables = {"params": params, "batch_stats": state.batch_stats}
-            done = state.step / max(learner.total_steps, 1) if learner.total_steps else None
+            done = state.step / learner.total_steps if learner.total_steps else None
             outputs, batch_stats = learner.model.apply(variables, inputs, train=True, key=dropout_key, progress=done)
             return learner.loss(outputs, targets, weight), (outputs, batch_stats)
 

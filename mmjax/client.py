@@ -53,6 +53,8 @@ class Answers(NamedTuple):
     """Of the compiled calls, added."""
     request_ids: tuple[str, ...]
     """One for each request that was sent."""
+    uncertainty: np.ndarray | None = None
+    """f32[N]: how far the members of the model disagree; None for a model of one member."""
 
 
 class Client:
@@ -185,12 +187,14 @@ class Client:
         ((name, version),) = models
         taken = sum(reply["inference_time_ms"] for reply in replies)
         told = [reply["predictions"] for reply in replies]
+        apart = [reply["uncertainty"] for reply in replies if reply.get("uncertainty") is not None]
+        uncertainty = np.concatenate(apart).astype(np.float32) if apart else None
         if replies[0]["probabilities"] is None:
-            return Answers(np.concatenate(told).astype(np.float64), None, (), name, version, taken, ids)
+            return Answers(np.concatenate(told).astype(np.float64), None, (), name, version, taken, ids, uncertainty)
         probabilities = np.concatenate([np.asarray(reply["probabilities"], np.float32) for reply in replies])
         classes = tuple(self.describe(name, version)["classes"])
         labels = np.array(classes, dtype=object)[np.concatenate(told).astype(np.int64)]
-        return Answers(labels, probabilities, classes, name, version, taken, ids)
+        return Answers(labels, probabilities, classes, name, version, taken, ids, uncertainty)
 
 
 def _checked(reply: Reply) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def binary_requests(matrix: np.ndarray, description: Mapping[str, Any]) -> Itera
     version = description["version"]
     path = f"/v2/models/{quote(description['name'], safe='')}" + ("" if version is None else f"/versions/{version}")
     names = ("probabilities", "predictions") if description["task"] == "classification" else ("predictions",)
+    names += ("uncertainty",) if description.get("uncertainty") else ()
     for start in range(0, len(matrix), MOST_ROWS):
         part = np.ascontiguousarray(matrix[start : start + MOST_ROWS])
         raw = part.tobytes()
@@ -82,6 +83,7 @@ def read_binary(reply: Reply) -> dict[str, Any]:
         return {
             "predictions": found["predictions"],
             "probabilities": found.get("probabilities"),
+            "uncertainty": found.get("uncertainty"),
             "inference_time_ms": float(timing["infer"]),
             "model": {"name": head["model_name"], "version": None if version is None else int(version)},
             "request_id": reply.headers.get("x-request-id", reply.request_id),

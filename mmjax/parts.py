@@ -6,7 +6,7 @@ from mmjax.config import Config, LossName
 from mmjax.models.base import Model
 from mmjax.models.build import build_model
 from mmjax.schema import Schema
-from mmjax.training.outputs import Output, build_output
+from mmjax.training.outputs import Output, build_output, mean_of_members
 from mmjax.training.scoring import Forward, make_forward
 from mmjax.transforms.base import Transform
 from mmjax.transforms.build import build_transform, embedded_cardinalities
@@ -32,12 +32,18 @@ class States(NamedTuple):
 def build_parts(config: Config, schema: Schema) -> Parts:
     """Return the Parts of a resolved config (no field UNSET that they read)."""
     transform = build_transform(config, schema)
-    output = build_output(schema.target, loss_name(config))
+    output, members = build_output(schema.target, loss_name(config)), member_count(config)
+    output = mean_of_members(output, members) if members > 1 else output
     assert isinstance(config.precision, str), "the recipe decides the precision"
     tabular = config.data.tabular
     codes = embedded_cardinalities(tabular.preprocessing, schema) if tabular else ()
     model = build_model(config.model, schema, outputs=output.size, precision=config.precision, cardinalities=codes)
     return Parts(transform, model, output, make_forward(model, transform, output))
+
+
+def member_count(config: Config) -> int:
+    """Return E, the members of a resolved config's model: its network answers `f32[B, E, O]` where E > 1."""
+    return 1
 
 
 def loss_name(config: Config) -> LossName:

@@ -24,6 +24,7 @@ from mmjax.data.images import list_images, read_images, read_unlabelled_table, s
 from mmjax.data.table import Table, iter_table
 from mmjax.data.validate import BrokenRules, add_broken, broken_notes, broken_rules, refuse_cells
 from mmjax.errors import ConfigError, DataError
+from mmjax.parts import member_count
 from mmjax.schema import Columns, Schema
 from mmjax.training.scoring import Scores
 
@@ -71,7 +72,8 @@ class Written(NamedTuple):
 
 
 def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
-    """Return what was Written to the CSV `output`: identifier, `prediction`, `probability_<class>` for every class.
+    """Return what was Written to the CSV `output`: identifier, `prediction`, `probability_<class>` for every class, and
+    `uncertainty` of a model with members.
 
     The file appears whole or not at all. Raises DataError for what the schema refuses, naming rows and columns.
     """
@@ -85,6 +87,7 @@ def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
             heading = [given.heading, "prediction", *(f"probability_{name}" for name in classes)]
+            heading += ["uncertainty"] if member_count(predictor.config) > 1 else []
             _writer(file, heading).writerow(heading)
             for chunk in given.chunks:
                 _writer(file, (*map(str, chunk.identifiers), *classes)).writerows(output_rows(chunk, predictor))
@@ -111,12 +114,12 @@ def _writer(file: IO[str], texts: Iterable[str]) -> Any:
 def output_rows(chunk: Chunk, predictor: Predictor) -> Iterator[tuple[Any, ...]]:
     """Yield the output rows of a chunk. Numbers are written so that reading them gives the same f32 or f64."""
     found: Predictions = to_predictions(predictor.schema, _scores(chunk, predictor))
-    predicted = found.prediction.tolist()
-    if found.probabilities is None:
-        yield from zip(chunk.identifiers, predicted, strict=True)
-        return
-    for identifier, prediction, probabilities in zip(chunk.identifiers, predicted, found.probabilities, strict=True):
-        yield (identifier, prediction, *map(str, probabilities))
+    cells: list[Any] = [chunk.identifiers, found.prediction.tolist()]
+    if found.probabilities is not None:
+        cells += [map(str, column) for column in found.probabilities.T]
+    if found.uncertainty is not None:
+        cells.append(map(str, found.uncertainty))
+    yield from zip(*cells, strict=True)
 
 
 def _scores(chunk: Chunk, predictor: Predictor) -> Scores:

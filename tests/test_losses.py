@@ -203,3 +203,12 @@ def test_class_weights_of_unknown_or_doubled_labels_are_all_named():
 def test_a_loss_of_the_other_task_is_refused():
     with pytest.raises(ConfigError, match="expected a loss for classification, got 'mse', which is for regression"):
         make_loss(Training(loss="mse", label_smoothing=0.0), task="classification", class_weights=None)
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_the_loss_of_members_is_the_mean_of_theirs(weight):
+    training = Training(loss="cross_entropy", label_smoothing=0.1)
+    loss = make_loss(training, task="classification", class_weights=CLASS_WEIGHTS)
+    members = random.normal(0, 2, (B, 3, K)).astype(np.float32)
+    alone = [loss(members[:, member], LABELS, weight) for member in range(3)]
+    np.testing.assert_allclose(loss(members, LABELS, weight), np.mean(alone), rtol=1e-6)

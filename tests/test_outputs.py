@@ -1,5 +1,7 @@
 """Laws and oracles for what turns outputs into predictions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,15 @@ from scipy.special import expit, softmax
 
 from mmjax.errors import ConfigError
 from mmjax.schema import Target
-from mmjax.training.outputs import build_output
+from mmjax.training.calibration import best_temperature
+from mmjax.training.outputs import (
+    Output,
+    build_output,
+    mean_of_members,
+    sigmoid_output,
+    softmax_output,
+    standardized_output,
+)
 
 BINARY = Target(column="y", task="classification", classes=("no", "yes"))
 THREE = Target(column="y", task="classification", classes=("a", "b", "c"))
@@ -117,3 +127,75 @@ def test_losses_that_do_not_suit_the_target_are_refused(target, loss, message):
     with pytest.raises(ConfigError) as caught:
         build_output(target, loss)
     assert caught.value.problems == (message,)
+
+
+# ---- members
+
+
+def _members(outputs: np.ndarray, output: Output) -> tuple[Output, Any]:
+    averaged = mean_of_members(output, outputs.shape[1])
+    return averaged, averaged.fit(np.zeros(4, np.int32))
+
+
+MEMBER_LOGITS = hnp.arrays(np.float32, (5, 4, 3), elements=st.floats(-30, 30, width=32, allow_subnormal=False))
+
+
+@bounded
+@given(MEMBER_LOGITS)
+def test_members_answer_with_their_mean_and_how_far_they_are_from_it(logits: np.ndarray) -> None:
+    averaged, state = _members(logits, softmax_output(3))
+    told = jax.jit(averaged.apply)(state, logits)
+    each = softmax(logits.astype(np.float64), axis=-1)
+    mean = each.mean(axis=1)
+    np.testing.assert_allclose(told.probabilities, mean, atol=1e-6)
+    np.testing.assert_array_equal(told.prediction, np.asarray(told.probabilities).argmax(axis=1))
+    distance = 0.5 * np.abs(each - mean[:, None]).sum(axis=-1).mean(axis=1)
+    np.testing.assert_allclose(told.uncertainty, distance, atol=1e-6)
+    turned = averaged.apply(state, logits[:, ::-1])
+    np.testing.assert_allclose(turned.probabilities, told.probabilities, atol=1e-6)
+
+
+@bounded
+@given(MEMBER_LOGITS)
+def test_equal_members_are_one(logits: np.ndarray) -> None:
+    averaged, state = _members(logits, softmax_output(3))
+    one = softmax_output(3)
+    told = averaged.apply(state, np.repeat(logits[:, :1], 4, axis=1))
+    np.testing.assert_allclose(told.probabilities, one.apply(state, logits[:, 0]).probabilities, atol=1e-6)
+    np.testing.assert_allclose(told.uncertainty, 0.0, atol=1e-6)
+
+
+def test_the_temperature_of_members_is_that_of_their_mean() -> None:
+    generator = np.random.default_rng(3)
+    labels = generator.integers(0, 3, 300).astype(np.int32)
+    logits = (generator.normal(size=(300, 4, 3)) * 4 + 3 * np.eye(3)[labels][:, None]).astype(np.float32)
+    averaged, state = _members(logits, softmax_output(3))
+    assert averaged.calibrate is not None
+    warm = averaged.calibrate(state, logits, labels, None)
+    mean = softmax(logits.astype(np.float64), axis=-1).mean(axis=1)
+    assert warm["temperature"] == pytest.approx(best_temperature(np.log(mean), labels), rel=1e-4)
+    wanted = softmax(np.log(mean) / warm["temperature"], axis=-1)
+    told = averaged.apply(warm, logits)
+    np.testing.assert_allclose(told.probabilities, wanted, atol=1e-5)
+    np.testing.assert_array_equal(told.uncertainty, averaged.apply(state, logits).uncertainty)
+
+
+def test_members_of_one_logit_and_of_values() -> None:
+    outputs = np.random.default_rng(5).normal(size=(6, 4, 1)).astype(np.float32)
+    averaged, state = _members(outputs, sigmoid_output())
+    p = expit(outputs[:, :, 0].astype(np.float64))
+    told = averaged.apply(state, outputs)
+    np.testing.assert_allclose(np.asarray(told.probabilities)[:, 1], p.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(told.uncertainty, np.abs(p - p.mean(axis=1)[:, None]).mean(axis=1), atol=1e-6)
+    values = mean_of_members(standardized_output(1), 4)
+    assert values.calibrate is None
+    state = values.fit(np.array([[1e30], [3e30]]))
+    told = values.apply(state, outputs)
+    wanted = outputs.astype(np.float64) * 1e30 + 2e30
+    np.testing.assert_allclose(told.prediction, wanted.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(told.uncertainty, wanted.std(axis=1), rtol=1e-4)
+
+
+def test_another_number_of_members_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"outputs: expected f32\[B, 4, 3\], got shape \(5, 2, 3\)"):
+        mean_of_members(softmax_output(3), 4).apply({}, jnp.zeros((5, 2, 3)))

@@ -168,10 +168,11 @@ def batch_door(bundle: Path, schema: Schema, source: Path, scratch: Path) -> Ans
 def read_predictions(output: Path, *, classes: bool) -> Answers:
     """Return the Answers in the CSV of the batch door, at the precision that it prints."""
     with output.open(newline="", encoding="utf-8") as file:
-        _, *rows = csv.reader(file)
+        heading, *rows = csv.reader(file)
     if not classes:
         return Answers(np.array([[float(row[1])] for row in rows]), None)
-    values = np.array([row[2:] for row in rows], dtype=np.float32)
+    stop = 2 + sum(name.startswith("probability_") for name in heading[2:])
+    values = np.array([row[2:stop] for row in rows], dtype=np.float32)
     return Answers(values.astype(np.float64), np.array([row[1] for row in rows], dtype=object))
 
 

@@ -35,6 +35,9 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray | None
     """f32[N, K] in the order of `classes`; None for regression."""
     classes: tuple[str, ...]
+    uncertainty: np.ndarray | None = None
+    """f32[N]: how far the members of the model disagree; None for a model of one member. For classes the mean total
+    variation distance from the answer, 0 to 1; for values the standard deviation, in their unit."""
 
 
 class Predictor(NamedTuple):
@@ -115,17 +118,16 @@ def _batches(schema: Schema, columns: Columns, *, label: bool) -> Iterator[Batch
 
 def concatenate(parts: Iterable[Scores]) -> Scores:
     """Return successive Scores as one."""
-    outputs, prediction, probabilities = zip(*parts, strict=True)
-    joined = None if probabilities[0] is None else np.concatenate(probabilities)
-    return Scores(np.concatenate(outputs), np.concatenate(prediction), joined)
+    return Scores._make(None if field[0] is None else np.concatenate(field) for field in zip(*parts, strict=True))
 
 
 def to_predictions(schema: Schema, scores: Scores) -> Predictions:
     """Return Scores in the words of the data: class texts, or values."""
     if scores.probabilities is None:
-        return Predictions(scores.prediction[:, 0] + np.float64(schema.target.offset), None, ())
+        uncertainty = None if scores.uncertainty is None else scores.uncertainty[:, 0]
+        return Predictions(scores.prediction[:, 0] + np.float64(schema.target.offset), None, (), uncertainty)
     classes = np.array(schema.target.classes, dtype=object)
-    return Predictions(classes[scores.prediction], scores.probabilities, schema.target.classes)
+    return Predictions(classes[scores.prediction], scores.probabilities, schema.target.classes, scores.uncertainty)
 
 
 def make_predictor(config: Config, schema: Schema, states: States, *, digest: str = "") -> Predictor:
@@ -218,11 +220,15 @@ def _states(bundle: Bundle) -> States:
 
 
 def golden_answers(predictor: Predictor, columns: Columns) -> dict[str, np.ndarray]:
-    """Return what a Golden expects for these rows: `probabilities f32[N, K]`, or `prediction f32[N, T]`."""
-    scores = predictor.score(columns)
-    if scores.probabilities is not None:
-        return {"probabilities": scores.probabilities}
-    return {"prediction": scores.prediction}
+    """Return what a Golden expects for these rows; see `expected_of`."""
+    return expected_of(predictor.score(columns))
+
+
+def expected_of(scores: Scores) -> dict[str, np.ndarray]:
+    """Return what golden rows hold: `probabilities f32[N, K]`, or `prediction f32[N, T]`; `uncertainty` of members."""
+    answer = {"prediction": scores.prediction} if scores.probabilities is None else {}
+    told = {"probabilities": scores.probabilities, "uncertainty": scores.uncertainty}
+    return answer | {name: values for name, values in told.items() if values is not None}
 
 
 def golden_columns(golden: Golden) -> Columns:

@@ -24,6 +24,7 @@ from mmjax.artifact.models import locate_model
 from mmjax.artifact.predictor import (
     Predictor,
     bundle_predictor,
+    expected_of,
     golden_columns,
     golden_tolerance,
     largest_difference,
@@ -33,7 +34,7 @@ from mmjax.config import Config
 from mmjax.data.encode import encode
 from mmjax.data.pipeline import batch_rows, pad_rows, take
 from mmjax.errors import BundleError, ConfigError
-from mmjax.parts import States
+from mmjax.parts import States, member_count
 from mmjax.schema import Batch, Column, Schema
 from mmjax.serving.batcher import Batcher, Program, expected_s
 from mmjax.serving.device import ASIDE, COMPUTE, Device, on_device, start_device, step_back, stop_device
@@ -138,6 +139,7 @@ def load_served(reference: str, registry: str | Path, *, max_batch: int | None =
         "target": schema.target.column,
         "classes": schema.target.classes,
         "features": [column.name for column in schema.features],
+        "uncertainty": member_count(predictor.config) > 1,
         "schema": schema,
         "metrics": contents.metrics,
         "card": public_card(contents.card, predictor.config),
@@ -233,13 +235,11 @@ def compile_bucket(forward: Forward, states: States, blank: Batch) -> Program:
     executable, on_gpu = precompiled(forward, *states, blank).run, platform() != "cpu"
 
     def program(batch: Batch) -> Scores:
-        _, (prediction, probabilities) = executable(*states, batch)
-        if probabilities is None:
-            return Scores(NO_OUTPUTS, np.asarray(prediction), None)
+        _, told = executable(*states, batch)
         if on_gpu:
-            prediction.copy_to_host_async()
-        told = np.asarray(probabilities)
-        return Scores(NO_OUTPUTS, np.asarray(prediction), told)
+            for values in jax.tree.leaves(told):
+                values.copy_to_host_async()
+        return Scores._make((NO_OUTPUTS, *(None if values is None else np.asarray(values) for values in told)))
 
     return program
 
@@ -261,7 +261,7 @@ def _prove(model: Served, scores: Scores, rows: int, bucket: int) -> None:
     if model.golden is None:
         return
     tolerance = golden_tolerance(model.golden, model.predictor.config, platform())
-    got = {"prediction": scores.prediction} if scores.probabilities is None else {"probabilities": scores.probabilities}
+    got = expected_of(scores)
     for name, expected in model.golden.expected.items():
         difference = largest_difference(expected[:rows], got[name][:rows])
         if difference > tolerance:

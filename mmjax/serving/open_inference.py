@@ -53,10 +53,10 @@ async def models(request: AnyRequest) -> Response[bytes]:
 @get(["/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}"])
 async def metadata(request: AnyRequest, name: FromPath[str], version: FromPath[str | None] = None) -> Response[bytes]:
     """Answer the inputs and outputs of a model."""
-    schema = named(request, name, version)[0].predictor.schema
+    predictor = named(request, name, version)[0].predictor
     versions = [str(model.name.version) for model in named(request, name, None) if model.name.version is not None]
     document = {"name": name, "versions": versions, "platform": PLATFORM}
-    return json_reply(document | {"inputs": inputs_of(schema), "outputs": outputs_of(schema)})
+    return json_reply(document | {"inputs": inputs_of(predictor.schema), "outputs": outputs_of(predictor)})
 
 
 @get(["/v2/models/{name:str}/ready", "/v2/models/{name:str}/versions/{version:str}/ready"])
@@ -155,7 +155,7 @@ def _read(served: Served, body: bytes, coding: str, header_length: int | None) -
         request = InferRequest(inputs=(raw_tensor(inputs_of(schema), body),), outputs=(), binary=True)
     else:
         request = decode_infer(body, header_length)
-    outputs = asked_outputs(schema, request)
+    outputs = asked_outputs(served.predictor, request)
     if not is_matrix(schema):
         return _Read(request, outputs, columns_of(schema, request.inputs))
     try:

@@ -33,7 +33,7 @@ async def config(request: AnyRequest, name: FromPath[str], version: FromPath[str
         "max_batch_size": served.largest,
         "dynamic_batching": {"max_queue_delay_microseconds": 0},
         "input": [_triton(spec) for spec in inputs_of(schema)],
-        "output": [_triton(spec) for spec in outputs_of(schema)],
+        "output": [_triton(spec) for spec in outputs_of(served.predictor)],
     }
     return json_reply(document)
 

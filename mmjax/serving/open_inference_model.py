@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+from mmjax.artifact.predictor import Predictor
+from mmjax.parts import member_count
 from mmjax.schema import Column, Schema
 from mmjax.serving.numbers import is_matrix
 
@@ -63,12 +65,16 @@ def _spec(name: str, accepts: tuple[str, ...], shape: tuple[int, ...], *, exact:
     return TensorSpec(name, "FP64" if exact else "FP32", shape, {"accepts": accepts})
 
 
-def outputs_of(schema: Schema) -> tuple[TensorSpec, ...]:
-    """Return the outputs of a model: `probabilities`, `predictions` and `labels`; of a regression `predictions`."""
-    if schema.target.task == "regression":
-        return (TensorSpec("predictions", "FP64", (-1,)),)
+def outputs_of(predictor: Predictor) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a model: `probabilities`, `predictions` and `labels`; of a regression `predictions`; of a
+    model with members `uncertainty` too."""
+    target = predictor.schema.target
+    told = (TensorSpec("uncertainty", "FP32", (-1,)),) if member_count(predictor.config) > 1 else ()
+    if target.task == "regression":
+        return (TensorSpec("predictions", "FP64", (-1,)), *told)
     return (
-        TensorSpec("probabilities", "FP32", (-1, len(schema.target.classes))),
+        TensorSpec("probabilities", "FP32", (-1, len(target.classes))),
         TensorSpec("predictions", "INT64", (-1,)),
         TensorSpec("labels", "BYTES", (-1,)),
+        *told,
     )

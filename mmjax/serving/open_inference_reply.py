@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from mmjax.artifact.predictor import to_predictions
+from mmjax.artifact.predictor import Predictor, to_predictions
 from mmjax.errors import did_you_mean
 from mmjax.schema import Schema
 from mmjax.serving.open_inference_model import outputs_of
@@ -26,9 +26,9 @@ class Reply(NamedTuple):
     """Length of its JSON; None when it is all JSON."""
 
 
-def asked_outputs(schema: Schema, request: InferRequest) -> tuple[Asked, ...]:
+def asked_outputs(predictor: Predictor, request: InferRequest) -> tuple[Asked, ...]:
     """Return the outputs to answer with; Refused naming those that are unknown, doubled, or no classes."""
-    names = [spec.name for spec in outputs_of(schema)]
+    names = [spec.name for spec in outputs_of(predictor)]
     wrong, seen = [], set()
     for asked in request.outputs:
         name = asked.name[:100]
@@ -71,6 +71,9 @@ def _values(schema: Schema, scores: Scores, asked: Asked) -> np.ndarray:
         case "probabilities":
             assert scores.probabilities is not None
             return best_classes(schema, scores.probabilities, asked.classes) if asked.classes else scores.probabilities
+        case "uncertainty":
+            assert scores.uncertainty is not None
+            return scores.uncertainty.reshape(-1)
         case "labels":
             return to_predictions(schema, scores).prediction
         case _ if scores.probabilities is None:

@@ -157,7 +157,13 @@ _SUMMARY: Json = {
     "features": array_of(TEXT),
 }
 SUMMARY: Json = {"type": "object", "required": list(_SUMMARY), "properties": _SUMMARY}
-_MODEL = _SUMMARY | {"target": TEXT, "schema": {"type": "object"}, "metrics": {"type": "object"}, "card": TEXT}
+_MODEL = _SUMMARY | {
+    "target": TEXT,
+    "uncertainty": {"type": "boolean"},
+    "schema": {"type": "object"},
+    "metrics": {"type": "object"},
+    "card": TEXT,
+}
 MODEL: Json = {"type": "object", "required": list(_MODEL), "properties": _MODEL}
 _SAMPLE = _record(
     {

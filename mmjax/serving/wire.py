@@ -87,6 +87,8 @@ class Reply(msgspec.Struct, frozen=True):
     """The compiled call with its transfers, without decoding and waiting."""
     model: ModelName
     request_id: str
+    uncertainty: list[float] | msgspec.UnsetType = msgspec.UNSET
+    """How far the members of the model disagree, a number a row; absent for a model of one member."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -452,27 +454,27 @@ class Words(NamedTuple):
     predictions: list[int | float]
     labels: list[str] | None
     probabilities: list[list[float]] | None
+    uncertainty: list[float] | None = None
 
     def part(self, start: int, stop: int) -> "Words":
         """Return the rows from `start` to before `stop`."""
-        return Words(
-            self.predictions[start:stop],
-            None if self.labels is None else self.labels[start:stop],
-            None if self.probabilities is None else self.probabilities[start:stop],
-        )
+        return Words._make(None if field is None else field[start:stop] for field in self)
 
 
 def words_of(schema: Schema, scores: Scores) -> Words:
     """Return Scores in the words of a reply."""
+    uncertainty = None if scores.uncertainty is None else scores.uncertainty.reshape(-1).tolist()
     if scores.probabilities is None:
-        return Words(to_predictions(schema, scores).prediction.tolist(), None, None)
+        return Words(to_predictions(schema, scores).prediction.tolist(), None, None, uncertainty)
     predictions, classes = scores.prediction.tolist(), schema.target.classes
-    return Words(predictions, [classes[index] for index in predictions], scores.probabilities.tolist())
+    return Words(predictions, [classes[index] for index in predictions], scores.probabilities.tolist(), uncertainty)
 
 
 def encode_reply(words: Words, model: ModelName, *, seconds: float, request_id: str) -> bytes:
     """Return the Reply as JSON."""
-    return _encode(Reply(*words, round(1e3 * seconds, 4), model, request_id))
+    predictions, labels, probabilities, uncertainty = words
+    told = msgspec.UNSET if uncertainty is None else uncertainty
+    return _encode(Reply(predictions, labels, probabilities, round(1e3 * seconds, 4), model, request_id, told))
 
 
 def encode_problem(refused: Refused, request_id: str) -> bytes:

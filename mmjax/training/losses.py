@@ -16,12 +16,13 @@ from mmjax.config import ClassWeight, Task, Training
 from mmjax.errors import ConfigError, did_you_mean
 
 Loss = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
-"""`loss(outputs f32[B, O], targets, weight f32[B] or None) -> f32[]`."""
+"""`loss(outputs f32[B, O] or f32[B, E, O], targets, weight f32[B] or None) -> f32[]`; of E members their mean loss."""
 
 
 def make_loss(training: Training, *, task: Task, class_weights: np.ndarray | None = None) -> Loss:
     """Return the configured loss; `class_weights f32[K]` come from `class_weight_array`.
 
+    Of outputs f32[B, E, O] it is the mean of the E members' losses, not the loss of their mean: members learn apart.
     ConfigError where the loss does not suit the task.
     """
     name = training.loss
@@ -50,7 +51,12 @@ def make_loss(training: Training, *, task: Task, class_weights: np.ndarray | Non
 
 
 def _of_rows(function: Callable[..., jax.Array]) -> Loss:
-    return lambda outputs, targets, weight=None: function(outputs, targets, weight=weight)
+    def loss(outputs: jax.Array, targets: jax.Array, weight: jax.Array | None = None) -> jax.Array:
+        if outputs.ndim < 3:
+            return function(outputs, targets, weight=weight)
+        return jax.vmap(lambda own: function(own, targets, weight=weight), in_axes=1)(outputs).mean()
+
+    return loss
 
 
 def class_weight_array(

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.backend import compiled
 from mmjax.errors import ConfigError
 from mmjax.schema import Target
-from mmjax.training.calibration import best_temperature
+from mmjax.training.calibration import best_temperature, log_of
 
 CLASSIFICATION_LOSSES = ("cross_entropy", "focal", "bce")
 REGRESSION_LOSSES = ("mse", "mae", "huber")
@@ -25,6 +26,9 @@ class Prediction(NamedTuple):
     """i32[B] class index, or f32[B, T] in the target's own unit."""
     probabilities: jax.Array | None
     """f32[B, K], rows sum to 1; None for regression."""
+    uncertainty: jax.Array | None = None
+    """How far the members of a model are from one another, see `mean_of_members`; None for a model of one member.
+    f32[B] for classification, f32[B, T] in the target's own unit for regression."""
 
 
 class Output(NamedTuple):
@@ -130,6 +134,48 @@ def standardized_output(size: int) -> Output:
         return Prediction(values, None)
 
     return Output(size, fit, targets, apply)
+
+
+def mean_of_members(output: Output, members: int) -> Output:
+    """Return the Output of a network that answers `f32[B, E, O]`: what `output` makes of each of E members, averaged.
+
+    Classification: the mean of the members' probabilities, the most probable class of it, and as `uncertainty` the mean
+    total variation distance between a member's probabilities and that mean, 0 to 1. The temperature, which `calibrate`
+    fits, divides the logarithm of the mean; members stay at 1. Regression: the mean of the members' values, and as
+    `uncertainty` their standard deviation (divided by E). `apply` raises ValueError for another number of members.
+    """
+
+    def of_members(state: Any, outputs: jax.Array) -> Prediction:
+        if outputs.ndim != 3 or outputs.shape[1] != members:
+            raise ValueError(f"outputs: expected f32[B, {members}, {output.size}], got shape {outputs.shape}")
+        state = state | {"temperature": jnp.ones(())} if "temperature" in state else state
+        flat = output.apply(state, outputs.reshape(-1, outputs.shape[-1]))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, members, *leaf.shape[1:]), flat)
+
+    def apply(state: Any, outputs: jax.Array) -> Prediction:
+        each = of_members(state, outputs)
+        if each.probabilities is None:
+            mean = each.prediction.mean(axis=1)
+            return Prediction(mean, None, _deviation(each.prediction - mean[:, None, :]))
+        mean = each.probabilities.mean(axis=1)
+        distance = 0.5 * jnp.abs(each.probabilities - mean[:, None, :]).sum(axis=-1)
+        probabilities = jax.nn.softmax(_tempered(state, jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))))
+        return Prediction(_first_largest(probabilities), probabilities, distance.mean(axis=1))
+
+    def calibrate(state: Any, outputs: np.ndarray, labels: np.ndarray, weight: np.ndarray | None) -> Any:
+        probabilities = compiled(of_members)(state, outputs).probabilities
+        assert probabilities is not None, "a number has no temperature"
+        logits = log_of(np.asarray(probabilities, np.float64).mean(axis=1))
+        return state | {"temperature": np.float32(best_temperature(logits, labels, weight))}
+
+    return output._replace(apply=apply, calibrate=calibrate if output.calibrate else None)
+
+
+def _deviation(differences: jax.Array) -> jax.Array:
+    """Return the root of the mean square over members of `differences f32[B, E, T]`, whose squares may overflow."""
+    largest = jnp.abs(differences).max(axis=1)
+    scaled = differences / jnp.where(largest > 0, largest, 1.0)[:, None, :]
+    return largest * jnp.sqrt(jnp.square(scaled).mean(axis=1))
 
 
 def _labels_as_they_are(state: Any, labels: jax.Array) -> jax.Array:

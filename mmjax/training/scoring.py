@@ -23,11 +23,17 @@ class Scores(NamedTuple):
     """What a model says of N rows, on the host."""
 
     outputs: np.ndarray
-    """f32[N, O]: raw outputs, which the loss compares with targets."""
+    """f32[N, O], or f32[N, E, O] of E members: raw outputs, which the loss compares with targets."""
     prediction: np.ndarray
     """i32[N] class index, or f32[N, T]."""
     probabilities: np.ndarray | None
     """f32[N, K] for classification."""
+    uncertainty: np.ndarray | None = None
+    """f32[N], or f32[N, T] for regression: disagreement of the members, where there are several."""
+
+    def rows(self, start: int, stop: int) -> "Scores":
+        """Return the rows from `start` to before `stop`."""
+        return Scores._make(None if field is None else field[start:stop] for field in self)
 
 
 Forward = Callable[[Any, Any, Any, Batch], tuple[jax.Array, Prediction]]
@@ -79,7 +85,7 @@ def score(
         outputs, prediction = forward(*states, pad_rows(piece, max(smallest, bucket_of(stop - start, largest))))
         parts.append(jax.tree.map(lambda leaf, rows=stop - start: np.asarray(leaf)[:rows], (outputs, prediction)))
     outputs, prediction = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    return Scores(outputs, prediction.prediction, prediction.probabilities)
+    return Scores(outputs, *prediction)
 
 
 def metrics_of(schema: Schema, scores: Scores, batch: Batch) -> dict[str, float]:

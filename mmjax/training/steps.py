@@ -98,13 +98,20 @@ def _add(totals: Totals, loss: jax.Array, outputs: jax.Array, batch: Batch, step
     label = batch["label"]
     weight = batch.get("weight", jnp.ones(label.shape[:1], jnp.float32))
     if jnp.issubdtype(label.dtype, jnp.integer):
-        predicted = outputs.argmax(axis=-1) if outputs.shape[-1] > 1 else (outputs[:, 0] > 0).astype(jnp.int32)
-        correct = jnp.sum(weight * (predicted == label))
+        correct = jnp.sum(weight * (_predicted(outputs) == label))
     else:
         correct = jnp.zeros((), jnp.float32)
     rows = jnp.sum(weight)
     bad = jnp.where((totals.first_bad < 0) & ~jnp.isfinite(loss), step, totals.first_bad)
     return Totals(totals.loss + loss * rows, totals.correct + correct, totals.rows + rows, totals.steps + 1, bad)
+
+
+def _predicted(outputs: jax.Array) -> jax.Array:
+    """Return the most probable classes i32[B] of logits `f32[B, K]`, or of one, `f32[B, 1]`; of members by the mean."""
+    if outputs.ndim > 2:
+        single = outputs.shape[-1] == 1
+        outputs = (jax.nn.sigmoid(outputs) - 0.5 if single else jax.nn.softmax(outputs)).mean(axis=1)
+    return outputs.argmax(axis=-1) if outputs.shape[-1] > 1 else (outputs[:, 0] > 0).astype(jnp.int32)
 
 
 def make_train_chunk(learner: Learner, *, seed: int, loop: bool) -> Callable[..., tuple[TrainState, Totals]]:

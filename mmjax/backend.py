@@ -70,7 +70,7 @@ def configure(
         )
     if device == "cpu" and found.platform != "cpu":
         notes.append(f"device: cpu was asked for, but this process already runs on {found.platform}")
-    in_use = _threads_in_use()
+    in_use = threads_in_use()
     if threads not in (None, in_use):
         notes.append(f"threads: {threads} was asked for, but this process already runs with {in_use}")
     notes += _compiling(found.platform).notes
@@ -110,7 +110,7 @@ def _set_threads(threads: int | None) -> None:
         os.environ.setdefault("NPROC", str(_available_threads()))
 
 
-def _threads_in_use() -> int:
+def threads_in_use() -> int:
     """Return the size of XLA's pool; the first array of a process fixes it. XLA passes over what is no count."""
     said = (os.environ.get(name, "").strip() for name in ("PJRT_NPROC", "NPROC"))
     return next((int(count) for count in said if count.isdecimal() and int(count)), _available_threads())
@@ -244,7 +244,7 @@ def _compiling(platform: str, *, bfloat16: bool = False) -> Choice:
         "processor": hashlib.sha256(_cpu_description().encode()).hexdigest(),
         "candidates": repr(candidates),
         "flags": os.environ.get("XLA_FLAGS", ""),
-        "threads": str(_threads_in_use()),
+        "threads": str(threads_in_use()),
         "programs": hashlib.sha256(Path(numerics_programs.__file__).read_bytes()).hexdigest(),
     }
     folder = _numerics_folder()

@@ -20,7 +20,7 @@ from mmjax.data.decode_sheet import contact_sheet
 from mmjax.data.findings import audit_lines
 from mmjax.data.pipeline import epoch_batches, take
 from mmjax.data.prepare import Prepared, prepare
-from mmjax.data.prepared import class_counts, split_sizes
+from mmjax.data.prepared import class_counts, rows_to_learn, split_sizes
 from mmjax.data.split import PARTS
 from mmjax.data.stream import gather, window_steps
 from mmjax.drill import Drill, resume_drill
@@ -28,6 +28,7 @@ from mmjax.errors import ConfigError, TrainingError
 from mmjax.parts import build_parts
 from mmjax.recipe import Decision, resolve
 from mmjax.schema import Batch
+from mmjax.training.members import member_of
 from mmjax.training.setup import Setup, set_up
 from mmjax.training.steps import empty_totals, make_train_chunk
 from mmjax.transforms.augment import build_augment
@@ -69,8 +70,8 @@ def check(config: Config, tell: Callable[[str], None] = lambda line: None) -> Ch
     config, decisions = resolve(
         config,
         prepared.schema,
-        train_rows=len(prepared.split.train),
-        validation_rows=len(prepared.split.validation),
+        train_rows=rows_to_learn(prepared.split)[0],
+        validation_rows=rows_to_learn(prepared.split)[1],
         fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
     )
     setup = set_up(config, prepared, build_parts(config, prepared.schema))
@@ -81,24 +82,25 @@ def _timed(
     config: Config, decisions: tuple[Decision, ...], prepared: Prepared, backend: Backend, setup: Setup
 ) -> Checked:
     """Compile one step, ask XLA what it costs, and time it."""
+    models, setup = setup.task.models, _first_member(setup)
     epochs, batch_size = config.training.epochs, config.training.batch_size
     assert isinstance(epochs, int), "the recipe decides the epochs"
     assert isinstance(batch_size, int), "the recipe decides the batch size"
-    rows = len(prepared.split.train)
+    rows, validation_rows = rows_to_learn(prepared.split)
     data, order = _on_device(setup, epoch_batches(config.seed, 1, rows, batch_size))
     step = make_train_chunk(setup.task.learner, seed=config.seed, loop=False)
     arguments = (setup.state, empty_totals(), data, *setup.fitted, order, 0, 1)
     program = precompiled(compiled(step, precision=setup.plan.precision), *arguments)
     seconds = _step_seconds(setup, arguments, steps=min(TIMED_STEPS, len(order)))
     steps = epochs * (rows // batch_size)
-    scored = epochs * len(prepared.split.validation) / batch_size
-    estimated = program.compile_seconds + seconds * (steps + scored / 3)
+    scored = epochs * validation_rows / batch_size
+    estimated = program.compile_seconds + seconds * (models * steps + scored / 3)
     return Checked(
         config=config,
         decisions=decisions,
         prepared=prepared,
         backend=backend,
-        parameters=setup.task.parameters,
+        parameters=setup.task.parameters,  # of all members
         flops_per_step=program.flops,
         memory_bytes=program.memory_bytes,
         compile_seconds=program.compile_seconds,
@@ -106,6 +108,16 @@ def _timed(
         steps=steps,
         estimated_seconds=estimated,
     )
+
+
+def _first_member(setup: Setup) -> Setup:
+    """Return the Setup of the first of several members, as a model of its own; of one model itself."""
+    members, (transform_state, output_state) = setup.task.members, setup.task.fitted
+    if members is None:
+        return setup
+    fitted = (member_of(transform_state, 0) if members.folds else transform_state, output_state)
+    task = setup.task._replace(rows=members.rows[0], members=None, fitted=fitted)
+    return setup._replace(state=member_of(setup.state, 0), task=task, fitted=fitted)
 
 
 def _on_device(setup: Setup, order: np.ndarray) -> tuple[Batch, jax.Array]:

@@ -44,6 +44,7 @@ ModelName = Literal[
 ]
 OptimizerName = Literal["sgd", "adam", "adamw", "lion", "muon"]
 ScheduleName = Literal["constant", "cosine", "warmup_cosine", "one_cycle", "step", "coslog4"]
+MemberLoop = Literal["vmap", "map", "loop"]
 LossName = Literal["cross_entropy", "focal", "bce", "mse", "mae", "huber"]
 
 CLASSIFICATION_METRICS = (
@@ -302,6 +303,15 @@ class Split(Section, frozen=True, kw_only=True):
             "stays a feature unless it is in `ignore_columns`."
         ),
     ] = None
+    folds: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100,
+            description="Cross-validation: the rows that are not for test are dealt to so many folds, and one model is "
+            "trained for each on the rows of the others; all are kept and answer together. 0: none.",
+        ),
+    ] = 0
 
 
 class Architecture(Section, frozen=True, kw_only=True):
@@ -438,6 +448,24 @@ class Training(Section, frozen=True, kw_only=True):
         WithinOne | None,
         Meta(description="Evaluate and keep an exponential moving average of the weights."),
     ] = None
+    members: Annotated[
+        Annotated[int, Meta(ge=1, le=1000)],
+        Meta(description="Models that are trained beside each other (of each fold, with folds) and answer together."),
+    ] = 1
+    seeds: Annotated[
+        tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...],
+        Meta(
+            description="Train one model for each of these seeds on the same split, and tell the mean and spread of "
+            "their metrics; the model that is kept is that of the first."
+        ),
+    ] = ()
+    member_loop: Annotated[
+        MemberLoop | UnsetType,
+        Meta(
+            description="How members are computed: `vmap` (all in each step), `map` (one after the other, in one "
+            "program) or `loop` (a program each, on all threads). Left out: what a short trial finds fastest."
+        ),
+    ] = UNSET
     early_stopping: EarlyStopping = EarlyStopping()
     checkpoint: Checkpoint = Checkpoint()
 

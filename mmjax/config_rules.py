@@ -96,6 +96,7 @@ def find_conflicts(config: Config, given: Given) -> Iterator[Conflict]:
     yield from _split_strategy(config)
     yield from _class_weights(config)
     yield from _without_effect(config, given)
+    yield from _members(config, given)
     tabular, image = config.data.tabular, config.data.image
     if tabular is not None and image is not None:
         message = "images together with a table cannot be learnt from yet; keep one of data.tabular and data.image"
@@ -158,6 +159,24 @@ def _split_strategy(config: Config) -> Iterator[Conflict]:
         fit = "group" if strategy == "group_stratified" else "random"
         message = f"expected {fit} or another without classes for regression, got {strategy} (`{source}` says so)"
         yield Conflict((paths[0], source), message)
+
+
+def _members(config: Config, given: Given) -> Iterator[Conflict]:
+    training, folds, strategy = config.training, config.split.folds, config.split.strategy
+    if folds == 1:
+        yield Conflict(("split.folds",), "expected 2 or more, or 0 for none, got 1; it would hold out all rows")
+    if folds and strategy in ("column", "folders", "time"):
+        message = f"expected strategy random, stratified, group or group_stratified with folds, got {strategy}"
+        yield Conflict(("split.folds", "split.strategy"), message)
+    if training.seeds and (folds or training.members > 1):
+        other = "split.folds" if folds else "training.members"
+        message = f"expected no `{other}` with seeds, which only tell how far single models differ; remove one"
+        yield Conflict(("training.seeds", other), message)
+    if len(set(training.seeds)) < len(training.seeds):
+        yield Conflict(("training.seeds",), "expected different seeds, got one twice; remove it")
+    if "training.member_loop" in given and not (folds or training.members > 1 or training.seeds):
+        message = "has no effect: expected `training.members`, `training.seeds` or `split.folds` with it; remove this"
+        yield Conflict(("training.member_loop", "training.members"), message, idle=True)
 
 
 def _column_roles(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
@@ -243,7 +262,8 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
 def _monitor(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
     stopping, save_best = config.training.early_stopping, config.training.checkpoint.save_best
     path, enabled = f"{_STOPPING}.monitor", f"{_STOPPING}.enabled"
-    unvalidated = data.validation_split == 0.0 and config.split.strategy not in ("column", "folders")
+    dealt = config.split.strategy not in ("column", "folders")
+    unvalidated = data.validation_split == 0.0 and dealt and not config.split.folds
     monitor = stopping.monitor
     if monitor is UNSET:
         if stopping.enabled is True and unvalidated:

@@ -7,7 +7,7 @@ from mmjax.models.base import Model
 from mmjax.models.build import build_model
 from mmjax.schema import Schema
 from mmjax.training.outputs import Output, build_output, mean_of_members
-from mmjax.training.scoring import Forward, make_forward
+from mmjax.training.scoring import Forward, make_ensemble_forward, make_forward
 from mmjax.transforms.base import Transform
 from mmjax.transforms.build import build_transform, embedded_cardinalities
 
@@ -19,6 +19,10 @@ class Parts(NamedTuple):
     model: Model
     output: Output
     forward: Forward
+    member: Forward
+    """Of one member alone; `forward` itself where there is one."""
+    held_out: Output
+    """Of the members that a training row was held from; `output` itself without folds."""
 
 
 class States(NamedTuple):
@@ -32,17 +36,33 @@ class States(NamedTuple):
 def build_parts(config: Config, schema: Schema) -> Parts:
     """Return the Parts of a resolved config (no field UNSET that they read)."""
     transform = build_transform(config, schema)
-    output, members = build_output(schema.target, loss_name(config)), member_count(config)
-    output = mean_of_members(output, members) if members > 1 else output
+    single, own = build_output(schema.target, loss_name(config)), network_members(config)
     assert isinstance(config.precision, str), "the recipe decides the precision"
     tabular = config.data.tabular
     codes = embedded_cardinalities(tabular.preprocessing, schema) if tabular else ()
-    model = build_model(config.model, schema, outputs=output.size, precision=config.precision, cardinalities=codes)
-    return Parts(transform, model, output, make_forward(model, transform, output))
+    model = build_model(config.model, schema, outputs=single.size, precision=config.precision, cardinalities=codes)
+    output = mean_of_members(single, own) if own > 1 else single
+    member = make_forward(model, transform, output)
+    if ensemble_size(config) == 1:
+        return Parts(transform, model, output, member, member, output)
+    whole, folded = mean_of_members(single, member_count(config)), bool(config.split.folds)
+    held_out = mean_of_members(single, config.training.members * own) if folded else whole
+    forward = make_ensemble_forward(model, transform, whole, folded=folded)
+    return Parts(transform, model, whole, forward, member, held_out)
 
 
 def member_count(config: Config) -> int:
-    """Return E, the members of a resolved config's model: its network answers `f32[B, E, O]` where E > 1."""
+    """Return E, the members of a resolved config's model: its outputs are `f32[B, E, O]` where E > 1."""
+    return ensemble_size(config) * network_members(config)
+
+
+def ensemble_size(config: Config) -> int:
+    """Return how many networks answer together. Seeds are trained beside each other, but only the first is kept."""
+    return max(config.split.folds, 1) * config.training.members
+
+
+def network_members(config: Config) -> int:
+    """Return how many members one network has."""
     return 1
 
 

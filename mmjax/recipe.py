@@ -51,15 +51,20 @@ def resolve(
     )
     decisions = tuple(Decision(*choice) for choice in choices if _get(config, choice[0]) is UNSET)
     for decision in decisions:
-        config = _set(config, decision.key.split("."), decision.value)
+        config = decided(config, decision)
     architecture = resolve_architecture(config.model, schema)
-    decided = [
+    shape = [
         Decision(f"model.architecture.{name}", value, f"the default of {config.model.name}")
         for name in architecture.__struct_fields__
         if (value := getattr(architecture, name)) is not UNSET and getattr(config.model.architecture, name) is UNSET
     ]
     model = msgspec.structs.replace(config.model, architecture=architecture)
-    return msgspec.structs.replace(config, model=model), (*decisions, *decided)
+    return msgspec.structs.replace(config, model=model), (*decisions, *shape)
+
+
+def decided(config: Config, decision: Decision) -> Config:
+    """Return the config with one more field decided."""
+    return _set(config, decision.key.split("."), decision.value)
 
 
 def _get(config: Config, path: str) -> Any:

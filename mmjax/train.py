@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+from msgspec import UNSET
 
 from mmjax.analysis.card import model_card
 from mmjax.analysis.evaluation import Evaluation, evaluate_scores
 from mmjax.analysis.log import get_logger
 from mmjax.analysis.present import closing_lines, print_results
-from mmjax.analysis.report import Report, ReportInput, build_report, write_report
+from mmjax.analysis.report import OUT_OF_FOLD, Report, ReportInput, build_report, write_report
 from mmjax.artifact.bundle import BundleContents, save_bundle
 from mmjax.artifact.files import parse_object, write_json_atomic
 from mmjax.artifact.predictor import Predictor, load_predictor, make_golden, make_predictor
@@ -33,13 +34,14 @@ from mmjax.config_load import config_to_dict, config_to_yaml, load_config
 from mmjax.data.audit import refuse
 from mmjax.data.findings import audit_lines, finding_line
 from mmjax.data.prepare import Prepared, prepare
-from mmjax.data.prepared import class_counts, split_sizes
+from mmjax.data.prepared import class_counts, rows_to_learn, split_sizes
 from mmjax.data.quarantine import QUARANTINE, quarantine_lines, write_quarantine
 from mmjax.data.split import PARTS, split_json
+from mmjax.ensembles import DECISIONS, first_seed, members_report, tried_before, try_ways
 from mmjax.errors import BundleError, DataError
 from mmjax.interrupts import held
 from mmjax.parts import States, build_parts
-from mmjax.recipe import Decision, resolve
+from mmjax.recipe import Decision, decided, resolve
 from mmjax.resume import (
     Chosen,
     DataChanged,
@@ -53,7 +55,7 @@ from mmjax.schema import schema_to_json
 from mmjax.training.callbacks import metrics_logger, progress
 from mmjax.training.checkpoint import Loaded, checkpointer, load_newest
 from mmjax.training.event_types import Event
-from mmjax.training.events import TrainResult, train_events, watch
+from mmjax.training.events import TrainResult, steps_done, train_events, watch
 from mmjax.training.setup import Setup, set_up
 
 
@@ -126,13 +128,15 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 refuse_other_data(run.resumed, prepared)
                 if run.resumed.record.status == "finished":
                     return _finished(run.resumed, tell)
+            train_rows, validation_rows = rows_to_learn(prepared.split)
             config, decisions = resolve(
                 config,
                 prepared.schema,
-                train_rows=len(prepared.split.train),
-                validation_rows=len(prepared.split.validation),
+                train_rows=train_rows,
+                validation_rows=validation_rows,
                 fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
             )
+            tried = tried_before(run_dir) if run.resumed is not None else None
             _save_inputs(run_dir, config, prepared, decisions)
             _tell_all(tell, run_dir, backend, prepared, decisions)
             refuse(prepared.findings)
@@ -141,13 +145,22 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             setup = set_up(config, prepared, build_parts(config, prepared.schema))
             if not setup.plan.loop:
                 tell("steps: one call each, as XLA lays out convolutions badly inside a loop on a CPU")
+            if setup.task.members is not None and config.training.member_loop is UNSET:
+                chosen = tried or try_ways(setup, tell)
+                config, decisions = decided(config, chosen), (*decisions, chosen)
+                setup = setup._replace(plan=setup.plan._replace(training=config.training))
+                _save_decisions(run_dir, config, decisions)
             result = _train(config, run, setup, backend, options)
         with record.stage("evaluate"):
-            states = _calibrated(config, setup, States(result.variables, *setup.fitted), options.tell)
-            evaluations = _evaluate(setup, states)
+            states = States(result.variables, *setup.fitted)
+            members = members_report(setup, states, result)
+            if config.training.seeds:
+                config, setup, states = first_seed(config, setup, states)
+            states = _calibrated(config, setup, states, options.tell)
+            evaluations = _evaluate(config, setup, states)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("bundle"):
-            report = _report(config, prepared, decisions, setup, result, evaluations, record.seconds)
+            report = _report(config, prepared, decisions, setup, result, evaluations, record.seconds, members)
             predictor = make_predictor(config, prepared.schema, states)
             provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **_provenance(prepared, backend)}
             bundle = _save_bundle(run_dir, config, prepared, predictor, metrics, report, provenance)
@@ -167,7 +180,7 @@ def _train(config: Config, run: Chosen, setup: Setup, backend: Backend, options:
         tell_other_machine(run.resumed, backend, options.tell)
         loaded = load_newest(folder, setup.state)
         _tell_resumed(run.resumed, loaded, options.tell)
-    step = int(loaded.snapshot.state.step) if loaded.snapshot else None
+    step = steps_done(loaded.snapshot.state) if loaded.snapshot else None
     watchers = (metrics_logger(run.folder / "metrics.jsonl"), *options.callbacks)
     with held() as ending, checkpointer(folder, settings, ending=ending, resumed=step) as keep:
         return watch(train_events(setup.state, setup.task, setup.plan, loaded.snapshot), watchers, keep, ending)
@@ -181,7 +194,7 @@ def _tell_resumed(run: Run, loaded: Loaded, tell: Callable[[str], None]) -> None
     if loaded.snapshot is None:
         where = "from the start, as there is no whole checkpoint"
     else:
-        position, step = loaded.snapshot.position, int(loaded.snapshot.state.step)
+        position, step = loaded.snapshot.position, steps_done(loaded.snapshot.state)
         under_way = f"epoch {position.epoch}, {position.batch} batches of it done"
         where = f"from step {step} ({'training is over' if position.over else under_way})"
     tell(f"resume: going on with {run.path} {where}")
@@ -215,14 +228,18 @@ def _register(registry: Path, name: str, bundle: Path, run_id: str) -> int:
 
 def _save_inputs(run_dir: Path, config: Config, prepared: Prepared, decisions: tuple[Decision, ...]) -> None:
     """Keep what decides the run: the resolved config, the schema, the realised split, the recipe's decisions."""
-    (run_dir / "resolved.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    _save_decisions(run_dir, config, decisions)
     (run_dir / "schema.json").write_bytes(schema_to_json(prepared.schema))
     with (run_dir / "split.json").open("w", encoding="utf-8") as file:
         file.writelines(split_json(prepared.split, prepared.names))
-    write_json_atomic(run_dir / "decisions.json", [decision._asdict() for decision in decisions])
     write_json_atomic(run_dir / "audit.json", [finding._asdict() for finding in prepared.findings])
     if prepared.quarantined:
         write_quarantine(run_dir / QUARANTINE, prepared.quarantined)
+
+
+def _save_decisions(run_dir: Path, config: Config, decisions: tuple[Decision, ...]) -> None:
+    (run_dir / "resolved.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    write_json_atomic(run_dir / DECISIONS, [decision._asdict() for decision in decisions])
 
 
 def _tell_all(
@@ -282,15 +299,16 @@ def _calibrated(config: Config, setup: Setup, states: States, tell: Callable[[st
     return states._replace(output=output)
 
 
-def _evaluate(setup: Setup, states: States) -> dict[str, Evaluation]:
-    """Return the Evaluation of each split that has rows."""
+def _evaluate(config: Config, setup: Setup, states: States) -> dict[str, Evaluation]:
+    """Return the Evaluation of each split that has rows; with folds, of the rows that each was held from."""
     evaluations = {}
     for name in PARTS:
-        if len(getattr(setup.scorer.prepared.split, name)):
+        if len(setup.scorer.rows_of(name)):
             scores, batch = setup.scorer.scores(states, name)
             evaluation = evaluate_scores(setup.scorer.prepared.schema, scores, batch)
             loss = {"loss": setup.scorer.loss(scores.outputs, batch)}
-            evaluations[name] = evaluation._replace(metrics=loss | evaluation.metrics)
+            told = OUT_OF_FOLD if name == "validation" and config.split.folds else name
+            evaluations[told] = evaluation._replace(metrics=loss | evaluation.metrics)
     return evaluations
 
 
@@ -302,6 +320,7 @@ def _report(
     result: TrainResult,
     evaluations: dict[str, Evaluation],
     seconds: dict[str, float],
+    members: dict[str, Any] | None,
 ) -> Report:
     """Return the report of the run."""
     return build_report(
@@ -321,6 +340,7 @@ def _report(
             samples_per_second=result.samples_per_second,
             parameters=setup.task.parameters,
             versions=versions(),
+            members=members,
         )
     )
 

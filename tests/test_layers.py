@@ -35,7 +35,8 @@ LAYERS: dict[int, dict[str, str]] = {
         "analysis": "analysis/card analysis/compare analysis/log analysis/present analysis/report analysis/tables",
     },
     2: {
-        "training": "training/checkpoint training/events training/optimizer training/scoring training/steps",
+        "training": """training/checkpoint training/events training/members training/optimizer training/scoring
+            training/steps""",
         "artifact": "artifact/bundle artifact/registry artifact/runs",
     },
     3: {
@@ -51,6 +52,7 @@ LAYERS: dict[int, dict[str, str]] = {
         "cli": "cli",
         "resume": "resume",
         "drill": "drill",
+        "ensembles": "ensembles",
         "serving": """serving/answering serving/app serving/batcher serving/client serving/compression serving/device
             serving/engine serving/express serving/health serving/life serving/limits serving/log serving/numbers
             serving/observe serving/open_inference serving/open_inference_extras serving/open_inference_inputs

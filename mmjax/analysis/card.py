@@ -9,7 +9,14 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mmjax.analysis.report import Report, confused_pairs, evaluated_splits, headline_split
+from mmjax.analysis.report import (
+    Report,
+    confused_pairs,
+    evaluated_splits,
+    headline_split,
+    member_spreads,
+    members_title,
+)
 from mmjax.analysis.tables import count, number, printable
 
 MOST_CLASSES = 20
@@ -23,6 +30,7 @@ def model_card(report: Report) -> str:
     sections = (
         ("Trained on", _trained_on(report)),
         ("How good it is", _metrics(report)),
+        ("Its members", _members(report)),
         ("Classes", _classes(report)),
         ("Confusion", _confusion(report)),
         ("What was done to the data", _bullets(escape(note) for note in report["data"]["notes"])),
@@ -157,6 +165,16 @@ def _metrics(report: Report) -> str:
     positive = report["model"]["positive_class"]
     about = f"\n\nprecision, recall, f1, roc_auc and pr_auc are about class {escape(positive)}." if positive else ""
     return _table(("metric", *by_split), rows) + about if rows else ""
+
+
+def _members(report: Report) -> str:
+    split, spreads = member_spreads(report, [name for metrics in report["metrics"].values() for name in metrics])
+    by_name = {one.metric: one for one in spreads}
+    if not by_name:
+        return ""
+    rows = [(one.metric, *map(number, one[1:])) for one in by_name.values()]
+    table = _table(("metric", "mean", "std", "lowest", "highest"), rows)
+    return f"{members_title(report)}, on {split} rows.\n\n{table}"
 
 
 def _classes(report: Report) -> str:

@@ -5,10 +5,19 @@ import shlex
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from mmjax.analysis.report import Report, confused_pairs, evaluated_splits, headline_split
+from mmjax.analysis.report import (
+    OUT_OF_FOLD,
+    Report,
+    confused_pairs,
+    evaluated_splits,
+    headline_split,
+    member_spreads,
+    members_title,
+)
 from mmjax.analysis.tables import (
     GAP,
     Table,
@@ -61,7 +70,7 @@ def result_tables(report: Report, *, width: int) -> tuple[Table, ...]:
     split = headline_split(report)
     if split is None:
         return ()
-    tables = [_metrics_table(report)]
+    tables = [_metrics_table(report), *_members_table(report)]
     if report["per_class"].get(split):
         tables.append(_class_table(report, split, width))
     if report["confusion"].get(split):
@@ -74,6 +83,7 @@ def _summary(report: Report) -> str:
     what = f"{model['task']} of {printable(model['target'])}"
     classes = f" into {len(model['classes'])} classes" if model["classes"] else ""
     kept = f"; kept epoch {training['best_epoch']} of {training['epochs']}" if training["best_epoch"] else ""
+    kept = "; kept the best epoch of each member" if kept and report.get("members") else kept
     return f"{model['name']}: {what}{classes}{kept}"
 
 
@@ -82,12 +92,19 @@ def _metrics_table(report: Report) -> Table:
     names = [name for name in HEADLINE if any(name in metrics for metrics in by_split.values())]
     sizes = report["data"]["split_sizes"]
     rows = (
-        ("rows", *(count(sizes.get(split)) for split in by_split)),
+        ("rows", *(count(sizes["train" if split == OUT_OF_FOLD else split]) for split in by_split)),
         *((name, *(number(metrics.get(name)) for metrics in by_split.values())) for name in names),
     )
     positive = report["model"]["positive_class"]
     about = f"precision, recall, f1, roc_auc and pr_auc are about class {printable(positive)}" if positive else ""
     return Table("Metrics", ("metric", *by_split), rows, note=about)
+
+
+def _members_table(report: Report) -> Iterator[Table]:
+    split, spreads = member_spreads(report, HEADLINE)
+    if spreads:
+        rows = tuple((one.metric, *map(number, one[1:])) for one in spreads)
+        yield Table(f"{members_title(report)} ({split})", ("metric", "mean", "std", "lowest", "highest"), rows)
 
 
 def _class_table(report: Report, split: str, width: int) -> Table:

@@ -3,12 +3,16 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from mmjax.schema import Schema
 
 REPORT_FORMAT = 1
+OUT_OF_FOLD = "out_of_fold"
+"""The training rows, each answered by the models of its fold, which have not seen it."""
 
 Report = dict[str, Any]
 """JSON-able; no NaN or infinity: an undefined number is None."""
@@ -43,6 +47,8 @@ class ReportInput(NamedTuple):
     samples_per_second: float
     parameters: int
     versions: dict[str, str]
+    members: dict[str, Any] | None = None
+    """What each member of an ensemble, of folds or of seeds is worth alone; None for one model."""
 
 
 def build_report(given: ReportInput) -> Report:
@@ -59,6 +65,7 @@ def build_report(given: ReportInput) -> Report:
             "training": _training(given),
             "config": given.config_dict,
             "versions": given.versions,
+            "members": given.members,
         }
     )
 
@@ -94,13 +101,48 @@ def jsonable(value: Any) -> Any:
 
 def evaluated_splits(report: Report) -> list[str]:
     """Return the splits that have metrics, the ones that count first: test, validation, train, then any other."""
-    usual = ("test", "validation", "train")
+    usual = ("test", "validation", OUT_OF_FOLD, "train")
     return [split for split in dict.fromkeys((*usual, *report["metrics"])) if report["metrics"].get(split)]
 
 
 def headline_split(report: Report) -> str | None:
     """Return the split whose numbers count: `test` where it has metrics, else the next best; None without metrics."""
     return next(iter(evaluated_splits(report)), None)
+
+
+class Spread(NamedTuple):
+    """How one metric differs from member to member."""
+
+    metric: str
+    mean: float
+    std: float
+    """Of the members as a sample: divided by E - 1."""
+    lowest: float
+    highest: float
+
+
+def member_spreads(report: Report, names: Sequence[str]) -> tuple[str, list[Spread]]:
+    """Return the split and how the metrics `names` of each member alone spread on it; none for one model."""
+    each = (report.get("members") or {}).get("each", ())
+    split = "test" if any(member["test"] for member in each) else "validation"
+    found = []
+    for name in names:
+        values = [member[split].get(name) for member in each]
+        if len(values) > 1 and all(isinstance(value, int | float) for value in values):
+            found.append(Spread(name, mean(values), stdev(values), min(values), max(values)))
+    return split, found
+
+
+def members_title(report: Report) -> str:
+    """Return what the members of a report are, in words."""
+    members = report["members"]
+    several = len(members["each"])
+    match members["kind"]:
+        case "seeds":
+            return f"Seeds {', '.join(str(member['number']) for member in members['each'])}; the first is kept"
+        case "folds":
+            return f"{several} models of {members['folds']} folds, each alone"
+    return f"{several} members, each alone"
 
 
 class ConfusedPair(NamedTuple):

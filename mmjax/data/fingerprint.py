@@ -42,6 +42,8 @@ def fingerprint(
         digest.update(f"{name} {known.get(name) or array_digest(values)}".encode())
     for rows in split[:3]:
         digest.update(array_digest(rows).encode())
+    if split.folds is not None:
+        digest.update(array_digest(split.folds).encode())
     for name, cells in sorted(golden.items()):
         digest.update(json.dumps([name, *map(_plain, cells)]).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

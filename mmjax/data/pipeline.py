@@ -8,19 +8,22 @@ import numpy as np
 from mmjax.schema import Batch
 
 
-def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Return the order of `n` rows in `epoch`, i32[n]; the same on every machine for equal arguments."""
-    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+def permutation(seed: int, epoch: int, n: int, member: int = 0) -> np.ndarray:
+    """Return the order of `n` rows in `epoch`, i32[n]; the same on every machine for equal arguments.
+
+    Members of an ensemble, numbered from 0, have orders of their own.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed | member << 32, epoch]))
     return generator.permutation(n).astype(np.int32)
 
 
-def epoch_batches(seed: int, epoch: int, n: int, batch_size: int) -> np.ndarray:
+def epoch_batches(seed: int, epoch: int, n: int, batch_size: int, member: int = 0) -> np.ndarray:
     """Return row indices of every full batch of `epoch`, i32[n // batch_size, batch_size].
 
     The `n % batch_size` rows left over differ from epoch to epoch, so every row is trained on.
     """
     steps = n // batch_size
-    return permutation(seed, epoch, n)[: steps * batch_size].reshape(steps, batch_size)
+    return permutation(seed, epoch, n, member)[: steps * batch_size].reshape(steps, batch_size)
 
 
 def take(batch: Batch, rows: np.ndarray | slice) -> Batch:

@@ -9,7 +9,7 @@ import numpy as np
 from mmjax.config import Config, ImageData, TabularData
 from mmjax.data.cells import missing_mask, texts
 from mmjax.data.encode import encode_label
-from mmjax.data.split import PARTS, Split, Strategy, split_rows
+from mmjax.data.split import PARTS, Split, Strategy, deal_folds, split_rows
 from mmjax.errors import DataError, did_you_mean
 from mmjax.schema import Batch, Columns, Schema
 
@@ -73,6 +73,16 @@ class Prepared(NamedTuple):
 def split_sizes(prepared: Prepared) -> dict[str, int]:
     """Return rows by split."""
     return {part: len(getattr(prepared.split, part)) for part in PARTS}
+
+
+def rows_to_learn(split: Split) -> tuple[int, int]:
+    """Return how many rows a model is trained on, and how many are there to choose by; with folds, those of all folds.
+
+    Of folds of unequal size the one that leaves the fewest rows counts.
+    """
+    if split.folds is None:
+        return len(split.train), len(split.validation)
+    return len(split.train) - int(np.bincount(split.folds).max()), len(split.train)
 
 
 def class_counts(prepared: Prepared) -> dict[str, dict[str, int]]:
@@ -142,15 +152,26 @@ def deal(
         _refuse_gaps(assigned, what, schema.missing_markers, places)
     classes = schema.target.classes
     labels = encode_label(schema, columns) if classes else None
+    folds = config.split.folds
+    shares = (data.train_split, data.validation_split, data.test_split)
     split = split_rows(
         n,
         strategy=strategy,
-        fractions=(data.train_split, data.validation_split, data.test_split),
+        fractions=(1.0 - data.test_split, 0.0, data.test_split) if folds else shares,
         seed=config.seed,
         labels=labels,
         classes=classes,
         assigned=assigned,
     )
+    if folds:
+        grouped = strategy in ("group", "group_stratified")
+        split = deal_folds(
+            split,
+            folds,
+            seed=config.seed,
+            labels=labels if strategy in ("stratified", "group_stratified") else None,
+            groups=assigned if grouped else None,
+        )
     untaught = [name for i, name in enumerate(classes) if labels is not None and i not in labels[split.train]]
     if untaught:
         notes = (*notes, f"split: classes without a training row, which cannot be learnt: {', '.join(untaught)}")

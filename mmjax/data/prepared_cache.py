@@ -10,7 +10,7 @@ from mmjax.data.prepared import Finding, Prepared, Quarantined
 from mmjax.data.split import PARTS, Split
 from mmjax.schema import schema_from_json, schema_to_json
 
-_NAMES, _SIZES = "names", "names.sizes"
+_NAMES, _SIZES, _FOLDS = "names", "names.sizes", "split.folds"
 BLOCK_ROWS = 100_000
 
 
@@ -18,6 +18,8 @@ def save(prepared: Prepared, writer: CacheWriter) -> dict[str, Any]:
     """Return the facts (JSON) of prepared rows whose batch is written already, and append the other arrays."""
     for part, rows in zip(PARTS, prepared.split[:3], strict=True):
         writer.append({f"split.{part}": rows})
+    if prepared.split.folds is not None:
+        writer.append({_FOLDS: prepared.split.folds})
     if prepared.names.dtype.kind == "i":
         writer.append({_NAMES: prepared.names})
     else:
@@ -45,7 +47,8 @@ def restore(cached: Cached) -> Prepared:
     schema = schema_from_json(facts["schema"].encode(), str(cached.path))
     batch = {name: cached.batch[name] for name in facts["batch"]}
     train, validation, test = (np.array(cached.batch[f"split.{part}"]) for part in PARTS)
-    split = Split(train, validation, test, tuple(facts["split_notes"]))
+    folds = np.array(cached.batch[_FOLDS]) if _FOLDS in cached.batch else None
+    split = Split(train, validation, test, tuple(facts["split_notes"]), folds)
     golden = {name: _objects(cells) for name, cells in facts["golden"].items()}
     return Prepared(
         schema,

@@ -27,6 +27,8 @@ class Split(NamedTuple):
     validation: np.ndarray
     test: np.ndarray
     notes: tuple[str, ...]
+    folds: np.ndarray | None = None
+    """i16[len(train)]: the fold that holds out each training row; None without folds. There is no validation then."""
 
 
 def split_rows(
@@ -68,14 +70,44 @@ def split_rows(
             assert_never(strategy)
 
 
+def deal_folds(
+    split: Split, folds: int, *, seed: int, labels: np.ndarray | None = None, groups: np.ndarray | None = None
+) -> Split:
+    """Return the Split with its training rows dealt to `folds`, each of which holds out about as many.
+
+    `labels` i32[n] keep their shares in every fold as well as whole rows can; `groups`, texts [n], stay together. With
+    both, as `deal_groups` does. DataError for fewer rows, or groups, than folds.
+    """
+    train, generator = split.train, _generator(seed)
+    if groups is not None:
+        codes, _ = group_codes(groups[train])
+        shares = np.full(folds, 1.0 / folds)
+        dealt = deal_groups(codes, shares, generator, None if labels is None else labels[train])
+        return split._replace(folds=dealt.astype(np.int16))
+    if len(train) < folds:
+        raise DataError(f"split.folds: expected at most {len(train)}, the rows that are not for test, got {folds}")
+    order = _shuffled(np.arange(len(train)), generator)
+    if labels is not None:
+        order = order[np.argsort(labels[train][order], kind="stable")]
+    dealt = np.empty(len(train), np.int16)
+    dealt[order] = np.arange(len(train)) % folds  # class after class, so that no fold has two rows more than another
+    return split._replace(folds=dealt)
+
+
 def split_json(split: Split, names: np.ndarray) -> Iterator[str]:
     """Yield the Split as one line of JSON, piece by piece: the indices of every part, the notes, each row's name.
+
+    With folds, also which of them holds out each row of train.
 
     Indices count the rows that were kept, so only their names (line, id or path) tell which rows of the data they are.
     """
     for part, rows in zip(PARTS, split[:3], strict=True):
         yield f'{"{" if part == PARTS[0] else ""}"{part}":['
         yield from _joined(rows, lambda piece: piece.tolist())
+        yield "],"
+    if split.folds is not None:
+        yield '"folds":['
+        yield from _joined(split.folds, lambda piece: piece.tolist())
         yield "],"
     yield f'"notes":{json.dumps(split.notes)},"names":['
     yield from _joined(names, lambda piece: list(map(str, piece.tolist())))

@@ -30,7 +30,7 @@ from mmjax.artifact.files import sync_folder, temporary_sibling, write_synced
 from mmjax.config import Checkpoint
 from mmjax.errors import DataError
 from mmjax.training.event_types import Checkpointed
-from mmjax.training.events import Snapshot, on_host
+from mmjax.training.events import Snapshot, on_host, steps_done
 from mmjax.training.state import Position, TrainState, eval_variables
 from mmjax.training.steps import empty_totals
 from mmjax.training.stopping import StopState
@@ -87,7 +87,7 @@ class _Saver:
             return
         if self.under_way is not None:
             yield self.wait()
-        step = int(snapshot.state.step)
+        step = steps_done(snapshot.state)
         self.saved_at = time.monotonic()
         if step not in self.known:
             self.known.add(step)
@@ -190,7 +190,7 @@ def load(path: Path, like: TrainState) -> Snapshot:
     """Return the Snapshot in an undamaged checkpoint, its arrays on the host; DataError when it does not fit `like`."""
     found = json.loads((path / POSITION).read_bytes())
     best = eval_variables(like) if found["best"] else None
-    template = Snapshot(like, empty_totals(), best, _position_from_json(found["position"]))
+    template = Snapshot(like, empty_totals(like.step.shape), best, _position_from_json(found["position"]))
     leaves, structure = jax.tree.flatten((template.state, template.totals, template.best))
     expected = [[list(leaf.shape), str(leaf.dtype)] for leaf in leaves]
     if found["format"] != FORMAT or found["leaves"] != expected:
@@ -209,7 +209,7 @@ def _arrays(snapshot: Snapshot) -> list[Any]:
 def _position_to_json(snapshot: Snapshot, arrays: list[np.ndarray]) -> bytes:
     """Return the host's part; floats come back as they were, NaN and infinities among them."""
     stop = snapshot.position.stop
-    plain_stop = [float(stop.best), int(stop.best_epoch), int(stop.since), bool(stop.active)]
+    plain_stop = [np.asarray(value).tolist() for value in stop]  # of members: lists
     document = {
         "format": FORMAT,
         "best": snapshot.best is not None,
@@ -220,8 +220,8 @@ def _position_to_json(snapshot: Snapshot, arrays: list[np.ndarray]) -> bytes:
 
 
 def _position_from_json(found: dict[str, Any]) -> Position:
-    best, best_epoch, since, active = found["stop"]
-    stop = StopState(np.float32(best), np.int32(best_epoch), np.int32(since), np.bool_(active))
+    types = (np.float32, np.int32, np.int32, np.bool_)
+    stop = StopState(*(np.asarray(value, kind)[()] for value, kind in zip(found["stop"], types, strict=True)))
     return Position(**{**found, "stop": stop, "history": tuple(found["history"])})
 
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from mmjax.backend import compiled
-from mmjax.config import Training
+from mmjax.config import MemberLoop, Training
 from mmjax.data.pipeline import epoch_batches, take
 from mmjax.data.stream import window_steps
 from mmjax.data.stream import windows as read_windows
@@ -23,6 +23,15 @@ from mmjax.errors import TrainingError
 from mmjax.interrupts import Ending
 from mmjax.schema import Batch
 from mmjax.training.event_types import EpochEnded, Event, Finished, Progressed, Started, Stopped
+from mmjax.training.members import (
+    Chunk,
+    Members,
+    Trial,
+    make_member_chunk,
+    member_of,
+    try_member_loops,
+    where_active,
+)
 from mmjax.training.metrics import metric_direction
 from mmjax.training.state import Position, TrainState, eval_variables
 from mmjax.training.steps import Learner, Totals, empty_totals, make_train_chunk
@@ -57,6 +66,8 @@ class Plan(NamedTuple):
     """`val_X` or `train_X`; empty keeps the last epoch."""
     precision: str = "float32"
     """The compute type that the network was built for."""
+    threads: int = 1
+    """Of the device: as many members run at once where each is a program of its own."""
 
 
 class TrainResult(NamedTuple):
@@ -69,11 +80,14 @@ class TrainResult(NamedTuple):
     epochs: int
     seconds: float
     samples_per_second: float
-    """Rows per second inside training steps, the first chunk of the run (compilation) left out."""
+    """Rows per second inside training steps, the first chunk of the run (compilation) left out; of all members."""
+    best_epochs: tuple[int, ...] = ()
+    """Of each member; empty for one model."""
 
 
-Measure = Callable[[Any], dict[str, float]]
-"""`measure(variables) -> {"val_loss": ..., "val_accuracy": ..., ...}` after each epoch."""
+Measure = Callable[..., dict[str, float]]
+"""`measure(variables) -> {"val_loss": ..., "val_accuracy": ..., ...}` after each epoch; of one of several members with
+`member=` its index."""
 
 
 class Task(NamedTuple):
@@ -93,6 +107,18 @@ class Task(NamedTuple):
     """f32[epochs]: the learning rate of the last update of each epoch, to tell."""
     parameters: int
     validation_rows: int
+    members: Members | None = None
+    """None: one model. Else state, fitted Transform (with folds) and best weights have a leading axis."""
+
+    @property
+    def models(self) -> int:
+        """How many are trained."""
+        return len(self.members.numbers) if self.members else 1
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows that a model sees in an epoch, before what fills no batch is left out."""
+        return self.members.shortest if self.members else len(self.rows)
 
 
 def train_events(
@@ -103,7 +129,7 @@ def train_events(
     A Snapshot comes after each chunk of about a second and after each epoch. Raises TrainingError, after a last
     Snapshot of the newest state known to be finite, when a loss or a weight is not finite.
     """
-    epochs, batch_size, rows = _decided(plan.training.epochs), _decided(plan.training.batch_size), len(task.rows)
+    epochs, batch_size, rows = _decided(plan.training.epochs), _decided(plan.training.batch_size), task.epoch_rows
     direction = metric_direction(plan.monitor) if plan.monitor else "min"
     yield Started(
         plan.name,
@@ -117,23 +143,25 @@ def train_events(
         direction,
     )
     started = time.perf_counter()
-    program, clock, finite = _make_program(task, plan), _Clock(batch_size), compiled(_all_finite)
-    first = Position(epoch=1, batch=0, history=(), best_epoch=0, stop=init_stop(direction), over=False)
-    now = _on_device(resumed or Snapshot(state, empty_totals(), None, first))
+    program, clock, finite = _make_program(task, plan), _Clock(batch_size * task.models), compiled(_all_finite)
+    stop = init_stop(direction, members=task.models if task.members else None)
+    first = Position(epoch=1, batch=0, history=(), best_epoch=0, stop=stop, over=False)
+    now = _on_device(resumed or Snapshot(state, empty_totals(state.step.shape), None, first))
     good = _kept(now)
     while not now.position.over:
         epoch_started, epoch = time.perf_counter(), now.position.epoch
         now, clock = yield from _run_epoch(program, now, clock, plan)
         state, totals = now.state, now.totals
-        if int(totals.first_bad) >= 0 or not bool(finite((state.params, state.batch_stats, state.ema))):
+        bad = _first_bad(totals)
+        if bad >= 0 or not bool(finite((state.params, state.batch_stats, state.ema))):
             yield good._replace(last=True)
-            raise TrainingError(_not_finite(int(totals.first_bad), int(state.step), epoch, plan.training))
-        metrics = _epoch_metrics(totals, task) | task.measure(eval_variables(state))
-        now, improved = _after_epoch(now, metrics, plan, direction)
+            raise TrainingError(_not_finite(bad, steps_done(state), epoch, plan.training))
+        now, improved = _after_epoch(now, _measured(now, task), plan, direction)
+        metrics = now.position.history[-1]
         good = _kept(now)
         rate = float(task.learning_rates[epoch - 1])
         seconds = time.perf_counter() - epoch_started
-        yield EpochEnded(epoch, epochs, int(state.step), metrics, rate, seconds, clock.rate(), improved)
+        yield EpochEnded(epoch, epochs, steps_done(state), metrics, rate, seconds, clock.rate(), improved)
         yield now
         if now.position.over and epoch < epochs:
             yield Stopped(epoch, f"{plan.monitor} has not improved for {plan.training.early_stopping.patience} epochs")
@@ -144,7 +172,8 @@ def train_events(
     yield Finished(len(history), best_epoch, plan.monitor, value, seconds, reason)
     best = plan.training.checkpoint.save_best and bool(plan.monitor)
     variables, kept = (now.best, best_epoch) if best else (_copy(eval_variables(now.state)), len(history))
-    return TrainResult(variables, history, kept, len(history), seconds, clock.rate())
+    each = tuple(np.atleast_1d(now.position.stop.best_epoch).tolist()) if task.members and best else ()
+    return TrainResult(variables, history, kept, len(history), seconds, clock.rate(), each)
 
 
 class _Clock(NamedTuple):
@@ -177,7 +206,7 @@ class _Window(NamedTuple):
 
     data: Batch
     rows: jax.Array
-    """i32[S, B]: indices into `data`."""
+    """i32[S, B], or i32[E, S, B] for members: indices into `data`."""
     start: int
     stop: int
     """Batches `start .. stop` of `rows` are to be done."""
@@ -194,21 +223,59 @@ class _Program(NamedTuple):
     batches: int
     """Of an epoch."""
 
-    def run(self, carry: tuple[TrainState, Totals], window: _Window, start: int, count: int):
+    def run(self, now: Snapshot, window: _Window, start: int, count: int):
         """Return the state and sums after `count` steps: one program, or one call a step."""
+        carry, active = (now.state, now.totals), now.position.stop.active
+        members = (active,) if np.ndim(active) else ()
         if self.loop:
-            return self.chunk(*carry, window.data, *self.fitted, window.rows, start, count)
+            return self.chunk(*carry, window.data, *self.fitted, window.rows, start, count, *members)
         for index in range(start, start + count):
-            carry = self.chunk(*carry, window.data, *self.fitted, window.rows, index, 1)
+            carry = self.chunk(*carry, window.data, *self.fitted, window.rows, index, 1, *members)
         return carry
 
 
 def _make_program(task: Task, plan: Plan) -> _Program:
-    steps = make_train_chunk(task.learner, seed=plan.seed, loop=plan.loop)
-    chunk = compiled(steps, donate=(0, 1), precision=plan.precision)
+    """Return what runs the steps of a run. With members that no one has said how to compute, a trial decides first."""
     batch_size = _decided(plan.training.batch_size)
     windows = (_streamed if task.streamed else _resident)(task, plan.seed, batch_size)
-    return _Program(chunk, windows, task.fitted, plan.loop, len(task.rows) // batch_size)
+    if task.members is None:
+        steps = make_train_chunk(task.learner, seed=plan.seed, loop=plan.loop)
+        chunk = compiled(steps, donate=(0, 1), precision=plan.precision)
+    else:
+        how = plan.training.member_loop
+        assert how is not msgspec.UNSET, "a trial decides it before training"
+        chunk = _member_chunk(task, plan, how)
+    return _Program(chunk, windows, task.fitted, plan.loop, task.epoch_rows // batch_size)
+
+
+def _member_chunk(task: Task, plan: Plan, how: MemberLoop) -> Chunk:
+    assert task.members is not None
+    return make_member_chunk(
+        task.learner,
+        seed=plan.seed,
+        loop=plan.loop,
+        folded=bool(task.members.folds),
+        how=how,
+        precision=plan.precision,
+        threads=plan.threads,
+    )
+
+
+def member_trials(state: TrainState, task: Task, plan: Plan) -> list[Trial]:
+    """Return how long a step of all members takes, computed in each way; the fastest first."""
+    assert task.members is not None
+    active = np.ones(task.models, bool)
+    (window,) = _resident(task, plan.seed, _decided(plan.training.batch_size))(1, 0)
+
+    def arguments() -> tuple[Any, ...]:
+        totals = empty_totals(state.step.shape)
+        return *jax.device_put(on_host((state, totals))), window.data, *task.fitted, window.rows, active
+
+    batches = window.rows.shape[-2]
+    steps = _decided(plan.training.epochs) * batches
+    return try_member_loops(
+        lambda how: _member_chunk(task, plan, how), arguments, steps=steps, most=batches if plan.loop else 1
+    )
 
 
 def _resident(task: Task, seed: int, batch_size: int) -> Callable[[int, int], Iterator[_Window]]:
@@ -216,10 +283,21 @@ def _resident(task: Task, seed: int, batch_size: int) -> Callable[[int, int], It
     data = jax.device_put(take(task.data, task.rows))
 
     def windows(epoch: int, first: int) -> Iterator[_Window]:
-        order = epoch_batches(seed, epoch, len(task.rows), batch_size)
-        yield _Window(data, jax.device_put(order), first, len(order))
+        order = _epoch_order(task, seed, epoch, batch_size)
+        yield _Window(data, jax.device_put(order), first, order.shape[-2])
 
     return windows
+
+
+def _epoch_order(task: Task, seed: int, epoch: int, batch_size: int) -> np.ndarray:
+    """Return the rows of each batch as indices into `task.rows`, i32[S, B], or i32[E, S, B] for members."""
+    if task.members is None:
+        return epoch_batches(seed, epoch, len(task.rows), batch_size)
+    steps, orders = task.epoch_rows // batch_size, []
+    for number, rows in zip(task.members.numbers, task.members.rows, strict=True):
+        own = epoch_batches(seed, epoch, len(rows), batch_size, number)[:steps]
+        orders.append(np.searchsorted(task.rows, rows).astype(np.int32)[own])
+    return np.stack(orders)
 
 
 def _streamed(task: Task, seed: int, batch_size: int) -> Callable[[int, int], Iterator[_Window]]:
@@ -244,19 +322,19 @@ def _run_epoch(
     epochs, epoch, done = _decided(plan.training.epochs), now.position.epoch, now.position.batch
     for window in program.windows(epoch, done):
         at = window.start
-        while at < window.stop and int(now.totals.first_bad) < 0:
+        while at < window.stop and _first_bad(now.totals) < 0:
             count = min(clock.chunk_steps(), window.stop - at)
             began = time.perf_counter()
-            state, totals = jax.block_until_ready(program.run((now.state, now.totals), window, at, count))
+            state, totals = jax.block_until_ready(program.run(now, window, at, count))
             clock = clock.add(count, time.perf_counter() - began)
             at, done = at + count, done + count
             now = now._replace(state=state, totals=totals, position=now.position._replace(batch=done))
             if time.perf_counter() - clock.reported >= CHUNK_S:
                 clock = clock._replace(reported=time.perf_counter())
-                loss = float(totals.loss) / max(float(totals.rows), 1e-9)
+                loss = float(jnp.sum(totals.loss)) / max(float(jnp.sum(totals.rows)), 1e-9)
                 step = (epoch - 1) * program.batches + done
                 yield Progressed(epoch, epochs, step, epochs * program.batches, clock.rate(), loss)
-            if done < program.batches and int(totals.first_bad) < 0:
+            if done < program.batches and _first_bad(totals) < 0:
                 yield now
     return now, clock
 
@@ -286,15 +364,44 @@ def watch(
                 raise Ending
 
 
+def _measured(now: Snapshot, task: Task) -> list[dict[str, float]]:
+    """Return the metrics of the epoch that ended: of the model, or of each member that still learns."""
+    variables = eval_variables(now.state)
+    if task.members is None:
+        return [_epoch_metrics(now.totals, task) | task.measure(variables)]
+    active = np.flatnonzero(now.position.stop.active).tolist()
+    return [
+        _epoch_metrics(member_of(now.totals, e), task) | task.measure(member_of(variables, e), member=e) for e in active
+    ]
+
+
+def _mean(each: list[dict[str, float]]) -> dict[str, float]:
+    """Return the metrics of one model as they are, of several their mean."""
+    return each[0] if len(each) == 1 else {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+
+
+def _monitored(each: list[dict[str, float]], name: str, active: Any) -> Any:
+    """Return f32[] of one model, f32[E] of members: NaN for those that learn no more."""
+    if not np.ndim(active):
+        return np.float32(each[0][name])
+    values = np.full(len(active), np.nan, np.float32)
+    values[np.flatnonzero(active)] = [one[name] for one in each]
+    return values
+
+
 def _after_epoch(
-    now: Snapshot, metrics: dict[str, float], plan: Plan, direction: Literal["min", "max"]
+    now: Snapshot, each: list[dict[str, float]], plan: Plan, direction: Literal["min", "max"]
 ) -> tuple[Snapshot, bool]:
-    """Return the Snapshot at the start of the next epoch, and whether the one that ended is the best so far."""
-    position, epochs = now.position, _decided(plan.training.epochs)
+    """Return the Snapshot at the start of the next epoch, and whether the one that ended is the best so far.
+
+    `each` holds the metrics of the model, or of each member that still learns; the history keeps their mean.
+    """
+    position, epochs, metrics = now.position, _decided(plan.training.epochs), _mean(each)
     epoch, history = position.epoch, (*position.history, metrics)
     after = position._replace(epoch=epoch + 1, batch=0, history=history, over=epoch >= epochs)
+    totals = empty_totals(now.state.step.shape)
     if not plan.monitor:
-        return now._replace(totals=empty_totals(), best=None, position=after._replace(best_epoch=epoch)), False
+        return now._replace(totals=totals, best=None, position=after._replace(best_epoch=epoch)), False
     if plan.monitor not in metrics:
         raise TrainingError(
             f"monitor: expected one of {', '.join(metrics)}, got '{plan.monitor}'; set training.early_stopping.monitor"
@@ -304,18 +411,30 @@ def _after_epoch(
     patience = stopping.patience if stopping.enabled is True and isinstance(stopping.patience, int) else None
     stop, better = update_stop(
         position.stop,
-        np.float32(metrics[plan.monitor]),
+        _monitored(each, plan.monitor, position.stop.active),
         np.int32(epoch),
         direction=direction,
         patience=patience,
         min_delta=stopping.min_delta,
     )
-    improved, best, best_epoch = bool(better), now.best, position.best_epoch
-    if improved or best is None:  # a first metric of NaN still leaves something to keep
+    improved, best, best_epoch = bool(np.any(better)), now.best, position.best_epoch
+    if best is None or (improved and not np.ndim(better)):  # a first metric of NaN still leaves something to keep
         best, best_epoch = _copy(eval_variables(now.state)), epoch
-    over = after.over or not bool(stop.active)
+    elif improved:
+        best, best_epoch = where_active(better, eval_variables(now.state), best), epoch
+    over = after.over or not bool(np.any(stop.active))
     after = after._replace(stop=stop, best_epoch=best_epoch, over=over)
-    return Snapshot(now.state, empty_totals(), best, after), improved
+    return Snapshot(now.state, totals, best, after), improved
+
+
+def _first_bad(totals: Totals) -> int:
+    """Return the first step whose loss was not finite, of any member; -1 where there is none."""
+    return int(np.max(np.asarray(totals.first_bad)))
+
+
+def steps_done(state: TrainState) -> int:
+    """Return the batches seen, of the member that saw the most."""
+    return int(np.max(np.asarray(state.step)))
 
 
 def _on_device(snapshot: Snapshot) -> Snapshot:

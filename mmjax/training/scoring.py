@@ -50,6 +50,24 @@ def make_forward(model: Model, transform: Transform, output: Output) -> Forward:
     return forward
 
 
+def make_ensemble_forward(model: Model, transform: Transform, output: Output, *, folded: bool) -> Forward:
+    """Return the forward pass of E models of one kind, whose variables have a leading axis E.
+
+    With `folded` the Transform's state has it too. Outputs are `f32[B, E, O]`, the Output is that of all members.
+    """
+
+    def forward(variables: Any, transform_state: Any, output_state: Any, batch: Batch) -> tuple[jax.Array, Prediction]:
+        def one(own: Any, fitted: Any) -> jax.Array:
+            outputs, _ = model.apply(own, transform.apply(fitted, batch), train=False)
+            return outputs.reshape(len(outputs), -1, outputs.shape[-1])  # a network may have members of its own
+
+        each = jax.vmap(one, in_axes=(0, 0 if folded else None), out_axes=1)(variables, transform_state)
+        outputs = each.reshape(len(each), -1, each.shape[-1])
+        return outputs, output.apply(output_state, outputs)
+
+    return forward
+
+
 def inputs_of(batch: Batch) -> Batch:
     """Return the Batch without what only training and evaluation know."""
     return {name: values for name, values in batch.items() if name not in LABEL_FIELDS}

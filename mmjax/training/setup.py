@@ -7,22 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.backend import compiled, platform
+from mmjax.backend import compiled, platform, threads_in_use
 from mmjax.config import Config, Training
 from mmjax.data.pipeline import Picked, batch_rows, take
 from mmjax.data.prepare import Prepared
+from mmjax.data.prepared import rows_to_learn
+from mmjax.data.split import Split
 from mmjax.errors import ConfigError, DataError
 from mmjax.models.build import count_parameters
 from mmjax.parts import Parts, States
 from mmjax.schema import Batch
 from mmjax.training.events import Measure, Plan, Task
 from mmjax.training.losses import Loss, class_weight_array, make_loss
+from mmjax.training.members import Members, member_of, stacked
 from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
+from mmjax.training.outputs import Prediction
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, bucket_of, inputs_of, metrics_of, score
 from mmjax.training.state import TrainState, init_state
 from mmjax.training.steps import Learner
 from mmjax.transforms.augment import build_augment
+from mmjax.transforms.base import stack_states
 
 TABLE_ROWS = 4096
 """Rows of one forward pass when a table is scored."""
@@ -31,26 +36,72 @@ IMAGE_ROWS = 256
 
 
 class Scorer(NamedTuple):
-    """Scores whole splits with one compiled shape."""
+    """Scores rows with one compiled shape."""
 
     prepared: Prepared
     forward: Forward
+    """Of all members together."""
+    member: Forward
+    """Of one of them; the same where there is one model."""
+    answer: Callable[[Any, np.ndarray], Prediction]
+    """The Output's `apply`, compiled."""
     loss: Callable[[np.ndarray, Batch], float]
     rows: int
     """Rows of every forward pass."""
+    members: Members | None
 
-    def scores(self, states: tuple[Any, Any, Any], split: str) -> tuple[Scores, Batch]:
-        """Return the Scores of a split and its labels and weights; `split` is `train`, `validation` or `test`."""
-        batch, rows = self.prepared.batch, getattr(self.prepared.split, split)
-        answers = take({name: values for name, values in batch.items() if name in LABEL_FIELDS}, rows)
-        return score(self.forward, states, batch, rows, largest=self.rows, smallest=self.rows), answers
+    def scores(self, states: States, split: str) -> tuple[Scores, Batch]:
+        """Return the Scores of a split and its labels and weights; `split` is `train`, `validation` or `test`.
 
-    def metrics(self, states: tuple[Any, Any, Any], split: str) -> dict[str, float]:
-        """Return `loss` and every metric of a split; an empty dict when it has no rows."""
-        if not len(getattr(self.prepared.split, split)):
+        With folds, `validation` is all rows that are not for test, each answered by the members that it is held from.
+        """
+        rows = self.rows_of(split)
+        if split == "validation" and self.members and self.members.folds:
+            return self._out_of_fold(states, rows), self.answers(rows)
+        return self._score(self.forward, states, rows), self.answers(rows)
+
+    def metrics(self, member: States, rows: np.ndarray) -> dict[str, float]:
+        """Return `loss` and every metric on some rows, of one model or member; an empty dict when there are none."""
+        if not len(rows):
             return {}
-        scores, batch = self.scores(states, split)
-        return {"loss": self.loss(scores.outputs, batch)} | metrics_of(self.prepared.schema, scores, batch)
+        scores, answers = self._score(self.member, member, rows), self.answers(rows)
+        return {"loss": self.loss(scores.outputs, answers)} | metrics_of(self.prepared.schema, scores, answers)
+
+    def each(self, states: States) -> list[States]:
+        """Return the states of each member."""
+        return [self._of(states, index) for index in range(len(self.members.numbers) if self.members else 1)]
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Return the rows of a split as `scores` understands it."""
+        found = self.prepared.split
+        return getattr(found, "train" if split == "validation" and found.folds is not None else split)
+
+    def answers(self, rows: np.ndarray) -> Batch:
+        """Return labels and weights."""
+        return take({name: found for name, found in self.prepared.batch.items() if name in LABEL_FIELDS}, rows)
+
+    def _score(self, forward: Forward, states: States, rows: np.ndarray) -> Scores:
+        return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows)
+
+    def _of(self, states: States, index: int) -> States:
+        """Return the states of one member; a single model's are its own."""
+        if self.members is None:
+            return states
+        transform = member_of(states.transform, index) if self.members.folds else states.transform
+        return States(member_of(states.variables, index), transform, states.output)
+
+    def _out_of_fold(self, states: States, rows: np.ndarray) -> Scores:
+        """Return the Scores of all rows, each from the M members of its fold; outputs are f32[N, M, O]."""
+        assert self.members is not None
+        of_fold, parts, places = self.members.of_fold, [], []
+        for first in range(0, len(self.members.numbers), of_fold):
+            held = self.members.held[first]
+            found = [self._score(self.member, self._of(states, first + i), held).outputs for i in range(of_fold)]
+            parts.append(np.concatenate([each.reshape(len(held), -1, each.shape[-1]) for each in found], axis=1))
+            places.append(np.searchsorted(rows, held))
+        outputs = np.concatenate(parts)[np.argsort(np.concatenate(places))]
+        answer = jax.tree.map(np.asarray, self.answer(states.output, outputs))
+        return Scores(outputs, *answer)
 
 
 INIT_ROWS = 1024
@@ -77,15 +128,18 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     run that ends before its first update. DataError for training rows that all weigh nothing.
     """
     _refuse_useless(config, prepared)
-    train = _training_rows(prepared)
-    transform_state = jax.tree.map(jnp.asarray, parts.transform.fit(inputs_of(train)))
+    members = make_members(config, prepared.split)
+    train = _training_rows(prepared, prepared.split.train)
+    transform_state = jax.tree.map(jnp.asarray, _fit_transform(parts, prepared, members, train))
     output_state = jax.tree.map(jnp.asarray, parts.output.fit(train["label"]))
     fitted = (transform_state, output_state)
     plan = make_plan(config)
-    steps = _updates(config, batch_rows(train))
-    variables = _init_variables(parts, transform_state, train, config.seed)
-    rates = parts.model.rates(variables["params"]) if parts.model.rates else None
-    optimizer = make_optimizer(config.training, total_steps=steps[-1], params=variables["params"], rates=rates)
+    rows = members.shortest if members else batch_rows(train)
+    steps = _updates(config, rows)
+    each = _init_each(parts, prepared, members, transform_state, config.seed)
+    params = each[0]["params"]
+    rates = parts.model.rates(params) if parts.model.rates else None
+    optimizer = make_optimizer(config.training, total_steps=steps[-1], params=params, rates=rates)
     loss = _loss(config, prepared, train)
     learner = Learner(
         model=parts.model,
@@ -96,12 +150,12 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         optimizer=optimizer,
         ema_decay=config.training.ema_decay,
         accumulate_steps=config.training.accumulate_steps,
-        total_steps=_epochs(config.training) * _batches(config.training, batch_rows(train)),
+        total_steps=_epochs(config.training) * _batches(config.training, rows),
     )
-    state = init_state(
-        variables, compiled(optimizer.init)(variables["params"]), ema=config.training.ema_decay is not None
-    )
-    scorer = _scorer(prepared, parts, loss, output_state, plan.precision)
+    begin, ema = compiled(optimizer.init), config.training.ema_decay is not None
+    numbers = members.numbers if members else (0,)
+    states = [init_state(own, begin(own["params"]), ema=ema, member=n) for own, n in zip(each, numbers, strict=True)]
+    scorer = _scorer(prepared, parts, loss, output_state, plan.precision, members)
     schedule = make_schedule(config.training, total_steps=steps[-1])
     task = Task(
         learner=learner,
@@ -110,16 +164,59 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         streamed=prepared.streamed,
         fitted=fitted,
         measure=_measure(scorer, fitted, plan.monitor),
+        members=members,
         learning_rates=np.asarray(compiled(jax.vmap(lambda count: jnp.float32(schedule(count))))(steps - 1)),
-        parameters=count_parameters(variables),
-        validation_rows=len(prepared.split.validation),
+        parameters=sum(map(count_parameters, each)),
+        validation_rows=rows_to_learn(prepared.split)[1],
     )
-    return Setup(state, task, plan, fitted, scorer, parts.output.calibrate)
+    return Setup(stacked(states) if members else states[0], task, plan, fitted, scorer, parts.held_out.calibrate)
 
 
-def _training_rows(prepared: Prepared) -> Batch:
-    """Return the training rows; of a streamed data set the images stay on disk."""
-    batch, rows = prepared.batch, prepared.split.train
+def make_members(config: Config, split: Split) -> Members | None:
+    """Return who is trained; None for one model."""
+    training, folds = config.training, split.folds
+    if folds is not None:
+        of_fold = range(config.split.folds * training.members)
+        each = [folds == number // training.members for number in of_fold]
+        held = tuple(split.train[own] for own in each)
+        return Members(tuple(of_fold), tuple(split.train[~own] for own in each), held, config.split.folds)
+    numbers = training.seeds or tuple(range(training.members))
+    if len(numbers) == 1 and not training.seeds:
+        return None
+    return Members(numbers, (split.train,) * len(numbers), (split.validation,) * len(numbers), 0)
+
+
+def _fit_transform(parts: Parts, prepared: Prepared, members: Members | None, train: Batch) -> Any:
+    """Return the Transform's state; with folds one for each member, fitted on its rows."""
+    if members is None or not members.folds:
+        return parts.transform.fit(inputs_of(train))
+    of_fold = members.rows[:: members.of_fold]
+    fitted = [parts.transform.fit(inputs_of(_training_rows(prepared, rows))) for rows in of_fold]
+    return stack_states([fitted[index // members.of_fold] for index in range(len(members.numbers))])
+
+
+def _init_each(
+    parts: Parts, prepared: Prepared, members: Members | None, transform_state: Any, seed: int
+) -> list[dict[str, Any]]:
+    """Return the initial variables of each member, or of the one model."""
+
+    def of_batch(key: jax.Array, fitted: Any, batch: Batch) -> dict[str, Any]:
+        return parts.model.init(key, parts.transform.apply(fitted, batch))
+
+    init = compiled(of_batch)
+    if members is None:
+        train = _training_rows(prepared, prepared.split.train)
+        return [_init_variables(init, transform_state, train, seed, 0)]
+    found = []
+    for index, (number, rows) in enumerate(zip(members.numbers, members.rows, strict=True)):
+        own = member_of(transform_state, index) if members.folds else transform_state
+        found.append(_init_variables(init, own, _training_rows(prepared, rows), seed, number))
+    return found
+
+
+def _training_rows(prepared: Prepared, rows: np.ndarray) -> Batch:
+    """Return training rows; of a streamed data set the images stay on disk."""
+    batch = prepared.batch
     images = {"image": Picked(batch["image"], rows)} if prepared.streamed and "image" in batch else {}
     return take({name: values for name, values in batch.items() if name not in images}, rows) | images
 
@@ -128,6 +225,7 @@ def make_plan(config: Config) -> Plan:
     """Return how long and by what to train. Convolutions stay out of loops on CPU: XLA lays them out badly there."""
     monitor = config.training.early_stopping.monitor
     return Plan(
+        threads=threads_in_use(),
         name=config.name,
         seed=config.seed,
         training=config.training,
@@ -139,21 +237,26 @@ def make_plan(config: Config) -> Plan:
 
 def _refuse_useless(config: Config, prepared: Prepared) -> None:
     """Raise ConfigError or DataError where training would measure nothing or change nothing."""
-    training = config.training
+    training, (train_rows, validation_rows) = config.training, rows_to_learn(prepared.split)
     where, _, metric = make_plan(config).monitor.partition("_")
     known = metric_names(len(prepared.schema.target.classes))
     problems = []
     if where and metric not in known:
         told = f"expected {where}_X with X one of {', '.join(known)} for this target, got {where}_{metric}"
         problems.append(f"training.early_stopping.monitor: {told}")
-    if where == "val" and not len(prepared.split.validation):
+    if where == "val" and not validation_rows:
         problems.append("training.early_stopping.monitor: expected train_X, as there are no validation rows")
-    if training.calibration == "temperature" and not ("ece" in known and len(prepared.split.validation)):
+    if training.calibration == "temperature" and not ("ece" in known and validation_rows):
         problems.append(
             "training.calibration: temperature expected a classification target and validation rows, got "
-            f"{prepared.schema.target.task} and {len(prepared.split.validation)} rows; remove it, or set it to none"
+            f"{prepared.schema.target.task} and {validation_rows} rows; remove it, or set it to none"
         )
-    batches = _batches(training, len(prepared.split.train)) * _epochs(training)
+    if (members := make_members(config, prepared.split)) and prepared.streamed:
+        problems.append(
+            f"training.members: expected rows in memory to train {len(members.numbers)} models beside each other, got "
+            "rows that are streamed from disk; set data.loading: resident, or train one model"
+        )
+    batches = _batches(training, train_rows) * _epochs(training)
     if training.accumulate_steps > batches:
         told = f"expected at most {batches}, the batches of the whole run, got {training.accumulate_steps}"
         problems.append(f"training.accumulate_steps: {told}; no update would be made")
@@ -181,15 +284,12 @@ def _batches(training: Training, rows: int) -> int:
     return rows // training.batch_size
 
 
-def _init_variables(parts: Parts, transform_state: Any, train: Batch, seed: int) -> dict[str, Any]:
+def _init_variables(init: Any, transform_state: Any, train: Batch, seed: int, member: int) -> dict[str, Any]:
     count = batch_rows(train)
-    chosen = np.random.default_rng(seed).permutation(count)[:INIT_ROWS]
+    chosen = np.random.default_rng([seed, member] if member else seed).permutation(count)[:INIT_ROWS]
     sample = inputs_of(take(train, slice(0, 2) if "image" in train else np.sort(chosen)))
-
-    def init(key: jax.Array, batch: Batch) -> dict[str, Any]:
-        return parts.model.init(key, parts.transform.apply(transform_state, batch))
-
-    return compiled(init)(jax.random.key(seed), sample)
+    key = jax.random.key(seed)
+    return init(jax.random.fold_in(key, member) if member else key, transform_state, sample)
 
 
 def _loss(config: Config, prepared: Prepared, train: Batch) -> Loss:
@@ -201,7 +301,9 @@ def _loss(config: Config, prepared: Prepared, train: Batch) -> Loss:
     return make_loss(config.training, task=target.task, class_weights=weights)
 
 
-def _scorer(prepared: Prepared, parts: Parts, loss: Loss, output_state: Any, precision: str) -> Scorer:
+def _scorer(
+    prepared: Prepared, parts: Parts, loss: Loss, output_state: Any, precision: str, members: Members | None
+) -> Scorer:
     largest = IMAGE_ROWS if prepared.schema.image else TABLE_ROWS
     rows = bucket_of(max(len(prepared.split.train), len(prepared.split.validation), 1), largest)
 
@@ -212,17 +314,20 @@ def _scorer(prepared: Prepared, parts: Parts, loss: Loss, output_state: Any, pre
     def mean_loss(outputs: np.ndarray, batch: Batch) -> float:
         return float(total(outputs, batch["label"], batch.get("weight")))
 
-    return Scorer(prepared, compiled(parts.forward, precision=precision), mean_loss, rows)
+    whole, member = (compiled(forward, precision=precision) for forward in (parts.forward, parts.member))
+    return Scorer(prepared, whole, member, compiled(parts.held_out.apply), mean_loss, rows, members)
 
 
 def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str) -> Measure:
     """Return what looks at the validation rows after each epoch, and at the training rows when `monitor` needs it."""
     of_train = monitor.startswith("train_") and monitor not in ("train_loss", "train_accuracy")
+    split, members = scorer.prepared.split, scorer.members
 
-    def measure(variables: Any) -> dict[str, float]:
-        states = States(variables, *fitted)
-        found = {f"val_{name}": value for name, value in scorer.metrics(states, "validation").items()}
-        train = scorer.metrics(states, "train") if of_train else {}
-        return found | {f"train_{name}": value for name, value in train.items() if name not in ("loss", "accuracy")}
+    def measure(variables: Any, *, member: int = 0) -> dict[str, float]:
+        train, held = (members.rows[member], members.held[member]) if members else (split.train, split.validation)
+        states = States(variables, member_of(fitted[0], member) if members and members.folds else fitted[0], fitted[1])
+        found = {f"val_{name}": value for name, value in scorer.metrics(states, held).items()}
+        seen = scorer.metrics(states, train) if of_train else {}
+        return found | {f"train_{name}": value for name, value in seen.items() if name not in ("loss", "accuracy")}
 
     return measure

@@ -44,10 +44,10 @@ class Totals(NamedTuple):
     """i32[]: the first step of the run, counted from 1, whose loss was not finite; or -1."""
 
 
-def empty_totals() -> Totals:
-    """Return sums over no step: five buffers of their own, for each is donated."""
-    loss, correct, rows = (jnp.zeros((), jnp.float32) for _ in range(3))
-    return Totals(loss, correct, rows, steps=jnp.zeros((), jnp.int32), first_bad=jnp.full((), -1, jnp.int32))
+def empty_totals(shape: tuple[int, ...] = ()) -> Totals:
+    """Return sums over no step, of one model or (`shape` [E]) of members: buffers of their own, for each is donated."""
+    loss, correct, rows = (jnp.zeros(shape, jnp.float32) for _ in range(3))
+    return Totals(loss, correct, rows, steps=jnp.zeros(shape, jnp.int32), first_bad=jnp.full(shape, -1, jnp.int32))
 
 
 def make_train_step(learner: Learner, *, seed: int) -> Callable[..., tuple[TrainState, Totals]]:

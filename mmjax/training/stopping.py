@@ -26,14 +26,15 @@ class StopState(NamedTuple):
     """bool[]: training goes on."""
 
 
-def init_stop(direction: Direction) -> StopState:
-    """Return the state before the first epoch, on the host."""
-    return StopState(
+def init_stop(direction: Direction, members: int | None = None) -> StopState:
+    """Return the state before the first epoch, on the host: of one model, or arrays [E] of so many members."""
+    state = StopState(
         best=np.float32(-np.inf if direction == "max" else np.inf),
         best_epoch=np.int32(-1),
         since=np.int32(0),
         active=np.bool_(True),
     )
+    return state if members is None else StopState(*(np.full(members, value) for value in state))
 
 
 def update_stop(

@@ -1,7 +1,10 @@
 """Transform: a pair of pure functions, the shape that optax gave optimizers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from mmjax.schema import Batch
 
@@ -17,6 +20,22 @@ class Transform(NamedTuple):
 
     fit: Callable[[Batch], State]
     apply: Callable[[State, Batch], Batch]
+
+
+def stack_states(states: Sequence[State]) -> State:
+    """Return states of one Transform, fitted on different rows, as one with a leading axis.
+
+    Arrays that differ in length (codes of numbers: one column may have more distinct edges in some rows than in others)
+    are filled up with zeros, which stand for codes that are 0 everywhere.
+    """
+    return jax.tree.map(_stack, *states)
+
+
+def _stack(*leaves: Any) -> np.ndarray:
+    arrays = [np.asarray(leaf) for leaf in leaves]
+    longest = max((len(a) for a in arrays if a.ndim), default=0)
+    padded = [np.pad(a, [(0, longest - len(a))] + [(0, 0)] * (a.ndim - 1)) if a.ndim else a for a in arrays]
+    return np.stack(padded)
 
 
 def identity() -> Transform:

@@ -14,6 +14,7 @@ from mmjax.transforms.tabular import (
     impute,
     min_max,
     one_hot,
+    only_seen,
     ordinal,
     robust_scale,
     scaled_one_hot,
@@ -25,6 +26,8 @@ def build_transform(config: Config, schema: Schema) -> Transform:
     """Return the Transform of a resolved config: dates, gaps, scale, categories of tables; scaled pixels of images."""
     parts = []
     if config.data.tabular is not None:
+        if config.split.folds and schema.cardinalities:
+            parts.append(only_seen(schema.cardinalities))
         parts.append(table_transform(config.data.tabular.preprocessing, schema))
     if config.data.image is not None:
         parts.append(scale_image(normalize=config.data.image.augmentation.normalize))

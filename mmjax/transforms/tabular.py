@@ -196,6 +196,25 @@ def scaled_one_hot(cardinalities: tuple[int, ...], most: int) -> Transform:
     return Transform(fit, apply)
 
 
+def only_seen(cardinalities: tuple[int, ...]) -> Transform:
+    """Return the Transform that makes categories unknown (code 0 of `category`) that no fitted row has.
+
+    For models that share a vocabulary but not their training rows. State: `bool[sum(cardinalities)]`.
+    """
+    first = np.concatenate([[0], np.cumsum(cardinalities)[:-1]]).astype(np.int32)
+
+    def fit(batch: Batch) -> State:
+        seen = np.zeros(sum(cardinalities), bool)
+        seen[(_known(np.asarray(batch["category"]), cardinalities) + first[None, :]).ravel()] = True
+        return seen
+
+    def apply(state: State, batch: Batch) -> Batch:
+        codes = _known(batch["category"], cardinalities)
+        return batch | {"category": codes * state[codes + first[None, :]]}
+
+    return Transform(fit, apply)
+
+
 def ordinal(cardinalities: tuple[int, ...]) -> Transform:
     """Return the Transform that replaces `category i32[B, C]` by its codes scaled to [0, 1], appended to `dense`.
 

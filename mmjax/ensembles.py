@@ -1,0 +1,65 @@
+"""What a run has to do beside its training where it trains many models: members of an ensemble, folds, seeds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from mmjax.config import Config
+from mmjax.parts import States
+from mmjax.recipe import Decision
+from mmjax.training.events import TrainResult, member_trials
+from mmjax.training.setup import Setup
+
+DECISIONS = "decisions.json"
+"""In the run's folder."""
+MEMBER_LOOP = "training.member_loop"
+
+
+def tried_before(run_dir: Path) -> Decision | None:
+    """Return how members were computed when a run was left, which it goes on with: another way rounds otherwise."""
+    path = run_dir / DECISIONS
+    if not path.is_file():
+        return None
+    known = [Decision(**one) for one in json.loads(path.read_bytes())]
+    return next((one for one in known if one.key == MEMBER_LOOP), None)
+
+
+def try_ways(setup: Setup, tell: Callable[[str], None]) -> Decision:
+    """Return the fastest way to compute the members, by a short trial."""
+    trials = member_trials(setup.state, setup.task, setup.plan)
+    taken = ", ".join(f"{trial.how} {trial.seconds * 1e3:.3g} ms" for trial in trials)
+    only = "; the run is too short to try others" if len(trials) == 1 else ""
+    why = f"a step of {setup.task.models} members takes {taken}{only}"
+    tell(f"members: {trials[0].how}: {why}")
+    return Decision(MEMBER_LOOP, trials[0].how, why)
+
+
+def members_report(setup: Setup, states: States, result: TrainResult) -> dict[str, Any] | None:
+    """Return what each member is worth alone, by split; None for one model."""
+    members, metrics = setup.scorer.members, setup.scorer.metrics
+    if members is None:
+        return None
+    test = setup.scorer.prepared.split.test
+    best = result.best_epochs or (result.best_epoch,) * len(members.numbers)
+    own = zip(members.numbers, best, setup.scorer.each(states), members.held, strict=True)
+    return {
+        "kind": "seeds" if setup.plan.training.seeds else "folds" if members.folds else "members",
+        "folds": members.folds,
+        "each": [
+            {"number": number, "best_epoch": epoch, "validation": metrics(alone, held), "test": metrics(alone, test)}
+            for number, epoch, alone, held in own
+        ],
+    }
+
+
+def first_seed(config: Config, setup: Setup, states: States) -> tuple[Config, Setup, States]:
+    """Return the model of the first seed, as a run that trains no other would have it."""
+    training = msgspec.structs.replace(config.training, seeds=(), member_loop=UNSET)
+    task = setup.task._replace(parameters=setup.task.parameters // len(config.training.seeds))
+    first = setup.scorer.each(states)[0]
+    setup = setup._replace(scorer=setup.scorer._replace(members=None), task=task)
+    return msgspec.structs.replace(config, training=training), setup, first

@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 
 import click
 
+from mmjax.analysis.baselines import Judgement, judge
+from mmjax.analysis.bootstrap import intervals, resample
 from mmjax.analysis.card import model_card
-from mmjax.analysis.evaluation import Evaluation, evaluate_scores
+from mmjax.analysis.evaluation import Evaluation, answers_of_scores, evaluate_scores
 from mmjax.analysis.log import get_logger
 from mmjax.analysis.present import closing_lines, print_results
 from mmjax.analysis.report import Report, ReportInput, build_report, write_report
+from mmjax.artifact.answers import Answers, kept_answers
 from mmjax.artifact.bundle import BundleContents, save_bundle
-from mmjax.artifact.files import parse_object, write_json_atomic
+from mmjax.artifact.files import parse_object, plain, write_json_atomic
 from mmjax.artifact.predictor import Predictor, load_predictor, make_golden, make_predictor
 from mmjax.artifact.registry import check_writable, register
 from mmjax.artifact.runs import Run
@@ -144,13 +147,16 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             result = _train(config, run, setup, backend, options)
         with record.stage("evaluate"):
             states = _calibrated(config, setup, States(result.variables, *setup.fitted), options.tell)
-            evaluations = _evaluate(setup, states)
+            evaluations, answers = _evaluate(setup, states)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
+        with record.stage("baselines"):
+            judged = _judged(config, prepared, answers, backend)
         with record.stage("bundle"):
-            report = _report(config, prepared, decisions, setup, result, evaluations, record.seconds)
+            report = _report(config, prepared, decisions, setup, result, evaluations, judged, record.seconds)
             predictor = make_predictor(config, prepared.schema, states)
             provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **_provenance(prepared, backend)}
-            bundle = _save_bundle(run_dir, config, prepared, predictor, metrics, report, provenance)
+            kept = kept_answers(answers["test"], config.evaluation.answer_rows) if "test" in answers else None
+            bundle = _save_bundle(run_dir, config, prepared, predictor, metrics, report, provenance, kept)
             version = None
             if registry is not None:
                 version = _register(registry, config.name, bundle, str(provenance["run_id"]))
@@ -282,16 +288,38 @@ def _calibrated(config: Config, setup: Setup, states: States, tell: Callable[[st
     return states._replace(output=output)
 
 
-def _evaluate(setup: Setup, states: States) -> dict[str, Evaluation]:
-    """Return the Evaluation of each split that has rows."""
-    evaluations = {}
+def _evaluate(setup: Setup, states: States) -> tuple[dict[str, Evaluation], dict[str, Answers]]:
+    """Return the Evaluation of each split that has rows, and the Answers to those that were not trained on."""
+    evaluations, answers, prepared = {}, {}, setup.scorer.prepared
     for name in PARTS:
-        if len(getattr(setup.scorer.prepared.split, name)):
+        if len(rows := getattr(prepared.split, name)):
             scores, batch = setup.scorer.scores(states, name)
-            evaluation = evaluate_scores(setup.scorer.prepared.schema, scores, batch)
+            evaluation = evaluate_scores(prepared.schema, scores, batch)
             loss = {"loss": setup.scorer.loss(scores.outputs, batch)}
             evaluations[name] = evaluation._replace(metrics=loss | evaluation.metrics)
-    return evaluations
+            if name != "train":
+                answers[name] = answers_of_scores(prepared.schema, scores, batch, prepared.names[rows])
+    return evaluations, answers
+
+
+class _Judged(NamedTuple):
+    """How sure the numbers are of the split that counts, and how the network stands beside simple models."""
+
+    intervals: dict[str, dict[str, tuple[float, float]]]
+    baselines: Judgement | None
+
+
+def _judged(config: Config, prepared: Prepared, answers: dict[str, Answers], backend: Backend) -> _Judged:
+    """Return intervals and baselines on test rows, without any on validation rows."""
+    split = next((name for name in ("test", "validation") if name in answers), None)
+    if split is None:
+        return _Judged({}, None)
+    spread = {split: intervals(resample(answers[split], seed=config.seed))}
+    if config.evaluation.baselines == "none":
+        return _Judged(spread, None)
+    boost = config.evaluation.baselines == "all"
+    found = judge(prepared, answers[split], split, boost=boost, seed=config.seed, threads=backend.threads)
+    return _Judged(spread, found)
 
 
 def _report(
@@ -301,6 +329,7 @@ def _report(
     setup: Setup,
     result: TrainResult,
     evaluations: dict[str, Evaluation],
+    judged: _Judged,
     seconds: dict[str, float],
 ) -> Report:
     """Return the report of the run."""
@@ -321,6 +350,8 @@ def _report(
             samples_per_second=result.samples_per_second,
             parameters=setup.task.parameters,
             versions=versions(),
+            intervals=judged.intervals,
+            baselines=plain(judged.baselines),
         )
     )
 
@@ -345,6 +376,7 @@ def _save_bundle(
     metrics: dict[str, dict[str, float]],
     report: Report,
     provenance: dict[str, Any],
+    answers: Answers | None,
 ) -> Path:
     """Save the bundle in the run's folder, with golden rows that were not trained on if there are any."""
     card = model_card(report)
@@ -361,6 +393,7 @@ def _save_bundle(
         report=report,
         card=card,
         provenance=provenance,
+        answers=answers,
     )
     for old in (run_dir / "bundle", *run_dir.glob(".bundle.*.tmp")):  # of this run, killed before it was registered
         shutil.rmtree(old, ignore_errors=True)

@@ -150,7 +150,7 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             evaluations, answers = _evaluate(setup, states)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("baselines"):
-            judged = _judged(config, prepared, answers, backend)
+            judged = _judged(config, prepared, answers)
         with record.stage("bundle"):
             report = _report(config, prepared, decisions, setup, result, evaluations, judged, record.seconds)
             predictor = make_predictor(config, prepared.schema, states)
@@ -309,7 +309,7 @@ class _Judged(NamedTuple):
     baselines: Judgement | None
 
 
-def _judged(config: Config, prepared: Prepared, answers: dict[str, Answers], backend: Backend) -> _Judged:
+def _judged(config: Config, prepared: Prepared, answers: dict[str, Answers]) -> _Judged:
     """Return intervals and baselines on test rows, without any on validation rows."""
     split = next((name for name in ("test", "validation") if name in answers), None)
     if split is None:
@@ -318,7 +318,7 @@ def _judged(config: Config, prepared: Prepared, answers: dict[str, Answers], bac
     if config.evaluation.baselines == "none":
         return _Judged(spread, None)
     boost = config.evaluation.baselines == "all"
-    found = judge(prepared, answers[split], split, boost=boost, seed=config.seed, threads=backend.threads)
+    found = judge(prepared, answers[split], split, boost=boost, seed=config.seed)
     return _Judged(spread, found)
 
 

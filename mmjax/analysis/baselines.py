@@ -75,9 +75,7 @@ class Judgement(NamedTuple):
     notes: tuple[str, ...]
 
 
-def judge(
-    prepared: Prepared, network: Answers, split: str, *, boost: bool, seed: int = 0, threads: int = 1
-) -> Judgement:
+def judge(prepared: Prepared, network: Answers, split: str, *, boost: bool, seed: int = 0) -> Judgement:
     """Return the Judgement of the network's Answers to all rows of `split`, in the order of `prepared.split`.
 
     Of images only the majority or mean is asked. `boost` adds gradient boosting, where a library is installed.
@@ -94,7 +92,7 @@ def judge(
     if prepared.schema.features and not prepared.schema.image and len(choose):
         parts = train, choose, given[at]
         asking += _others(prepared, labels, parts, random, notes)
-        asking += _boosting(prepared, labels, parts, random, notes, seed, threads) if boost else []
+        asking += _boosting(prepared, labels, parts, random, notes, seed) if boost else []
     found: list[tuple[Baseline, Answers]] = []
     with reference_mode():
         for name, ask in asking:
@@ -198,7 +196,6 @@ def _boosting(
     random: np.random.Generator,
     notes: list[str],
     seed: int,
-    threads: int,
 ) -> list[tuple[str, Predict]]:
     """Return gradient boosting by the installed library; nothing, and a note, without any."""
     library = boosting.installed_library()
@@ -212,8 +209,6 @@ def _boosting(
     def boosted() -> Fitted:
         train, chosen = (trees_table(labels, batch, rows) for rows in (learning, choose))
         kinds = {"categories": prepared.schema.cardinalities, "classes": labels.classes}
-        return Fitted(
-            *boosting.boosted(library, train, chosen, cells(batch, asked), **kinds, seed=seed, threads=threads)
-        )
+        return Fitted(*boosting.boosted(library, train, chosen, cells(batch, asked), **kinds, seed=seed))
 
     return [("gradient boosting", boosted)]

@@ -18,6 +18,8 @@ LIBRARIES = {
 }
 """Module -> name, in the order in which they are taken."""
 TREES, PATIENCE, RATE = 500, 30, 0.1
+THREADS = 1
+"""OpenMP's threads wait for each other by spinning: beside other work on two cores, two made iris take 8 s."""
 
 
 class BoostingFailed(Exception):
@@ -49,7 +51,6 @@ def boosted(
     categories: tuple[int, ...],
     classes: int,
     seed: int,
-    threads: int,
 ) -> tuple[np.ndarray, str]:
     """Return what trees fitted to `train` say of `x`, and whose and how many they are.
 
@@ -66,12 +67,12 @@ def boosted(
     if classes:  # libraries want classes without gaps, and know none that they have not seen
         choose = Table(*(values[np.isin(choose.y, present)] for values in choose))
         train, choose = (each._replace(y=np.searchsorted(present, each.y)) for each in (train, choose))
-    options = {"categories": categories, "classes": len(present), "seed": seed, "threads": threads}
+    options = {"categories": categories, "classes": len(present), "seed": seed}
     if (classes and len(present) < 2) or not len(choose.y):
         raise BoostingFailed("expected training rows of two classes, and rows to choose by")
     try:
         found, trees = fits[library](train, choose, x, **options)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         # Whatever a library raises: a baseline must not cost a trained model.
         raise BoostingFailed(f"{type(error).__name__}: {error}".partition("\n")[0]) from error
     if classes:
@@ -83,7 +84,7 @@ def boosted(
 
 
 def _lightgbm(
-    train: Table, choose: Table, x: np.ndarray, *, categories: tuple[int, ...], classes: int, seed: int, threads: int
+    train: Table, choose: Table, x: np.ndarray, *, categories: tuple[int, ...], classes: int, seed: int
 ) -> tuple[np.ndarray, int]:
     import lightgbm  # pyright: ignore[reportMissingImports]
 
@@ -94,7 +95,7 @@ def _lightgbm(
     objective: dict[str, Any] = {"objective": "regression"}
     if classes:
         objective = {"objective": "binary"} if classes == 2 else {"objective": "multiclass", "num_class": classes}
-    settings = {**objective, "learning_rate": RATE, "seed": seed, "num_threads": threads, "verbosity": -1}
+    settings = {**objective, "learning_rate": RATE, "seed": seed, "num_threads": THREADS, "verbosity": -1}
     model = lightgbm.train(
         {**settings, "deterministic": True},
         data,
@@ -106,14 +107,14 @@ def _lightgbm(
 
 
 def _xgboost(
-    train: Table, choose: Table, x: np.ndarray, *, categories: tuple[int, ...], classes: int, seed: int, threads: int
+    train: Table, choose: Table, x: np.ndarray, *, categories: tuple[int, ...], classes: int, seed: int
 ) -> tuple[np.ndarray, int]:
     import xgboost  # pyright: ignore[reportMissingImports]
 
     kinds = ["q"] * (x.shape[1] - len(categories)) + ["c"] * len(categories)
 
     def matrix(rows: np.ndarray, **labels: np.ndarray) -> Any:
-        return xgboost.DMatrix(rows, feature_types=kinds, enable_categorical=True, nthread=threads, **labels)
+        return xgboost.DMatrix(rows, feature_types=kinds, enable_categorical=True, nthread=THREADS, **labels)
 
     objective: dict[str, Any] = {"objective": "reg:squarederror"}
     if classes:
@@ -121,7 +122,7 @@ def _xgboost(
         if classes > 2:
             objective = {"objective": "multi:softprob", "num_class": classes}
     model = xgboost.train(
-        {**objective, "eta": RATE, "tree_method": "hist", "seed": seed, "nthread": threads, "verbosity": 0},
+        {**objective, "eta": RATE, "tree_method": "hist", "seed": seed, "nthread": THREADS, "verbosity": 0},
         matrix(train.x, label=train.y, weight=train.weight),
         TREES,
         evals=[(matrix(choose.x, label=choose.y, weight=choose.weight), "choose")],
@@ -133,7 +134,7 @@ def _xgboost(
 
 
 def _catboost(
-    train: Table, choose: Table, x: np.ndarray, *, categories: tuple[int, ...], classes: int, seed: int, threads: int
+    train: Table, choose: Table, x: np.ndarray, *, categories: tuple[int, ...], classes: int, seed: int
 ) -> tuple[np.ndarray, int]:
     import catboost  # pyright: ignore[reportMissingImports]
 
@@ -151,7 +152,7 @@ def _catboost(
             "iterations": TREES,
             "learning_rate": RATE,
             "random_seed": seed,
-            "thread_count": threads,
+            "thread_count": THREADS,
             "verbose": False,
             "allow_writing_files": False,
         }
@@ -167,7 +168,7 @@ def _catboost(
 
 
 def _sklearn(
-    train: Table, choose: Table, x: np.ndarray, *, categories: tuple[int, ...], classes: int, seed: int, threads: int
+    train: Table, choose: Table, x: np.ndarray, *, categories: tuple[int, ...], classes: int, seed: int
 ) -> tuple[np.ndarray, int]:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from threadpoolctl import threadpool_limits
@@ -178,7 +179,7 @@ def _sklearn(
     kind = HistGradientBoostingClassifier if classes else HistGradientBoostingRegressor
     model = kind(**settings, categorical_features=few, random_state=seed)  # pyright: ignore[reportArgumentType]
     chosen = {"X_val": choose.x, "y_val": choose.y, "sample_weight_val": choose.weight}
-    with threadpool_limits(threads):
+    with threadpool_limits(THREADS):
         model.fit(train.x, train.y, sample_weight=train.weight, **chosen)
         answers = model.predict_proba(x) if isinstance(model, HistGradientBoostingClassifier) else model.predict(x)
     return answers, int(model.n_iter_)

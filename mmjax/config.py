@@ -470,6 +470,28 @@ class Training(Section, frozen=True, kw_only=True):
     checkpoint: Checkpoint = Checkpoint()
 
 
+class Evaluation(Section, frozen=True, kw_only=True):
+    """What a trained model is compared with, and what is kept to compare others with it."""
+
+    baselines: Annotated[
+        Literal["all", "quick", "none"] | UnsetType,
+        Meta(
+            description="Simple models on the same split, a second or two: `quick` asks majority or mean and, of "
+            "tables, logistic or ridge regression and nearest neighbours; `all` also gradient boosting, where a "
+            "library for it is installed (`mmjax[baselines]`)."
+        ),
+    ] = UNSET
+    answer_rows: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="At most so many test rows whose answers (label, probabilities; names as hashes) go into the "
+            "bundle, so that `compare` can tell a difference from noise; 0: none.",
+        ),
+    ] = 10_000
+
+
 class Config(Section, frozen=True, kw_only=True):
     """One run of mmjax: what to learn from, which network, how to train it."""
 
@@ -486,6 +508,7 @@ class Config(Section, frozen=True, kw_only=True):
     audit: Audit = Audit()
     model: Model = Model()
     training: Training = Training()
+    evaluation: Evaluation = Evaluation()
     seed: Annotated[
         int, Meta(ge=0, lt=2**31, description="Decides the split, the initial weights and every shuffle.")
     ] = 0

@@ -92,6 +92,8 @@ def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
     """Return the report of a model with the results on this data in the place of its own."""
     return trained | {
         "metrics": {GIVEN: evaluation.metrics},
+        "intervals": {},
+        "baselines": None,
         "per_class": {GIVEN: evaluation.per_class},
         "confusion": {GIVEN: evaluation.confusion},
         "data": trained["data"] | {"split_sizes": {GIVEN: evaluation.rows}},

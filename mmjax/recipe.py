@@ -48,6 +48,7 @@ def resolve(
         *_data_choices(schema, name, train_rows),
         *_model_choices(schema, name),
         *_training_choices(config, schema, name, train_rows, validation_rows),
+        _baselines(schema, train_rows),
     )
     decisions = tuple(Decision(*choice) for choice in choices if _get(config, choice[0]) is UNSET)
     for decision in decisions:
@@ -120,6 +121,19 @@ def _data_choices(schema: Schema, name: str, train_rows: int) -> list[Choice]:
         (path + "categorical_encoding", encoding, encoding_why),
         (path + "onehot_categories", 1000 if name == "realmlp_s" else 8, _TD_S if name == "realmlp_s" else _TD),
     ]
+
+
+BOOSTED_ROWS = 2_000
+"""Training rows from which on gradient boosting is asked too: below, loading a library for it alone takes as long as
+the training."""
+
+
+def _baselines(schema: Schema, train_rows: int) -> Choice:
+    if schema.image:
+        return ("evaluation.baselines", "quick", "of images only the majority or mean is asked")
+    boost = train_rows >= BOOSTED_ROWS
+    why = "boosting takes seconds" if boost else "boosting would take longer than the training"
+    return ("evaluation.baselines", "all" if boost else "quick", f"{train_rows} training rows: {why}")
 
 
 def _numeric_bins(columns: int, rows: int) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mmjax.analysis.compare import Comparison as Compared
 from mmjax.analysis.compare import compare, comparison_tables, headline, metrics_table
 from mmjax.artifact import registry as store
 from mmjax.artifact.bundle import BundleContents, load_bundle, structural_problems
@@ -132,8 +133,7 @@ def compare_command(a: str, b: str, root: Path) -> dict[str, Any]:
     """Compare two versions."""
     refs = store.resolve(root, a), store.resolve(root, b)
     first, second = (load_bundle(ref.path) for ref in refs)
-    metrics = first.contents.metrics, second.contents.metrics
-    compared = compare(str(refs[0]), str(refs[1]), metrics, (first.contents.config, second.contents.config))
+    compared = _compared((str(refs[0]), str(refs[1])), first.contents, second.contents)
     same = first.digest == second.digest
     for table in comparison_tables(compared):
         print_table(table)
@@ -141,6 +141,18 @@ def compare_command(a: str, b: str, root: Path) -> dict[str, Any]:
     if same or not compared.config:
         echo("the content is the same, to the bit" if same else "the configs say the same")
     return {**compared._asdict(), "same_content": same}
+
+
+def _compared(names: tuple[str, str], first: BundleContents, second: BundleContents) -> Compared:
+    """Return both side by side, with what the luck of the test rows makes of their differences."""
+    from mmjax.analysis.noise import difference_noise  # here, for it imports JAX
+    from mmjax.backend import configure
+
+    configure(device="cpu")
+    metrics = first.metrics, second.metrics
+    tested = first.metrics.get("test", {}), second.metrics.get("test", {})
+    noise = difference_noise(first.answers, second.answers, names=names, metrics=tested)
+    return compare(*names, metrics, (first.config, second.config), intervals=noise.intervals, noise=noise.how)
 
 
 @command.command(help="Let an alias point to a version that passes every check; a plain NAME is its newest version.")

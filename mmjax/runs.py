@@ -1,16 +1,21 @@
 """`python -m mmjax.runs`: look at training runs, compare them, remove old ones."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mmjax.analysis.compare import compare, comparison_tables, headline, metrics_table
 from mmjax.analysis.tables import number
 from mmjax.artifact import runs as store
+from mmjax.artifact.answers import Answers
+from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.runs import Run
 from mmjax.cli import COMMANDS, echo, echo_table, json_option, print_table, run
 from mmjax.config_load import config_from_dict, config_to_yaml
+
+if TYPE_CHECKING:
+    from mmjax.analysis.noise import Noise
 
 root_option = click.option(
     "--runs-dir", "root", default="runs", show_default=True, type=click.Path(path_type=Path), help="Where runs are."
@@ -114,13 +119,30 @@ def compare_command(a: str, b: str, root: Path) -> dict[str, Any]:
     found = store.find_run(root, a), store.find_run(root, b)
     first, second = (config_from_dict(one.record.config, str(one.path / store.RECORD)) for one in found)
     metrics = found[0].record.metrics, found[1].record.metrics
-    compared = compare(found[0].ref, found[1].ref, metrics, (first, second))
+    noise = _noise(*found)
+    compared = compare(found[0].ref, found[1].ref, metrics, (first, second), intervals=noise.intervals, noise=noise.how)
     for table in comparison_tables(compared):
         print_table(table)
         echo()
     if not compared.config:
         echo("the configs say the same")
     return compared._asdict()
+
+
+def _noise(first: Run, second: Run) -> "Noise":
+    """Return what the luck of the test rows makes of the differences of two runs."""
+    from mmjax.analysis.noise import difference_noise  # here, for it imports JAX
+    from mmjax.backend import configure
+
+    configure(device="cpu")
+    metrics = first.record.metrics.get("test", {}), second.record.metrics.get("test", {})
+    return difference_noise(_answers(first), _answers(second), names=(first.ref, second.ref), metrics=metrics)
+
+
+def _answers(found: Run) -> Answers | None:
+    """Return the run's Answers to test rows; None where it has no bundle yet, or one without."""
+    folder = found.path / "bundle"
+    return load_bundle(folder).contents.answers if folder.is_dir() else None
 
 
 @command.command(help="Remove all but the newest runs of each name; registered models stay.")

@@ -16,13 +16,16 @@ from typing import Any, NamedTuple
 import click
 from msgspec import UNSET
 
+from mmjax.analysis.baselines import Judgement, judge
+from mmjax.analysis.bootstrap import intervals, resample
 from mmjax.analysis.card import model_card
-from mmjax.analysis.evaluation import Evaluation, evaluate_scores
+from mmjax.analysis.evaluation import Evaluation, answers_of_scores, evaluate_scores
 from mmjax.analysis.log import get_logger
 from mmjax.analysis.present import closing_lines, print_results
 from mmjax.analysis.report import OUT_OF_FOLD, Report, ReportInput, build_report, write_report
+from mmjax.artifact.answers import Answers, kept_answers
 from mmjax.artifact.bundle import BundleContents, save_bundle
-from mmjax.artifact.files import parse_object, write_json_atomic
+from mmjax.artifact.files import parse_object, plain, write_json_atomic
 from mmjax.artifact.predictor import Predictor, load_predictor, make_golden, make_predictor
 from mmjax.artifact.registry import check_writable, register
 from mmjax.artifact.runs import Run
@@ -157,13 +160,16 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             if config.training.seeds:
                 config, setup, states = first_seed(config, setup, states)
             states = _calibrated(config, setup, states, options.tell)
-            evaluations = _evaluate(config, setup, states)
+            evaluations, answers = _evaluate(config, setup, states)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
+        with record.stage("baselines"):
+            judged = _judged(config, prepared, answers)
         with record.stage("bundle"):
-            report = _report(config, prepared, decisions, setup, result, evaluations, record.seconds, members)
+            report = _report(config, prepared, decisions, setup, result, evaluations, judged, record.seconds, members)
             predictor = make_predictor(config, prepared.schema, states)
             provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **_provenance(prepared, backend)}
-            bundle = _save_bundle(run_dir, config, prepared, predictor, metrics, report, provenance)
+            kept = kept_answers(answers["test"], config.evaluation.answer_rows) if "test" in answers else None
+            bundle = _save_bundle(run_dir, config, prepared, predictor, metrics, report, provenance, kept)
             version = None
             if registry is not None:
                 version = _register(registry, config.name, bundle, str(provenance["run_id"]))
@@ -299,17 +305,42 @@ def _calibrated(config: Config, setup: Setup, states: States, tell: Callable[[st
     return states._replace(output=output)
 
 
-def _evaluate(config: Config, setup: Setup, states: States) -> dict[str, Evaluation]:
-    """Return the Evaluation of each split that has rows; with folds, of the rows that each was held from."""
-    evaluations = {}
+def _evaluate(config: Config, setup: Setup, states: States) -> tuple[dict[str, Evaluation], dict[str, Answers]]:
+    """Return the Evaluation of each split that has rows, and the Answers to those that were not trained on.
+
+    With folds, every row that is not for test is answered by the models that have not seen it.
+    """
+    evaluations, answers, prepared = {}, {}, setup.scorer.prepared
     for name in PARTS:
-        if len(setup.scorer.rows_of(name)):
-            scores, batch = setup.scorer.scores(states, name)
-            evaluation = evaluate_scores(setup.scorer.prepared.schema, scores, batch)
-            loss = {"loss": setup.scorer.loss(scores.outputs, batch)}
+        if len(rows := setup.scorer.rows_of(name)):
             told = OUT_OF_FOLD if name == "validation" and config.split.folds else name
+            scores, batch = setup.scorer.scores(states, name)
+            evaluation = evaluate_scores(prepared.schema, scores, batch)
+            loss = {"loss": setup.scorer.loss(scores.outputs, batch)}
             evaluations[told] = evaluation._replace(metrics=loss | evaluation.metrics)
-    return evaluations
+            if name != "train":
+                answers[told] = answers_of_scores(prepared.schema, scores, batch, prepared.names[rows])
+    return evaluations, answers
+
+
+class _Judged(NamedTuple):
+    """How sure the numbers are of the split that counts, and how the network stands beside simple models."""
+
+    intervals: dict[str, dict[str, tuple[float, float]]]
+    baselines: Judgement | None
+
+
+def _judged(config: Config, prepared: Prepared, answers: dict[str, Answers]) -> _Judged:
+    """Return intervals and baselines on the rows that count: test, else validation, else (no baselines) out of fold."""
+    split = next((name for name in ("test", "validation", OUT_OF_FOLD) if name in answers), None)
+    if split is None:
+        return _Judged({}, None)
+    spread = {split: intervals(resample(answers[split], seed=config.seed))}
+    if config.evaluation.baselines == "none" or split == OUT_OF_FOLD:
+        return _Judged(spread, None)
+    boost = config.evaluation.baselines == "all"
+    found = judge(prepared, answers[split], split, boost=boost, seed=config.seed)
+    return _Judged(spread, found)
 
 
 def _report(
@@ -319,6 +350,7 @@ def _report(
     setup: Setup,
     result: TrainResult,
     evaluations: dict[str, Evaluation],
+    judged: _Judged,
     seconds: dict[str, float],
     members: dict[str, Any] | None,
 ) -> Report:
@@ -341,6 +373,8 @@ def _report(
             parameters=setup.task.parameters,
             versions=versions(),
             members=members,
+            intervals=judged.intervals,
+            baselines=plain(judged.baselines),
         )
     )
 
@@ -365,6 +399,7 @@ def _save_bundle(
     metrics: dict[str, dict[str, float]],
     report: Report,
     provenance: dict[str, Any],
+    answers: Answers | None,
 ) -> Path:
     """Save the bundle in the run's folder, with golden rows that were not trained on if there are any."""
     card = model_card(report)
@@ -381,6 +416,7 @@ def _save_bundle(
         report=report,
         card=card,
         provenance=provenance,
+        answers=answers,
     )
     for old in (run_dir / "bundle", *run_dir.glob(".bundle.*.tmp")):  # of this run, killed before it was registered
         shutil.rmtree(old, ignore_errors=True)

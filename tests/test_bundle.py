@@ -38,7 +38,9 @@ def same_contents(one, other) -> bool:
         and one.golden.tolerance == other.golden.tolerance
     )
     rest = (one.config, one.schema, one.report, one.card, one.provenance, repr(one.metrics))
-    return golden and same(one.states, other.states) and rest == (*other[:2], *other[5:], repr(other.metrics))
+    answers = one.answers is other.answers or same(one.answers._asdict(), other.answers._asdict())
+    found = (*other[:2], other.report, other.card, other.provenance, repr(other.metrics))
+    return golden and answers and same(one.states, other.states) and rest == found
 
 
 @pytest.fixture

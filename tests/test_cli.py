@@ -355,7 +355,9 @@ def test_registry_compare(capsys, root, tmp_path):
     assert found["config"] == [{"key": "seed", "a": 0, "b": 7}]
     by_metric = {row["metric"]: row for row in found["metrics"] if row["split"] == "test"}
     assert by_metric["accuracy"]["difference"] == pytest.approx(0.01)
-    assert by_metric["mcc"] == {"split": "test", "metric": "mcc", "a": None, "b": 0.5, "difference": None}
+    unknown = {"difference": None, "interval": None, "larger_than_noise": None}
+    assert by_metric["mcc"] == {"split": "test", "metric": "mcc", "a": None, "b": 0.5, **unknown}
+    assert "cannot be compared row by row: no answers to test rows are kept of iris:1 and iris:3" in text
     assert not found["same_content"]
     code, text, found = door(capsys, "registry", "compare", "iris:1", "iris:2", "--registry", str(root))
     assert found["same_content"]

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from msgspec import inspect
 
+from mmjax.artifact.bundle import load_bundle
 from mmjax.backend import configure
 from mmjax.config import Config
 from mmjax.config_load import load_config
@@ -112,6 +113,8 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("threads", Key(1000, "run")),
     ("golden_rows", Key(3, "golden")),
     ("split.folds", Key(3, "split")),
+    ("evaluation.baselines", Key("none", "judged")),
+    ("evaluation.answer_rows", Key(5, "judged", {**TABLE, "evaluation.baselines": "none"})),
     ("data.tabular.path", Key("odd.csv", "rows")),
     ("data.tabular.target_column", Key("colour", "schema")),
     ("data.tabular.schema", Key("wide.json", "schema")),
@@ -433,6 +436,13 @@ def run(config: Config) -> tuple[Any, ...]:
     return done.run_dir.parent.name, told, inside, saved, done.report["training"]["best_epoch"]
 
 
+def judged(config: Config) -> tuple[Any, Any]:
+    """The baselines of a whole run, and how many answers to test rows its bundle keeps."""
+    done = fit(config, runs_dir=Path(f"runs{next(RUNS)}"), registry=None, resume="never")
+    answers, baselines = load_bundle(done.bundle).contents.answers, done.report["baselines"]
+    return baselines and [one["name"] for one in baselines["baselines"]], answers and len(answers.row)
+
+
 def refusal(config: Config) -> str:
     """What the config is refused with before training, or an empty string."""
     try:
@@ -466,6 +476,7 @@ OBSERVED: dict[str, Callable[[Config], Any]] = {
     "program": program,
     "events": events,
     "run": run,
+    "judged": judged,
 }
 
 

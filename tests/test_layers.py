@@ -30,7 +30,7 @@ LAYERS: dict[int, dict[str, str]] = {
             models/realmlp models/resnet""",
         "training": """training/calibration training/callbacks training/classification_metrics training/event_types
             training/losses training/metrics training/outputs training/state training/stopping""",
-        "artifact": "artifact/files artifact/golden artifact/manifest artifact/tree",
+        "artifact": "artifact/answers artifact/files artifact/golden artifact/manifest artifact/tree",
         "client": "client client_binary client_bodies client_http",
         "analysis": "analysis/card analysis/compare analysis/log analysis/present analysis/report analysis/tables",
     },
@@ -42,7 +42,8 @@ LAYERS: dict[int, dict[str, str]] = {
     3: {
         "parts": "parts",
         "recipe": "recipe",
-        "evaluation": "analysis/evaluation",
+        "evaluation": """analysis/baseline_data analysis/baseline_models analysis/baselines analysis/boosting
+            analysis/bootstrap analysis/evaluation analysis/noise""",
     },
     4: {
         "training": "training/setup",
@@ -78,7 +79,11 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "grain": ("data/",),
     "litestar": ("serving/", "serve"),
     "uvicorn": ("serving/", "serve"),
-    "sklearn": (),
+    "sklearn": ("analysis/boosting",),
+    "lightgbm": ("analysis/boosting",),
+    "xgboost": ("analysis/boosting",),
+    "catboost": ("analysis/boosting",),
+    "threadpoolctl": ("analysis/boosting",),
     "scipy": (),
     "pickle": (),
     "cloudpickle": (),

@@ -11,9 +11,12 @@ from typing import Any
 
 from mmjax.analysis.report import (
     Report,
+    baseline_table,
+    beaten,
     confused_pairs,
     evaluated_splits,
     headline_split,
+    interval_cell,
     member_spreads,
     members_title,
 )
@@ -31,6 +34,7 @@ def model_card(report: Report) -> str:
         ("Trained on", _trained_on(report)),
         ("How good it is", _metrics(report)),
         ("Its members", _members(report)),
+        ("Was the network worth it", _baselines(report)),
         ("Classes", _classes(report)),
         ("Confusion", _confusion(report)),
         ("What was done to the data", _bullets(escape(note) for note in report["data"]["notes"])),
@@ -39,7 +43,9 @@ def model_card(report: Report) -> str:
         ("How to make it again", _reproduce(report)),
         ("Versions", _table(("package", "version"), sorted(report["versions"].items()), text_columns=2)),
     )
-    head = f"# {escape(report['model']['name'])}\n\n{_what(report)}\n"
+    verdict = beaten(report)
+    first = f"> **{escape(verdict)}**\n\n" if verdict else ""
+    head = f"{first}# {escape(report['model']['name'])}\n\n{_what(report)}\n"
     return head + "".join(f"\n## {title}\n\n{body}\n" for title, body in sections if body)
 
 
@@ -161,10 +167,29 @@ def _metrics(report: Report) -> str:
     unseen = [split for split in splits if split != "train"]
     by_split = {split: report["metrics"][split] for split in unseen or splits}
     names = dict.fromkeys(name for metrics in by_split.values() for name in metrics)
-    rows = [(name, *(number(metrics.get(name)) for metrics in by_split.values())) for name in names]
+    first, *others = by_split or [""]
+    spread = [f"95 % of {first}"] if report.get("intervals", {}).get(first) else []
+    rows = [
+        (
+            *(name, number(by_split[first].get(name)), *(interval_cell(report, first, name) for _ in spread)),
+            *(number(by_split[split].get(name)) for split in others),
+        )
+        for name in names
+    ]
     positive = report["model"]["positive_class"]
     about = f"\n\nprecision, recall, f1, roc_auc and pr_auc are about class {escape(positive)}." if positive else ""
-    return _table(("metric", *by_split), rows) + about if rows else ""
+    about += "\n\nThe intervals are of 1,000 bootstrap resamples of the rows." if spread else ""
+    return _table(("metric", first, *spread, *others), rows) + about if rows else ""
+
+
+def _baselines(report: Report) -> str:
+    table = baseline_table(report, seconds=False)  # the same model has the same card
+    if table is None:
+        return ""
+    verdict, *notes = table.note.splitlines()
+    about = f"{escape(verdict)}. All are measured on the same {report['baselines']['rows']:,} rows."
+    body = _table(table.header, table.rows, text_columns=table.text_columns)
+    return "\n\n".join([about, body, *([_bullets(map(escape, notes))] if notes else [])])
 
 
 def _members(report: Report) -> str:

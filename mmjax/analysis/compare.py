@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mmjax.analysis.tables import Table, number
@@ -14,6 +15,8 @@ Metrics = Mapping[str, Mapping[str, float | None]]
 
 SPLITS = ("test", "validation", "train")
 HEADLINES = ("accuracy", "rmse")
+NONE: Mapping[str, tuple[float, float]] = MappingProxyType({})
+NOISE = ("95 % of difference", "than noise")
 
 
 class MetricDifference(NamedTuple):
@@ -25,6 +28,10 @@ class MetricDifference(NamedTuple):
     b: float | None
     difference: float | None
     """`b - a`."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of the difference by the luck of the test rows; None where it is not known."""
+    larger_than_noise: bool | None = None
+    """Whether the interval leaves out 0."""
 
 
 class ConfigDifference(NamedTuple):
@@ -42,22 +49,39 @@ class Comparison(NamedTuple):
     b: str
     metrics: list[MetricDifference]
     config: list[ConfigDifference]
+    noise: str = ""
+    """How the intervals of the differences were computed, or why they could not be."""
 
 
-def compare(a: str, b: str, metrics: tuple[Metrics, Metrics], configs: tuple[Config, Config]) -> Comparison:
-    """Return the Comparison of two models or runs named `a` and `b`."""
+def compare(
+    a: str,
+    b: str,
+    metrics: tuple[Metrics, Metrics],
+    configs: tuple[Config, Config],
+    *,
+    intervals: Mapping[str, tuple[float, float]] = NONE,
+    noise: str = "",
+) -> Comparison:
+    """Return the Comparison of two models or runs named `a` and `b`.
+
+    `intervals` are of the differences on the test split, by metric, and `noise` says where they are from.
+    """
     differing = [ConfigDifference(*row) for row in diff_configs(*configs)]
-    return Comparison(a, b, compare_metrics(*metrics), differing)
+    return Comparison(a, b, compare_metrics(*metrics, intervals), differing, noise)
 
 
-def compare_metrics(a: Metrics, b: Metrics) -> list[MetricDifference]:
+def compare_metrics(
+    a: Metrics, b: Metrics, intervals: Mapping[str, tuple[float, float]] = NONE
+) -> list[MetricDifference]:
     """Return every metric of either, the test split first."""
     found = []
     for split in sorted({*a, *b}, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)):
         for metric in dict.fromkeys([*a.get(split, {}), *b.get(split, {})]):
             left, right = (_value(side.get(split, {}).get(metric)) for side in (a, b))
             difference = _difference(left, right)
-            found.append(MetricDifference(split, metric, left, right, difference))
+            spread = intervals.get(metric) if split == "test" and difference is not None else None
+            larger = None if spread is None else spread[0] > 0 or spread[1] < 0
+            found.append(MetricDifference(split, metric, left, right, difference, spread, larger))
     return found
 
 
@@ -74,13 +98,38 @@ def metrics_table(metrics: Metrics) -> Table:
 
 def comparison_tables(compared: Comparison) -> list[Table]:
     """Return the metrics side by side with their difference, and the keys that the configs set differently, if any."""
+    noisy = any(row.interval for row in compared.metrics)
     metrics = tuple(
-        (row.split, row.metric, number(row.a), number(row.b), _signed(row.difference)) for row in compared.metrics
+        (
+            *(row.split, row.metric, number(row.a), number(row.b), _signed(row.difference)),
+            *(_noise_cells(row) if noisy else ()),
+        )
+        for row in compared.metrics
     )
+    header = ("split", "metric", compared.a, compared.b, "difference", *(NOISE if noisy else ()))
     keys = tuple((row.key, _shown(row.a), _shown(row.b)) for row in compared.config)
-    side_by_side = Table("", ("split", "metric", compared.a, compared.b, "difference"), metrics, text_columns=2)
+    side_by_side = Table("", header, metrics, note=noise_line(compared), text_columns=2)
     differing = Table("", ("config", compared.a, compared.b), keys, text_columns=3)
     return [table for table in (side_by_side, differing) if table.rows]
+
+
+def noise_line(compared: Comparison) -> str:
+    """Return which metrics differ by more than noise on the test split; why not, where that is not known."""
+    known = [row for row in compared.metrics if row.interval is not None]
+    larger = ", ".join(row.metric for row in known if row.larger_than_noise)
+    if not known:
+        return compared.noise
+    told = (
+        f"differences larger than noise on test: {larger}" if larger else "no difference on test is larger than noise"
+    )
+    return f"{told}; {compared.noise}"
+
+
+def _noise_cells(row: MetricDifference) -> tuple[str, str]:
+    if row.interval is None:
+        return "-", "-"
+    low, high = row.interval
+    return f"{_signed(low)} to {_signed(high)}", "larger" if row.larger_than_noise else "within"
 
 
 def headline(metrics: Metrics) -> str:

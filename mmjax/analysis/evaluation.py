@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.artifact.answers import Answers, row_ids
 from mmjax.schema import Batch, Schema
 from mmjax.training.metrics import confusion_matrix, per_class_metrics
 from mmjax.training.scoring import Scores, metrics_of
@@ -34,3 +35,14 @@ def evaluate_scores(schema: Schema, scores: Scores, batch: Batch) -> Evaluation:
     return Evaluation(
         rows, metrics, per_class_metrics(probabilities, labels, classes, weight=weight), confusion.tolist()
     )
+
+
+def answers_of_scores(schema: Schema, scores: Scores, batch: Batch, names: np.ndarray) -> Answers:
+    """Return the Answers in Scores of rows called `names`, beside the labels (and weights) of `batch`."""
+    weight = np.asarray(batch["weight"], np.float64) if "weight" in batch else None
+    rows = row_ids(names)
+    if scores.probabilities is None:
+        offset = np.float64(schema.target.offset)
+        return Answers(rows, batch["label"] + offset, scores.prediction + offset, None, weight, len(names))
+    label, prediction = (np.asarray(values, np.int64) for values in (batch["label"], scores.prediction))
+    return Answers(rows, label, prediction, scores.probabilities, weight, len(names))

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, TextIO
 from mmjax.analysis.report import (
     OUT_OF_FOLD,
     Report,
+    baseline_table,
+    beaten,
     confused_pairs,
     evaluated_splits,
     headline_split,
+    interval_cell,
     member_spreads,
     members_title,
 )
@@ -62,7 +65,7 @@ def print_results(report: Report, stream: TextIO) -> None:
 def results_text(report: Report, *, width: int) -> str:
     """Return the results as plain aligned lines of at most `width` characters where names allow it."""
     blocks = ["\n".join(table_lines(table)) for table in result_tables(report, width=width)]
-    return "\n\n".join([_summary(report), *blocks]) + "\n"
+    return "\n\n".join([*_first_line(report), _summary(report), *blocks]) + "\n"
 
 
 def result_tables(report: Report, *, width: int) -> tuple[Table, ...]:
@@ -71,11 +74,20 @@ def result_tables(report: Report, *, width: int) -> tuple[Table, ...]:
     if split is None:
         return ()
     tables = [_metrics_table(report), *_members_table(report)]
+    if (baselines := baseline_table(report, seconds=True)) is not None:
+        lines = [line for note in baselines.note.splitlines() for line in textwrap.wrap(note, width)]
+        tables.append(baselines._replace(note="\n".join(lines)))
     if report["per_class"].get(split):
         tables.append(_class_table(report, split, width))
     if report["confusion"].get(split):
         tables.append(_confusion_table(report, split, width))
     return tuple(tables)
+
+
+def _first_line(report: Report) -> list[str]:
+    """Return what comes before everything else: that a baseline is better."""
+    verdict = beaten(report)
+    return [printable(verdict)] if verdict else []
 
 
 def _summary(report: Report) -> str:
@@ -89,15 +101,24 @@ def _summary(report: Report) -> str:
 
 def _metrics_table(report: Report) -> Table:
     by_split = {split: report["metrics"][split] for split in evaluated_splits(report)}
+    first, *others = by_split
+    spread = [f"95 % of {first}"] if report.get("intervals", {}).get(first) else []
     names = [name for name in HEADLINE if any(name in metrics for metrics in by_split.values())]
     sizes = report["data"]["split_sizes"]
+    size = {split: sizes.get("train" if split == OUT_OF_FOLD else split) for split in by_split}
     rows = (
-        ("rows", *(count(sizes["train" if split == OUT_OF_FOLD else split]) for split in by_split)),
-        *((name, *(number(metrics.get(name)) for metrics in by_split.values())) for name in names),
+        ("rows", count(size[first]), *("" for _ in spread), *(count(size[split]) for split in others)),
+        *(
+            (
+                *(name, number(by_split[first].get(name)), *(interval_cell(report, first, name) for _ in spread)),
+                *(number(by_split[split].get(name)) for split in others),
+            )
+            for name in names
+        ),
     )
     positive = report["model"]["positive_class"]
     about = f"precision, recall, f1, roc_auc and pr_auc are about class {printable(positive)}" if positive else ""
-    return Table("Metrics", ("metric", *by_split), rows, note=about)
+    return Table("Metrics", ("metric", first, *spread, *others), rows, note=about)
 
 
 def _members_table(report: Report) -> Iterator[Table]:
@@ -163,7 +184,7 @@ def _print_rich(report: Report, stream: TextIO) -> None:
     from rich.text import Text
 
     console = Console(file=stream, highlight=False)
-    console.print(Text("\n" + _summary(report), style="bold"))
+    console.print(Text("\n" + "\n".join([*_first_line(report), _summary(report)]), style="bold"))
     for table in result_tables(report, width=console.width):
         console.print(Text("\n" + table.title, style="bold cyan"))
         console.print(_rich_table(table))

@@ -3,11 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from mmjax.analysis.tables import Table, count, number
 from mmjax.schema import Schema
 
 REPORT_FORMAT = 1
@@ -49,15 +51,23 @@ class ReportInput(NamedTuple):
     versions: dict[str, str]
     members: dict[str, Any] | None = None
     """What each member of an ensemble, of folds or of seeds is worth alone; None for one model."""
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] = MappingProxyType({})
+    """95 % bootstrap interval by split and metric, of the split whose numbers count."""
+    baselines: dict[str, Any] | None = None
+    """A `mmjax.analysis.baselines.Judgement`; None where none was asked for."""
 
 
 def build_report(given: ReportInput) -> Report:
     """Return the report: model, metrics, per-class scores, confusion, data, decisions, training, config, versions."""
+    verdict = {"verdict": given.baselines["verdict"]} if given.baselines else {}  # the first line of the file
     return jsonable(
         {
+            **verdict,
             "format": REPORT_FORMAT,
             "model": _model(given),
             "metrics": given.metrics,
+            "intervals": {split: dict(found) for split, found in given.intervals.items()},
+            "baselines": given.baselines,
             "per_class": given.per_class,
             "confusion": given.confusion,
             "data": _data(given),
@@ -103,6 +113,39 @@ def evaluated_splits(report: Report) -> list[str]:
     """Return the splits that have metrics, the ones that count first: test, validation, train, then any other."""
     usual = ("test", "validation", OUT_OF_FOLD, "train")
     return [split for split in dict.fromkeys((*usual, *report["metrics"])) if report["metrics"].get(split)]
+
+
+def beaten(report: Report) -> str | None:
+    """Return the verdict where a baseline is better than the network; None otherwise."""
+    baselines = report.get("baselines")
+    return baselines["verdict"] if baselines and baselines["beaten"] else None
+
+
+def interval_cell(report: Report, split: str, metric: str) -> str:
+    """Return the 95 % interval of a metric as text; `-` without one."""
+    found = report.get("intervals", {}).get(split, {}).get(metric)
+    return f"{number(found[0])} to {number(found[1])}" if found else "-"
+
+
+def baseline_table(report: Report, *, seconds: bool) -> Table | None:
+    """Return the network beside the baselines, a row each; None where there are none."""
+    found = report.get("baselines")
+    if not found:
+        return None
+    metrics = tuple(found["network"])
+    rows = [("this network", "", found["network"], None)]
+    rows += [(one["name"], one["chosen"], one["metrics"], one["seconds"]) for one in found["baselines"]]
+    cells = tuple(
+        (name, chosen, *(number(values[metric]) for metric in metrics), *([_seconds(spent)] if seconds else []))
+        for name, chosen, values, spent in rows
+    )
+    header = ("model", "setting", *metrics, *(["seconds"] if seconds else []))
+    note = "\n".join([found["verdict"], *found["notes"]])
+    return Table(f"Baselines ({found['split']}, {count(found['rows'])} rows)", header, cells, note=note, text_columns=2)
+
+
+def _seconds(spent: float | None) -> str:
+    return "" if spent is None else f"{spent:.1f}"
 
 
 def headline_split(report: Report) -> str | None:

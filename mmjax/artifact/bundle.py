@@ -2,6 +2,7 @@
 
     manifest.json   format, name, task, classes, metrics, provenance, and size and sha256 of every other file
     config.json  schema.json  states.json  arrays.npz  golden.json  golden.npz  report.json  card.md
+    answers.npz     where they are kept: what the model said of test rows (`mmjax.artifact.answers`)
 
 `states.json` and `golden.json` hold structures whose arrays are in the .npz files (`mmjax.artifact.tree`). The content
 digest names what the model is: config, schema, states, golden rows and metrics, not when and where it was made, so
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.artifact import tree
+from mmjax.artifact.answers import ANSWERS, Answers, answers_from_bytes, answers_to_bytes
 from mmjax.artifact.files import parse_object, plain, sync_folder, temporary_sibling, to_json, write_synced
 from mmjax.artifact.golden import Golden, golden_from_files, golden_to_files
 from mmjax.artifact.manifest import (
@@ -58,6 +60,8 @@ class BundleContents(NamedTuple):
     card: str
     provenance: dict[str, Any]
     """JSON values: dates, durations, host, versions, run id, fingerprint of the data. Not in the content digest."""
+    answers: Answers | None = None
+    """What the model said of test rows; None where none are kept. Not in the content digest."""
 
 
 class Bundle(NamedTuple):
@@ -137,6 +141,7 @@ def _encode(contents: BundleContents) -> dict[str, bytes]:
         "golden.npz": golden_arrays,
         "report.json": to_json(contents.report, indent=2) + b"\n",
         "card.md": contents.card.encode(),
+        **({ANSWERS: answers_to_bytes(contents.answers)} if contents.answers is not None else {}),
     }
 
 
@@ -176,6 +181,7 @@ def _decode(manifest: Manifest, files: Files, folder: Path) -> BundleContents:
         report=parse_object(files["report.json"], str(folder / "report.json")),
         card=_text(files["card.md"], str(folder / "card.md")),
         provenance=manifest.provenance,
+        answers=answers_from_bytes(files[ANSWERS], str(folder / ANSWERS)) if ANSWERS in files else None,
     )
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from msgspec import UNSET
+
 from mmjax.config import Config, LossName
 from mmjax.models.base import Model
 from mmjax.models.build import build_model
@@ -9,7 +11,7 @@ from mmjax.schema import Schema
 from mmjax.training.outputs import Output, build_output, mean_of_members
 from mmjax.training.scoring import Forward, make_forward
 from mmjax.transforms.base import Transform
-from mmjax.transforms.build import build_transform, embedded_cardinalities
+from mmjax.transforms.build import build_transform, embedded_cardinalities, onehot_widths
 
 
 class Parts(NamedTuple):
@@ -37,13 +39,17 @@ def build_parts(config: Config, schema: Schema) -> Parts:
     assert isinstance(config.precision, str), "the recipe decides the precision"
     tabular = config.data.tabular
     codes = embedded_cardinalities(tabular.preprocessing, schema) if tabular else ()
-    model = build_model(config.model, schema, outputs=output.size, precision=config.precision, cardinalities=codes)
+    onehots = onehot_widths(tabular.preprocessing, schema) if tabular else ()
+    model = build_model(
+        config.model, schema, outputs=output.size, precision=config.precision, cardinalities=codes, onehots=onehots
+    )
     return Parts(transform, model, output, make_forward(model, transform, output))
 
 
 def member_count(config: Config) -> int:
     """Return E, the members of a resolved config's model: its network answers `f32[B, E, O]` where E > 1."""
-    return 1
+    members = config.model.architecture.members
+    return 1 if members is UNSET else members
 
 
 def loss_name(config: Config) -> LossName:

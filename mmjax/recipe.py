@@ -80,7 +80,7 @@ def _precision(schema: Schema, fast_bfloat16: bool) -> Choice:
 CALIBRATION_ROWS = 100
 """Validation rows from which on a temperature is fitted to them."""
 REALMLP = ("realmlp", "realmlp_s")
-_TD, _TD_S = "RealMLP-TD's constant", "RealMLP-TD-S's constant"
+_TD, _TD_S, _TABM = "RealMLP-TD's constant", "RealMLP-TD-S's constant", "TabM's constant"
 
 
 def _model_name(config: Config, schema: Schema) -> str:
@@ -103,7 +103,11 @@ def _data_choices(schema: Schema, name: str, train_rows: int) -> list[Choice]:
     bins = _numeric_bins(len(schema.numeric_features), train_rows)
     bins_why = f"{len(schema.numeric_features)} numeric columns, {train_rows} training rows"
     encoding, encoding_why = "onehot_or_embedding", "one-hot for few categories, learnt for many"
-    if name not in REALMLP:
+    most, most_why = (1000, _TD_S) if name == "realmlp_s" else (8, _TD)
+    if name == "tabm":
+        bins, bins_why = min(48, train_rows // 4), f"{_TABM}, at most one for 4 rows"
+        most, most_why = 64, "one-hot as in TabM, unless the first layer would be wide"
+    elif name not in REALMLP:
         encoding, encoding_why = "embedding", "learns what categories have in common"
     elif name == "realmlp_s":
         bins, bins_why, encoding_why = 0, _TD_S, "one-hot, scaled as numbers are"
@@ -113,7 +117,7 @@ def _data_choices(schema: Schema, name: str, train_rows: int) -> list[Choice]:
         (path + "numeric_bins", bins, bins_why),
         (path + "handle_missing", "median", "outliers do not move it"),
         (path + "categorical_encoding", encoding, encoding_why),
-        (path + "onehot_categories", 1000 if name == "realmlp_s" else 8, _TD_S if name == "realmlp_s" else _TD),
+        (path + "onehot_categories", most, most_why),
     ]
 
 
@@ -141,6 +145,8 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
     ]
     if name in REALMLP:
         return common + _realmlp_choices(config, name, classify, train_rows, validation_rows)
+    if name == "tabm":
+        return common + _tabm_choices(config, classify, train_rows, validation_rows)
     batch_size = _image_batch_size(train_rows) if schema.image else _table_batch_size(train_rows)
     epochs = _image_epochs(train_rows) if schema.image else _table_epochs(train_rows)
     return [
@@ -165,9 +171,6 @@ def _realmlp_choices(config: Config, name: str, classify: bool, train_rows: int,
     if isinstance(config.training.optimizer, str) and config.training.optimizer != "adam":
         rate = _learning_rate(config)
     batch_size = next((size for most, size in _REALMLP_BATCHES if train_rows <= most), 1024)
-    monitor = ("val_rmse", "the error in the target's own unit")
-    if classify:
-        monitor = ("val_refined_log_loss", "what calibration will leave of the log loss")
     whole = (False, "the schedule needs all its epochs; the weights of the best one are kept")
     return [
         ("training.batch_size", min(batch_size, train_rows), f"{train_rows} training rows"),
@@ -178,11 +181,46 @@ def _realmlp_choices(config: Config, name: str, classify: bool, train_rows: int,
         ("training.weight_decay", 0.0 if simple else 0.02, why),
         ("training.decay_schedule", "flat_cos", why),
         ("training.schedule", "coslog4", why),
-        *_stopping_choices(config.training, validation_rows, 256, enabled=whole, monitor=monitor),
+        *_stopping_choices(config.training, validation_rows, 256, enabled=whole, monitor=_error_monitor(classify)),
     ]
 
 
 _REALMLP_BATCHES = ((1_024, 64), (8_192, 128), (30_000, 256), (100_000, 512))
+
+
+def _error_monitor(classify: bool) -> tuple[str, str]:
+    if classify:
+        return ("val_refined_log_loss", "what calibration will leave of the log loss")
+    return ("val_rmse", "the error in the target's own unit")
+
+
+def _tabm_choices(config: Config, classify: bool, train_rows: int, validation_rows: int) -> list[Choice]:
+    """The constants of TabM (arXiv 2410.24210; `example.ipynb` of its repository), batches by rows as in AutoGluon.
+
+    TabM trains until 16 epochs in a row are no better; here at most `_TABM_EPOCHS`. Without validation rows it trains
+    for 50: the best of the paper's tuned models is at 45 to 60 in the median.
+    """
+    usual = config.training.optimizer in (UNSET, "adamw")
+    batch_size = next((size for below, size in _TABM_BATCHES if train_rows < below), 1024)
+    epochs, ends = (_TABM_EPOCHS, "ends early") if validation_rows else (50, "there are no validation rows")
+    patience = ("training.early_stopping.patience", 16, _TABM)
+    return [
+        ("training.batch_size", min(batch_size, train_rows), f"{train_rows} training rows"),
+        ("training.epochs", epochs, ends),
+        ("training.optimizer", "adamw", _TABM),
+        ("training.adam_b2", 0.999, "Adam's own"),
+        ("training.learning_rate", 2e-3 if usual else _learning_rate(config), _TABM),
+        ("training.weight_decay", 3e-4, _TABM),
+        ("training.gradient_clip_norm", 1.0, _TABM),
+        ("training.decay_schedule", "constant", _TABM),
+        ("training.schedule", "constant", _TABM),
+        *([patience] if config.training.early_stopping.enabled is not False and validation_rows else []),
+        *_stopping_choices(config.training, validation_rows, epochs, monitor=_error_monitor(classify)),
+    ]
+
+
+_TABM_BATCHES = ((2_800, 32), (4_500, 64), (6_400, 128), (32_000, 256), (108_000, 512))
+_TABM_EPOCHS = 200
 
 
 def _stopping_choices(

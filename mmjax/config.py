@@ -462,6 +462,13 @@ class Config(Section, frozen=True, kw_only=True):
         ),
     ]
     data: Data
+    preset: Annotated[
+        Literal["fast", "default", "best"],
+        Meta(
+            description="What to decide where the config leaves it open, for tables: `fast` is `realmlp_s`, `default` "
+            "is `realmlp`, `best` is `tabm`. What the config says wins."
+        ),
+    ] = "default"
     split: Split = Split()
     audit: Audit = Audit()
     model: Model = Model()

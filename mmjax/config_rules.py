@@ -49,6 +49,7 @@ _NEEDS = (
         ("embedding", "onehot_or_embedding", UNSET),
     ),
     _Needs(f"{_SCALING}.onehot_categories", f"{_SCALING}.categorical_encoding", ("onehot_or_embedding", UNSET)),
+    _Needs("preset", "model.name", (UNSET,)),
     _Needs("training.adam_b2", "training.optimizer", ("adam", "adamw", UNSET)),
     _Needs("training.focal_gamma", "training.loss", ("focal",)),
     _Needs("training.huber_delta", "training.loss", ("huber",)),
@@ -226,6 +227,9 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
     model = config.model
     if model.type is not UNSET and model.type != kind:
         yield Conflict(("model.type", section), f"expected {kind} for {section}, got {model.type}")
+    if kind == "vision" and "preset" in given:
+        told = "has no effect: expected a table, whose network it chooses, got data.image; name one with `model.name`"
+        yield Conflict(("preset", section), told, idle=True)
     name = ("realmlp" if kind == "tabular" else "resnet") if model.name is UNSET else model.name
     if (name in _TABLE_MODELS) != (kind == "tabular"):
         vision = "resnet, resnet18 to resnet50 or efficientnet_b0 to efficientnet_b4"

@@ -46,7 +46,8 @@ def resolve(
     choices = (
         _precision(schema, fast_bfloat16),
         *_data_choices(schema, name, train_rows),
-        *_model_choices(schema, name),
+        ("model.type", "vision" if schema.image else "tabular", "follows from the data"),
+        *_preset_choices(config, schema),
         *_training_choices(config, schema, name, train_rows, validation_rows),
     )
     decisions = tuple(Decision(*choice) for choice in choices if _get(config, choice[0]) is UNSET)
@@ -83,10 +84,22 @@ REALMLP = ("realmlp", "realmlp_s")
 _TD, _TD_S, _TABM = "RealMLP-TD's constant", "RealMLP-TD-S's constant", "TabM's constant"
 
 
+PRESETS: dict[str, tuple[Choice, ...]] = {
+    "fast": (("model.name", "realmlp_s", "preset fast: a good answer soon"),),
+    "default": (("model.name", "realmlp", "the default for tabular data"),),
+    "best": (("model.name", "tabm", "preset best: many members in one network"),),
+}
+"""What a preset decides of a table's config; whatever the config says wins."""
+
+
+def _preset_choices(config: Config, schema: Schema) -> tuple[Choice, ...]:
+    return (("model.name", "resnet", "the default for vision data"),) if schema.image else PRESETS[config.preset]
+
+
 def _model_name(config: Config, schema: Schema) -> str:
     if config.model.name is not UNSET:
         return config.model.name
-    return "resnet" if schema.image else "realmlp"
+    return next(value for key, value, _ in _preset_choices(config, schema) if key == "model.name")
 
 
 def _data_choices(schema: Schema, name: str, train_rows: int) -> list[Choice]:
@@ -127,11 +140,6 @@ def _numeric_bins(columns: int, rows: int) -> int:
     return bins if bins >= 8 else 0
 
 
-def _model_choices(schema: Schema, name: str) -> list[Choice]:
-    kind = "vision" if schema.image else "tabular"
-    return [("model.type", kind, "follows from the data"), ("model.name", name, f"the default for {kind} data")]
-
-
 def _training_choices(config: Config, schema: Schema, name: str, train_rows: int, validation_rows: int) -> list[Choice]:
     classify, rows = schema.target.task == "classification", f"{train_rows} training rows"
     loss = "cross_entropy" if classify else "mse"
@@ -142,6 +150,7 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
         ("training.loss", loss, f"the target is a {schema.target.task} target"),
         ("training.calibration", "temperature" if enough else "none", why),
         *(smoothing if config.training.loss in ("cross_entropy", UNSET) and classify else []),
+        ("training.gradient_clip_norm", *((1.0, _TABM) if name == "tabm" else (None, "steps are steady without it"))),
     ]
     if name in REALMLP:
         return common + _realmlp_choices(config, name, classify, train_rows, validation_rows)
@@ -203,7 +212,7 @@ def _tabm_choices(config: Config, classify: bool, train_rows: int, validation_ro
     usual = config.training.optimizer in (UNSET, "adamw")
     batch_size = next((size for below, size in _TABM_BATCHES if train_rows < below), 1024)
     epochs, ends = (_TABM_EPOCHS, "ends early") if validation_rows else (50, "there are no validation rows")
-    patience = ("training.early_stopping.patience", 16, _TABM)
+    monitor = _error_monitor(classify)
     return [
         ("training.batch_size", min(batch_size, train_rows), f"{train_rows} training rows"),
         ("training.epochs", epochs, ends),
@@ -211,11 +220,9 @@ def _tabm_choices(config: Config, classify: bool, train_rows: int, validation_ro
         ("training.adam_b2", 0.999, "Adam's own"),
         ("training.learning_rate", 2e-3 if usual else _learning_rate(config), _TABM),
         ("training.weight_decay", 3e-4, _TABM),
-        ("training.gradient_clip_norm", 1.0, _TABM),
         ("training.decay_schedule", "constant", _TABM),
         ("training.schedule", "constant", _TABM),
-        *([patience] if config.training.early_stopping.enabled is not False and validation_rows else []),
-        *_stopping_choices(config.training, validation_rows, epochs, monitor=_error_monitor(classify)),
+        *_stopping_choices(config.training, validation_rows, epochs, monitor=monitor, waits=(16, _TABM)),
     ]
 
 
@@ -230,15 +237,17 @@ def _stopping_choices(
     *,
     enabled: tuple[bool, str] = (True, "there are validation rows"),
     monitor: tuple[str, str] = ("val_loss", "the smoothest measure of progress"),
+    waits: tuple[int, str] | None = None,
 ) -> list[Choice]:
     epochs = default_epochs if training.epochs is UNSET else training.epochs
     path = "training.early_stopping."
     stops = enabled[0] if training.early_stopping.enabled is UNSET else training.early_stopping.enabled
-    patience = [(path + "patience", max(10, epochs // 4), "a quarter of the epochs, at least 10")] if stops else []
+    patience, why = waits or (max(10, epochs // 4), "a quarter of the epochs, at least 10")
+    waiting = [(path + "patience", patience, why)] if stops else []
     if not validation_rows:
         off = (path + "enabled", False, "there are no validation rows")
-        return [off] if training.early_stopping.monitor is UNSET else [off, *patience]
-    return [(path + "enabled", *enabled), *patience, (path + "monitor", *monitor)]
+        return [off] if training.early_stopping.monitor is UNSET else [off, *waiting]
+    return [(path + "enabled", *enabled), *waiting, (path + "monitor", *monitor)]
 
 
 _LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lion": 2e-4, "muon": 2e-3}

@@ -76,7 +76,7 @@ TABLES = {
 }
 ERRORS = {"binary": "1 - ROC-AUC", "multiclass": "log-loss", "regression": "RMSE"}
 
-OWN = ("realmlp", "realmlp_s", "mlp")
+OWN = ("realmlp", "realmlp_s", "tabm", "mlp")
 PEERS = {
     "RealMLP_TD": ("pytabkit", "torch"),
     "RealMLP_TD_ce": ("pytabkit", "torch"),

@@ -32,6 +32,7 @@ ModelName = Literal[
     "mlp",
     "realmlp",
     "realmlp_s",
+    "tabm",
     "resnet",
     "resnet18",
     "resnet34",
@@ -322,7 +323,7 @@ class Architecture(Section, frozen=True, kw_only=True):
     ] = None
     hidden_layers: Annotated[
         tuple[Count, ...] | UnsetType,
-        Meta(description="mlp, realmlp: units of each hidden layer; none at all makes a linear model."),
+        Meta(description="mlp, realmlp, tabm: units of each hidden layer; none at all makes a linear model."),
     ] = UNSET
     dropout: Annotated[BelowOne | UnsetType, Meta(description="Share of units dropped in training.")] = UNSET
     activation: Annotated[Activation | UnsetType, Meta(description="The non-linearity.")] = UNSET
@@ -333,7 +334,12 @@ class Architecture(Section, frozen=True, kw_only=True):
         bool | UnsetType, Meta(description="mlp: add each block's input to its output where the widths agree.")
     ] = UNSET
     embedding_dim: Annotated[
-        Count | UnsetType, Meta(description="mlp, realmlp: size of each categorical embedding; mlp: by cardinality.")
+        Count | UnsetType,
+        Meta(description="mlp, realmlp, tabm: size of each categorical embedding; mlp: by cardinality."),
+    ] = UNSET
+    members: Annotated[
+        Annotated[int, Meta(ge=2)] | UnsetType,
+        Meta(description="tabm: networks in one, which share weights; their mean answers."),
     ] = UNSET
     stages: Annotated[
         Annotated[tuple[Count, ...], Meta(min_length=1, max_length=4)] | UnsetType,
@@ -442,7 +448,9 @@ class Training(Section, frozen=True, kw_only=True):
     huber_delta: Annotated[
         Positive, Meta(description="huber: where it turns linear, in standard deviations of the target.")
     ] = 1.0
-    gradient_clip_norm: Annotated[Positive | None, Meta(description="Clip gradients to this global norm.")] = None
+    gradient_clip_norm: Annotated[
+        Positive | UnsetType | None, Meta(description="Clip gradients to this global norm; left out: tabm to 1.")
+    ] = UNSET
     accumulate_steps: Annotated[Count, Meta(description="Average gradients over so many batches before an update.")] = 1
     ema_decay: Annotated[
         WithinOne | None,
@@ -504,6 +512,13 @@ class Config(Section, frozen=True, kw_only=True):
         ),
     ]
     data: Data
+    preset: Annotated[
+        Literal["fast", "default", "best"],
+        Meta(
+            description="What to decide where the config leaves it open, for tables: `fast` is `realmlp_s`, `default` "
+            "is `realmlp`, `best` is `tabm`. What the config says wins."
+        ),
+    ] = "default"
     split: Split = Split()
     audit: Audit = Audit()
     model: Model = Model()

@@ -49,6 +49,7 @@ _NEEDS = (
         ("embedding", "onehot_or_embedding", UNSET),
     ),
     _Needs(f"{_SCALING}.onehot_categories", f"{_SCALING}.categorical_encoding", ("onehot_or_embedding", UNSET)),
+    _Needs("preset", "model.name", (UNSET,)),
     _Needs("training.adam_b2", "training.optimizer", ("adam", "adamw", UNSET)),
     _Needs("training.focal_gamma", "training.loss", ("focal",)),
     _Needs("training.huber_delta", "training.loss", ("huber",)),
@@ -74,13 +75,14 @@ _NEEDS = (
     ),
 )
 
-_TABLE_MODELS = ("mlp", "realmlp", "realmlp_s")
+_TABLE_MODELS = ("mlp", "realmlp", "realmlp_s", "tabm")
 _REALMLP = ("input_dim", "hidden_layers", "activation", "embedding_dim")
 _RESNET = ("stages", "width", "dropout", "activation")
 _FIELDS = {
     "mlp": ("input_dim", "hidden_layers", "dropout", "activation", "normalization", "residual", "embedding_dim"),
     "realmlp": (*_REALMLP, "dropout"),
     "realmlp_s": _REALMLP,
+    "tabm": (*_REALMLP, "dropout", "members"),
     "resnet": _RESNET,
     "resnet18": _RESNET[2:],
     "resnet34": _RESNET[2:],
@@ -244,10 +246,13 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
     model = config.model
     if model.type is not UNSET and model.type != kind:
         yield Conflict(("model.type", section), f"expected {kind} for {section}, got {model.type}")
+    if kind == "vision" and "preset" in given:
+        told = "has no effect: expected a table, whose network it chooses, got data.image; name one with `model.name`"
+        yield Conflict(("preset", section), told, idle=True)
     name = ("realmlp" if kind == "tabular" else "resnet") if model.name is UNSET else model.name
     if (name in _TABLE_MODELS) != (kind == "tabular"):
         vision = "resnet, resnet18 to resnet50 or efficientnet_b0 to efficientnet_b4"
-        options = "realmlp, realmlp_s or mlp" if kind == "tabular" else vision
+        options = "realmlp, realmlp_s, tabm or mlp" if kind == "tabular" else vision
         yield Conflict(("model.name", section), f"expected {options} for {section}, got {name}")
         return
     fields = _FIELDS.get(name, _EFFICIENTNET)

@@ -257,7 +257,7 @@ TABLE_CONFIG = """\
     # ignore_columns: [NAME]
 
 # model:  # an example, as is the next: without them the recipe decides; `mmjax check` shows what
-#   name: realmlp_s  # faster than realmlp, the default; or mlp, a plain network
+#   name: realmlp_s  # faster than realmlp, the default; tabm: slower, often better; or mlp, a plain network
 
 # training:
 #   epochs: 30

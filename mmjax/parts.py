@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from msgspec import UNSET
+
 from mmjax.config import Config, LossName
 from mmjax.models.base import Model
 from mmjax.models.build import build_model
@@ -9,7 +11,7 @@ from mmjax.schema import Schema
 from mmjax.training.outputs import Output, build_output, mean_of_members
 from mmjax.training.scoring import Forward, make_ensemble_forward, make_forward
 from mmjax.transforms.base import Transform
-from mmjax.transforms.build import build_transform, embedded_cardinalities
+from mmjax.transforms.build import build_transform, embedded_cardinalities, onehot_widths
 
 
 class Parts(NamedTuple):
@@ -40,7 +42,10 @@ def build_parts(config: Config, schema: Schema) -> Parts:
     assert isinstance(config.precision, str), "the recipe decides the precision"
     tabular = config.data.tabular
     codes = embedded_cardinalities(tabular.preprocessing, schema) if tabular else ()
-    model = build_model(config.model, schema, outputs=single.size, precision=config.precision, cardinalities=codes)
+    onehots = onehot_widths(tabular.preprocessing, schema) if tabular else ()
+    model = build_model(
+        config.model, schema, outputs=single.size, precision=config.precision, cardinalities=codes, onehots=onehots
+    )
     output = mean_of_members(single, own) if own > 1 else single
     member = make_forward(model, transform, output)
     if ensemble_size(config) == 1:
@@ -63,7 +68,8 @@ def ensemble_size(config: Config) -> int:
 
 def network_members(config: Config) -> int:
     """Return how many members one network has."""
-    return 1
+    members = config.model.architecture.members
+    return 1 if members is UNSET else members
 
 
 def loss_name(config: Config) -> LossName:

@@ -46,7 +46,8 @@ def resolve(
     choices = (
         _precision(schema, fast_bfloat16),
         *_data_choices(schema, name, train_rows),
-        *_model_choices(schema, name),
+        ("model.type", "vision" if schema.image else "tabular", "follows from the data"),
+        *_preset_choices(config, schema),
         *_training_choices(config, schema, name, train_rows, validation_rows),
         _baselines(schema, train_rows),
     )
@@ -86,13 +87,25 @@ def _precision(schema: Schema, fast_bfloat16: bool) -> Choice:
 CALIBRATION_ROWS = 100
 """Validation rows from which on a temperature is fitted to them."""
 REALMLP = ("realmlp", "realmlp_s")
-_TD, _TD_S = "RealMLP-TD's constant", "RealMLP-TD-S's constant"
+_TD, _TD_S, _TABM = "RealMLP-TD's constant", "RealMLP-TD-S's constant", "TabM's constant"
+
+
+PRESETS: dict[str, tuple[Choice, ...]] = {
+    "fast": (("model.name", "realmlp_s", "preset fast: a good answer soon"),),
+    "default": (("model.name", "realmlp", "the default for tabular data"),),
+    "best": (("model.name", "tabm", "preset best: many members in one network"),),
+}
+"""What a preset decides of a table's config; whatever the config says wins."""
+
+
+def _preset_choices(config: Config, schema: Schema) -> tuple[Choice, ...]:
+    return (("model.name", "resnet", "the default for vision data"),) if schema.image else PRESETS[config.preset]
 
 
 def _model_name(config: Config, schema: Schema) -> str:
     if config.model.name is not UNSET:
         return config.model.name
-    return "resnet" if schema.image else "realmlp"
+    return next(value for key, value, _ in _preset_choices(config, schema) if key == "model.name")
 
 
 def _data_choices(schema: Schema, name: str, train_rows: int) -> list[Choice]:
@@ -109,7 +122,11 @@ def _data_choices(schema: Schema, name: str, train_rows: int) -> list[Choice]:
     bins = _numeric_bins(len(schema.numeric_features), train_rows)
     bins_why = f"{len(schema.numeric_features)} numeric columns, {train_rows} training rows"
     encoding, encoding_why = "onehot_or_embedding", "one-hot for few categories, learnt for many"
-    if name not in REALMLP:
+    most, most_why = (1000, _TD_S) if name == "realmlp_s" else (8, _TD)
+    if name == "tabm":
+        bins, bins_why = min(48, train_rows // 4), f"{_TABM}, at most one for 4 rows"
+        most, most_why = 64, "one-hot as in TabM, unless the first layer would be wide"
+    elif name not in REALMLP:
         encoding, encoding_why = "embedding", "learns what categories have in common"
     elif name == "realmlp_s":
         bins, bins_why, encoding_why = 0, _TD_S, "one-hot, scaled as numbers are"
@@ -119,7 +136,7 @@ def _data_choices(schema: Schema, name: str, train_rows: int) -> list[Choice]:
         (path + "numeric_bins", bins, bins_why),
         (path + "handle_missing", "median", "outliers do not move it"),
         (path + "categorical_encoding", encoding, encoding_why),
-        (path + "onehot_categories", 1000 if name == "realmlp_s" else 8, _TD_S if name == "realmlp_s" else _TD),
+        (path + "onehot_categories", most, most_why),
     ]
 
 
@@ -142,11 +159,6 @@ def _numeric_bins(columns: int, rows: int) -> int:
     return bins if bins >= 8 else 0
 
 
-def _model_choices(schema: Schema, name: str) -> list[Choice]:
-    kind = "vision" if schema.image else "tabular"
-    return [("model.type", kind, "follows from the data"), ("model.name", name, f"the default for {kind} data")]
-
-
 def _training_choices(config: Config, schema: Schema, name: str, train_rows: int, validation_rows: int) -> list[Choice]:
     classify, rows = schema.target.task == "classification", f"{train_rows} training rows"
     loss = "cross_entropy" if classify else "mse"
@@ -157,9 +169,12 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
         ("training.loss", loss, f"the target is a {schema.target.task} target"),
         ("training.calibration", "temperature" if enough else "none", why),
         *(smoothing if config.training.loss in ("cross_entropy", UNSET) and classify else []),
+        ("training.gradient_clip_norm", *((1.0, _TABM) if name == "tabm" else (None, "steps are steady without it"))),
     ]
     if name in REALMLP:
         return common + _realmlp_choices(config, name, classify, train_rows, validation_rows)
+    if name == "tabm":
+        return common + _tabm_choices(config, classify, train_rows, validation_rows)
     batch_size = _image_batch_size(train_rows) if schema.image else _table_batch_size(train_rows)
     epochs = _image_epochs(train_rows) if schema.image else _table_epochs(train_rows)
     return [
@@ -184,9 +199,6 @@ def _realmlp_choices(config: Config, name: str, classify: bool, train_rows: int,
     if isinstance(config.training.optimizer, str) and config.training.optimizer != "adam":
         rate = _learning_rate(config)
     batch_size = next((size for most, size in _REALMLP_BATCHES if train_rows <= most), 1024)
-    monitor = ("val_rmse", "the error in the target's own unit")
-    if classify:
-        monitor = ("val_refined_log_loss", "what calibration will leave of the log loss")
     whole = (False, "the schedule needs all its epochs; the weights of the best one are kept")
     return [
         ("training.batch_size", min(batch_size, train_rows), f"{train_rows} training rows"),
@@ -197,11 +209,44 @@ def _realmlp_choices(config: Config, name: str, classify: bool, train_rows: int,
         ("training.weight_decay", 0.0 if simple else 0.02, why),
         ("training.decay_schedule", "flat_cos", why),
         ("training.schedule", "coslog4", why),
-        *_stopping_choices(config.training, validation_rows, 256, enabled=whole, monitor=monitor),
+        *_stopping_choices(config.training, validation_rows, 256, enabled=whole, monitor=_error_monitor(classify)),
     ]
 
 
 _REALMLP_BATCHES = ((1_024, 64), (8_192, 128), (30_000, 256), (100_000, 512))
+
+
+def _error_monitor(classify: bool) -> tuple[str, str]:
+    if classify:
+        return ("val_refined_log_loss", "what calibration will leave of the log loss")
+    return ("val_rmse", "the error in the target's own unit")
+
+
+def _tabm_choices(config: Config, classify: bool, train_rows: int, validation_rows: int) -> list[Choice]:
+    """The constants of TabM (arXiv 2410.24210; `example.ipynb` of its repository), batches by rows as in AutoGluon.
+
+    TabM trains until 16 epochs in a row are no better; here at most `_TABM_EPOCHS`. Without validation rows it trains
+    for 50: the best of the paper's tuned models is at 45 to 60 in the median.
+    """
+    usual = config.training.optimizer in (UNSET, "adamw")
+    batch_size = next((size for below, size in _TABM_BATCHES if train_rows < below), 1024)
+    epochs, ends = (_TABM_EPOCHS, "ends early") if validation_rows else (50, "there are no validation rows")
+    monitor = _error_monitor(classify)
+    return [
+        ("training.batch_size", min(batch_size, train_rows), f"{train_rows} training rows"),
+        ("training.epochs", epochs, ends),
+        ("training.optimizer", "adamw", _TABM),
+        ("training.adam_b2", 0.999, "Adam's own"),
+        ("training.learning_rate", 2e-3 if usual else _learning_rate(config), _TABM),
+        ("training.weight_decay", 3e-4, _TABM),
+        ("training.decay_schedule", "constant", _TABM),
+        ("training.schedule", "constant", _TABM),
+        *_stopping_choices(config.training, validation_rows, epochs, monitor=monitor, waits=(16, _TABM)),
+    ]
+
+
+_TABM_BATCHES = ((2_800, 32), (4_500, 64), (6_400, 128), (32_000, 256), (108_000, 512))
+_TABM_EPOCHS = 200
 
 
 def _stopping_choices(
@@ -211,15 +256,17 @@ def _stopping_choices(
     *,
     enabled: tuple[bool, str] = (True, "there are validation rows"),
     monitor: tuple[str, str] = ("val_loss", "the smoothest measure of progress"),
+    waits: tuple[int, str] | None = None,
 ) -> list[Choice]:
     epochs = default_epochs if training.epochs is UNSET else training.epochs
     path = "training.early_stopping."
     stops = enabled[0] if training.early_stopping.enabled is UNSET else training.early_stopping.enabled
-    patience = [(path + "patience", max(10, epochs // 4), "a quarter of the epochs, at least 10")] if stops else []
+    patience, why = waits or (max(10, epochs // 4), "a quarter of the epochs, at least 10")
+    waiting = [(path + "patience", patience, why)] if stops else []
     if not validation_rows:
         off = (path + "enabled", False, "there are no validation rows")
-        return [off] if training.early_stopping.monitor is UNSET else [off, *patience]
-    return [(path + "enabled", *enabled), *patience, (path + "monitor", *monitor)]
+        return [off] if training.early_stopping.monitor is UNSET else [off, *waiting]
+    return [(path + "enabled", *enabled), *waiting, (path + "monitor", *monitor)]
 
 
 _LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lion": 2e-4, "muon": 2e-3}

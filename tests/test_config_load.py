@@ -116,8 +116,8 @@ def test_a_loaded_config_agrees_with_msgspec(write) -> None:
 STRUCTURE = {
     "unknown key": (
         TABLE + "modle: {}",
-        ["c.yaml:2: modle: unknown key; options: name, data, split, audit, model, training, seed, device, precision, "
-         "threads, golden_rows; did you mean 'model'?"],
+        ["c.yaml:2: modle: unknown key; options: name, data, preset, split, audit, model, training, seed, device, "
+         "precision, threads, golden_rows; did you mean 'model'?"],
     ),
     "unknown key in its own section's words": (
         TABLE + "split: {colum: a}",
@@ -135,8 +135,8 @@ STRUCTURE = {
     ),
     "dotted key": (
         TABLE + "split.column: c",
-        ["c.yaml:2: 'split.column': unknown key; options: name, data, split, audit, model, training, seed, device, "
-         "precision, threads, golden_rows; nest it: one section a line, each indented further"],
+        ["c.yaml:2: 'split.column': unknown key; options: name, data, preset, split, audit, model, training, seed, "
+         "device, precision, threads, golden_rows; nest it: one section a line, each indented further"],
     ),
     "merge key": (
         TABLE + "split: {<<: {strategy: random}}",
@@ -343,7 +343,7 @@ RULES = {
     ),
     "network of other data": (
         TABLE + "model: {name: resnet18}",
-        "c.yaml:2: model.name: expected realmlp, realmlp_s or mlp for data.tabular, got resnet18",
+        "c.yaml:2: model.name: expected realmlp, realmlp_s, tabm or mlp for data.tabular, got resnet18",
     ),
     "architecture of another network": (
         TABLE + "model: {architecture: {width: 8}}",

@@ -173,11 +173,13 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("audit.conflicts", Key("fail", "findings", {**COPIES, "data.tabular.path": "conflicts.csv"})),
     *((f"audit.{check}", Key("fail", "findings", ODD)) for check in ("columns", "classes", "drift")),
     ("audit.near_duplicates", Key("fail", "findings", {**IMAGES, "data.image.path": "alike"})),
+    ("preset", Key("fast", "program", {**TABLE, "model.name": None, "model.architecture.dropout": None})),
     ("model.type", Key("vision", "refusal", says="model.type")),
     (
         "model.name",
         Key("resnet18", "shapes", {**IMAGES, "model.architecture.stages": None, "model.architecture.width": None}),
     ),
+    ("model.architecture.members", Key(3, "program", {**TABLE, "model.name": "tabm"})),
     ("model.architecture.input_dim", Key(99, "refusal", says="model.architecture.input_dim: expected")),
     ("model.architecture.hidden_layers", Key([5], "program")),
     ("model.architecture.dropout", Key(0.5, "program")),
@@ -255,6 +257,8 @@ IDLE: tuple[tuple[str, Settings, str], ...] = (
     ("model.architecture.embedding_dim", {**NUMBERS, "model.architecture.embedding_dim": 5}, "got none; remove it"),
     ("model.architecture.activation", {**B0, "model.architecture.activation": "relu"}, "has no such option"),
     ("model.architecture.width", {**B0, "model.architecture.width": 8}, "has no such option"),
+    ("preset", {**IMAGES, "preset": "fast"}, "expected a table, whose network it chooses"),
+    ("preset", {**TABLE, "preset": "fast"}, "expected no `model.name` with it"),
     ("training.momentum", {**TABLE, "training.momentum": 0.5}, "has no effect"),
     ("data.cache.path", {**TABLE, "data.loading": "resident", "data.cache.path": "cache"}, "has no effect"),
     (

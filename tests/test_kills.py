@@ -42,13 +42,14 @@ def images_of(home: Path) -> dict[str, Any]:
 def config_of(name: str, home: Path) -> Config:
     """One of the four configs that are killed."""
     mlp, resnet = {"architecture": {"hidden_layers": [8]}}, {"architecture": {"stages": [1], "width": 4}}
+    tabm = {"name": "tabm", "architecture": {"hidden_layers": [8], "members": 3}}
     cache = {"loading": "streamed", "cache": {"path": str(home / "cache")}}
     stopping = {"early_stopping": {"patience": 2}}
     data, model, training = {
         "table": (table_of(home), mlp, stopping),
         "image": (images_of(home), resnet, {}),
         "streamed": (images_of(home) | cache, resnet, {"ema_decay": 0.9}),
-        "averaged": (table_of(home), mlp, {"ema_decay": 0.9, "accumulate_steps": 3}),
+        "averaged": (table_of(home), tabm, {"ema_decay": 0.9, "accumulate_steps": 3}),
     }[name]
     content = {"name": name, "data": data, "model": model, "training": {"batch_size": 8, "epochs": 4} | training}
     return config_from_dict(content, "test")

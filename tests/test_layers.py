@@ -27,7 +27,7 @@ LAYERS: dict[int, dict[str, str]] = {
         "transforms": """transforms/augment transforms/base transforms/build transforms/image
             transforms/piecewise transforms/tabular""",
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp
-            models/realmlp models/resnet""",
+            models/realmlp models/resnet models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/event_types
             training/losses training/metrics training/outputs training/state training/stopping""",
         "artifact": "artifact/answers artifact/files artifact/golden artifact/manifest artifact/tree",

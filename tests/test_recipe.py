@@ -150,3 +150,30 @@ def test_all_rows_may_be_trained_on_and_training_may_stop_by_them(tmp_path: Path
     assert result.report["training"]["epochs"] == 3
     reread = load_config(result.run_dir / "resolved.yaml")
     assert resolve(reread, result.predictor.schema, train_rows=80, validation_rows=0)[0].training == reread.training
+
+
+@pytest.mark.parametrize(("preset", "name"), [("fast", "realmlp_s"), ("default", "realmlp"), ("best", "tabm")])
+def test_a_preset_chooses_the_network_of_a_table(preset: str, name: str) -> None:
+    config = config_for("classes", preset=preset)
+    resolved, decisions = resolve(config, SCHEMAS["classes"], train_rows=900, validation_rows=100)
+    assert resolved.model.name == name
+    assert "model.name" in {decision.key for decision in decisions}
+    named = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, name="mlp"))
+    assert resolve(named, SCHEMAS["classes"], train_rows=900, validation_rows=100)[0].model.name == "mlp"
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size"), [(900, 32), (2_800, 64), (4_500, 128), (6_400, 256), (32_000, 512), (108_000, 1024)]
+)
+def test_tabm_gets_its_constants(rows: int, batch_size: int) -> None:
+    """Those of TabM's `example.ipynb`, and AutoGluon's batches by rows, each as it starts."""
+    config = config_for("classes", preset="best")
+    resolved, _ = resolve(config, SCHEMAS["classes"], train_rows=rows, validation_rows=rows // 4)
+    training, shape = resolved.training, resolved.model.architecture
+    assert training.batch_size == batch_size
+    assert (training.optimizer, training.learning_rate, training.weight_decay) == ("adamw", 2e-3, 3e-4)
+    assert (training.gradient_clip_norm, training.schedule) == (1.0, "constant")
+    assert (training.early_stopping.enabled, training.early_stopping.patience) == (True, 16)
+    assert (shape.members, shape.hidden_layers, shape.dropout, shape.activation) == (32, (512, 512), 0.1, "relu")
+    assert resolved.data.tabular is not None
+    assert resolved.data.tabular.preprocessing.numeric_bins == 48

@@ -171,6 +171,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def test_members_of_one_network_end_in_the_same_bits(tmp_path: Path) -> None:
+    model = {"name": "tabm", "architecture": {"hidden_layers": [4], "dropout": 0.3, "members": 3}}
+    tabular = {"path": str(write_table(tmp_path / "t.csv", rows=120)), "target_column": "kind", "id_column": "id"}
+    story = story_of({"tabular": tabular}, TABLE | {"model": model})
+    assert_resumes(story, tmp_path / "checkpoints", some_moments("members", 19, 3), story.run())
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_table_ends_in_the_same_bits(tmp_path: Path, name: str) -> None:
     story = table_story(tmp_path, **OPTIONS[name])

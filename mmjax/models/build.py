@@ -17,6 +17,8 @@ from mmjax.models.mlp import MLP, default_embedding_dim, make_mlp
 from mmjax.models.realmlp import EMBEDDING_DIM as REALMLP_EMBEDDING_DIM
 from mmjax.models.realmlp import RealMLP, make_realmlp
 from mmjax.models.resnet import RESNETS, ResNet, ResNetRow
+from mmjax.models.tabm import EMBEDDING_DIM as TABM_EMBEDDING_DIM
+from mmjax.models.tabm import MEMBERS, TabM, make_tabm
 from mmjax.schema import Batch, Schema
 
 _RESNET = Architecture(dropout=0.0, activation="relu")
@@ -26,6 +28,7 @@ ARCHITECTURE_DEFAULTS: dict[str, Architecture] = {
     "mlp": Architecture(hidden_layers=(256, 256), dropout=0.1, activation="silu", normalization="none", residual=False),
     "realmlp": Architecture(hidden_layers=(256, 256, 256), dropout=0.15),
     "realmlp_s": Architecture(hidden_layers=(256, 256, 256)),
+    "tabm": Architecture(hidden_layers=(512, 512), dropout=0.1, activation="relu", members=MEMBERS),
     "resnet": Architecture(stages=(2, 2, 2), width=32, dropout=0.0, activation="relu"),
     **dict.fromkeys(RESNETS, _RESNET),
     **_EFFICIENTNET,
@@ -43,10 +46,12 @@ def build_model(
     outputs: int,
     precision: str = "float32",
     cardinalities: tuple[int, ...] | None = None,
+    onehots: tuple[int, ...] = (),
 ) -> Model:
     """Return the network that `model.name` names, for batches of `schema`, with `outputs` values per row.
 
     `cardinalities` are those of the batch's category columns, where a Transform leaves fewer than the schema has.
+    `onehots` are the widths of the one-hot columns that its `dense` ends with (tabm).
     `precision` ("float32" or "bfloat16") is the compute type; parameters, batch statistics and outputs are f32.
     Raises ConfigError as `resolve_architecture` does.
     """
@@ -66,6 +71,20 @@ def build_model(
                     codes,
                     0 if shape.embedding_dim is UNSET else shape.embedding_dim,
                     simple,
+                    dtype,
+                )
+            )
+        case "tabm":
+            return make_tabm(
+                TabM(
+                    outputs,
+                    shape.members,
+                    shape.hidden_layers,
+                    activation,
+                    shape.dropout,
+                    codes,
+                    0 if shape.embedding_dim is UNSET else shape.embedding_dim,
+                    onehots,
                     dtype,
                 )
             )
@@ -107,11 +126,11 @@ def resolve_architecture(model: ModelConfig, schema: Schema) -> Architecture:
     given = {field: value for field, value in _items(model.architecture) if value is not UNSET and value is not None}
     used = [field for field, value in _items(defaults) if value is not UNSET and value is not None]
     derived: dict[str, Any] = {}
-    if name in ("mlp", "realmlp", "realmlp_s"):
+    if name in ("mlp", "realmlp", "realmlp_s", "tabm"):
         derived["input_dim"] = len(schema.features)
         if schema.cardinalities:
-            own = default_embedding_dim(schema.cardinalities) if name == "mlp" else REALMLP_EMBEDDING_DIM
-            derived["embedding_dim"] = own
+            fixed = TABM_EMBEDDING_DIM if name == "tabm" else REALMLP_EMBEDDING_DIM
+            derived["embedding_dim"] = default_embedding_dim(schema.cardinalities) if name == "mlp" else fixed
         used += ["input_dim", "embedding_dim"]
     if name in ("realmlp", "realmlp_s"):
         derived["activation"] = "mish" if schema.target.task == "regression" else "selu"

@@ -29,6 +29,11 @@ def normal_init(std: float) -> Callable[[jax.Array, tuple[int, ...], Any], jax.A
     return init
 
 
+def uniform_init(bound: float) -> Callable[[jax.Array, tuple[int, ...], Any], jax.Array]:
+    """Return the initialiser that draws from U(-bound, bound)."""
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 def he_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Return weights `[..., inputs, outputs]` of variance 2 / fan_in (He et al. 2015, arXiv 1502.01852, eq. 10)."""
     return normal_init(math.sqrt(2.0 / math.prod(shape[:-1])))(key, shape, dtype)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mmjax.models.base import Model, Rates
-from mmjax.models.layers import FadingDropout, embedded, model_from_linen, normal_init, table_inputs
+from mmjax.models.layers import FadingDropout, embedded, model_from_linen, normal_init, table_inputs, uniform_init
 
 FREQUENCIES, FREQUENCY_STD = 16, 0.1
 """Waves of each number, and the deviation that their frequencies are drawn with."""
@@ -49,11 +49,6 @@ class PeriodicEmbedding(nn.Module):
         mixture = jax.lax.dot_general(wave, kernel, (((2,), (1,)), ((1,), (0,)))).swapaxes(0, 1) + offset[None]
         beside = jnp.concatenate([mixture, numeric[..., None]], axis=-1)
         return beside.reshape(numeric.shape[0], columns * NUMBER_DIM)
-
-
-def uniform_init(bound: float) -> Callable[[jax.Array, tuple[int, ...], Any], jax.Array]:
-    """Return the initialiser that draws from U(-bound, bound)."""
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class NTKDense(nn.Module):

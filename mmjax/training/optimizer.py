@@ -34,7 +34,8 @@ def make_optimizer(
     """
     name = training.optimizer
     assert name is not UNSET
-    clip = [] if training.gradient_clip_norm is None else [optax.clip_by_global_norm(training.gradient_clip_norm)]
+    norm = training.gradient_clip_norm
+    clip = [optax.clip_by_global_norm(norm)] if isinstance(norm, float) else []
     direction = optax.chain(*clip, _direction(name, training))
     if name != "muon" and sum(leaf.size for leaf in jax.tree.leaves(params)) <= flat_limit:
         direction = optax.flatten(direction)

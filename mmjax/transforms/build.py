@@ -8,12 +8,13 @@ from mmjax.config import Config, Preprocessing, Scaler
 from mmjax.schema import Schema
 from mmjax.transforms.base import Transform, chain, identity
 from mmjax.transforms.image import scale_image
-from mmjax.transforms.piecewise import piecewise_linear
+from mmjax.transforms.piecewise import piecewise_codes, piecewise_linear
 from mmjax.transforms.tabular import (
     cyclic_dates,
     impute,
     min_max,
     one_hot,
+    onehot_width,
     only_seen,
     ordinal,
     robust_scale,
@@ -28,18 +29,19 @@ def build_transform(config: Config, schema: Schema) -> Transform:
     if config.data.tabular is not None:
         if config.split.folds and schema.cardinalities:
             parts.append(only_seen(schema.cardinalities))
-        parts.append(table_transform(config.data.tabular.preprocessing, schema))
+        apart = config.model.name == "tabm"
+        parts.append(table_transform(config.data.tabular.preprocessing, schema, codes_apart=apart))
     if config.data.image is not None:
         parts.append(scale_image(normalize=config.data.image.augmentation.normalize))
     return chain(*parts)
 
 
-def table_transform(preprocessing: Preprocessing, schema: Schema) -> Transform:
+def table_transform(preprocessing: Preprocessing, schema: Schema, *, codes_apart: bool = False) -> Transform:
     """Return the Transform of a table; steps without columns to work on are left out.
 
     `numeric` then holds the numeric columns and the elapsed days of each date; `dense` the sines and cosines of dates,
     piecewise-linear codes, one missing-indicator for each column of `numeric`, and encoded categories; `category` stays
-    for embeddings.
+    for embeddings. With `codes_apart` the piecewise-linear codes are in `codes`, see `piecewise_codes`.
     """
     strategy, scaler = preprocessing.handle_missing, preprocessing.scaler
     assert strategy is not UNSET
@@ -47,7 +49,8 @@ def table_transform(preprocessing: Preprocessing, schema: Schema) -> Transform:
     assert preprocessing.numeric_bins is not UNSET
     steps = [cyclic_dates(schema.cyclic_features)] if schema.cyclic_features else []
     if schema.numeric_features:
-        steps += [piecewise_linear(preprocessing.numeric_bins)] if preprocessing.numeric_bins else []
+        code = piecewise_codes if codes_apart else piecewise_linear
+        steps += [code(preprocessing.numeric_bins)] if preprocessing.numeric_bins else []
         steps.append(impute(strategy, _fill_values(preprocessing, schema)))
         steps += [_scale(scaler)] if preprocessing.normalize else []
     if schema.cardinalities:
@@ -61,6 +64,19 @@ def embedded_cardinalities(preprocessing: Preprocessing, schema: Schema) -> tupl
         return schema.cardinalities
     assert preprocessing.onehot_categories is not UNSET
     return tuple(n for n in schema.cardinalities if n > preprocessing.onehot_categories + 1)
+
+
+def onehot_widths(preprocessing: Preprocessing, schema: Schema) -> tuple[int, ...]:
+    """Return how many columns of `dense` each category column has that is one-hot; they are the last ones of it."""
+    match preprocessing.categorical_encoding:
+        case "onehot":
+            return schema.cardinalities
+        case "onehot_or_embedding":
+            assert preprocessing.onehot_categories is not UNSET
+            few = [n for n in schema.cardinalities if n <= preprocessing.onehot_categories + 1]
+            return tuple(onehot_width(n) for n in few)
+        case _:
+            return ()
 
 
 def _fill_values(preprocessing: Preprocessing, schema: Schema) -> tuple[float, ...]:

@@ -45,6 +45,32 @@ def piecewise_linear(bins: int) -> Transform:
     return Transform(fit, apply)
 
 
+def piecewise_codes(bins: int) -> Transform:
+    """Return the Transform that adds `codes f32[B, F, bins]`: those of `piecewise_linear`, column by column.
+
+    A column of fewer bins has zeros in those that it lacks.
+    """
+
+    def fit(batch: Batch) -> dict[str, np.ndarray]:
+        numeric = np.asarray(batch["numeric"])
+        lower, upper, per_width = np.zeros((3, numeric.shape[1], bins), np.float32)
+        for at, column in enumerate(numeric.T):
+            edges = bin_edges(column, bins)
+            count = len(edges) - 1
+            lower[at, :count], upper[at, :count] = edges[:-1] * np.float32(SHRINK), edges[1:] * np.float32(SHRINK)
+            per_width[at, :count] = 1.0 / (np.diff(edges.astype(np.float64)) * SHRINK)
+        return {"lower": lower, "upper": upper, "per_width": per_width}
+
+    def apply(state: Any, batch: Batch) -> Batch:
+        numeric, xp = finite_numbers(batch)
+        lower, upper = state["lower"][None], state["upper"][None]
+        x = xp.clip(numeric[:, :, None] * np.float32(SHRINK), lower, upper)
+        code = xp.minimum((x - lower) * state["per_width"][None], np.float32(1.0))
+        return batch | {"codes": xp.where(xp.isnan(code), np.float32(0.0), code)}
+
+    return Transform(fit, apply)
+
+
 def bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
     """Return at most `bins + 1` ascending distinct edges f32 of a column; none for a constant or empty column."""
     known = values[~np.isnan(values)].astype(np.float64)

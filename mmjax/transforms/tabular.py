@@ -168,7 +168,7 @@ def scaled_one_hot(cardinalities: tuple[int, ...], most: int) -> Transform:
     """
     small = np.array([n <= most + 1 for n in cardinalities])
     moved, kept = np.flatnonzero(small), np.flatnonzero(~small)
-    column = np.concatenate([np.full(1 if cardinalities[i] == 3 else cardinalities[i] - 1, i) for i in moved] or [[]])
+    column = np.concatenate([np.full(onehot_width(cardinalities[i]), i) for i in moved] or [[]])
     column = column.astype(np.int32)
     code = np.concatenate([[1] if cardinalities[i] == 3 else np.arange(1, cardinalities[i]) for i in moved] or [[]])
     code = code.astype(np.int32)
@@ -213,6 +213,11 @@ def only_seen(cardinalities: tuple[int, ...]) -> Transform:
         return batch | {"category": codes * state[codes + first[None, :]]}
 
     return Transform(fit, apply)
+
+
+def onehot_width(cardinality: int) -> int:
+    """Return the columns that `scaled_one_hot` makes of a column with so many codes."""
+    return 1 if cardinality == 3 else cardinality - 1
 
 
 def ordinal(cardinalities: tuple[int, ...]) -> Transform:

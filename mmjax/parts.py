@@ -32,7 +32,7 @@ class States(NamedTuple):
 def build_parts(config: Config, schema: Schema) -> Parts:
     """Return the Parts of a resolved config (no field UNSET that they read)."""
     transform = build_transform(config, schema)
-    output = build_output(schema.target, loss_name(config))
+    output = build_output(schema.target, loss_name(config), positive_index=schema.positive_index)
     assert isinstance(config.precision, str), "the recipe decides the precision"
     tabular = config.data.tabular
     codes = embedded_cardinalities(tabular.preprocessing, schema) if tabular else ()

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import os
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 
 from mmjax.artifact.models import locate_model
-from mmjax.artifact.predictor import Predictions, Predictor, load_predictor, to_predictions
+from mmjax.artifact.predictor import Predictions, Predictor, load_predictor, set_texts, to_predictions
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
 from mmjax.data.encode import check_columns, unknown_categories
@@ -73,6 +74,7 @@ class Written(NamedTuple):
 def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
     """Return what was Written to the CSV `output`: identifier, `prediction`, `probability_<class>` for every class.
 
+    Then, of a model that has them, `set` (a JSON list of classes), `lower` and `upper`, `abstained` (true or false).
     The file appears whole or not at all. Raises DataError for what the schema refuses, naming rows and columns.
     """
     given = open_input(predictor, source)
@@ -85,6 +87,7 @@ def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
             heading = [given.heading, "prediction", *(f"probability_{name}" for name in classes)]
+            heading += more_headings(predictor)
             _writer(file, heading).writerow(heading)
             for chunk in given.chunks:
                 _writer(file, (*map(str, chunk.identifiers), *classes)).writerows(output_rows(chunk, predictor))
@@ -111,12 +114,22 @@ def _writer(file: IO[str], texts: Iterable[str]) -> Any:
 def output_rows(chunk: Chunk, predictor: Predictor) -> Iterator[tuple[Any, ...]]:
     """Yield the output rows of a chunk. Numbers are written so that reading them gives the same f32 or f64."""
     found: Predictions = to_predictions(predictor.schema, _scores(chunk, predictor))
-    predicted = found.prediction.tolist()
-    if found.probabilities is None:
-        yield from zip(chunk.identifiers, predicted, strict=True)
-        return
-    for identifier, prediction, probabilities in zip(chunk.identifiers, predicted, found.probabilities, strict=True):
-        yield (identifier, prediction, *map(str, probabilities))
+    columns: list[Iterable[Any]] = [chunk.identifiers, found.prediction.tolist()]
+    if found.probabilities is not None:
+        columns += [map(str, column) for column in found.probabilities.T]
+    if found.sets is not None:
+        columns += [[json.dumps(texts, ensure_ascii=False) for texts in set_texts(found.classes, found.sets)]]
+    if found.intervals is not None:
+        columns += found.intervals.T.tolist()
+    if found.abstained is not None:
+        columns += [["true" if abstained else "false" for abstained in found.abstained.tolist()]]
+    yield from zip(*columns, strict=True)
+
+
+def more_headings(predictor: Predictor) -> list[str]:
+    """Return the headings of what a model's Output adds to its answers."""
+    added = {"least_probability": ["set"], "half_width": ["lower", "upper"], "abstain_below": ["abstained"]}
+    return [heading for key, headings in added.items() if key in predictor.states.output for heading in headings]
 
 
 def _scores(chunk: Chunk, predictor: Predictor) -> Scores:

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
 
+from mmjax.analysis.answers import answer_lines
 from mmjax.analysis.card import model_card
 from mmjax.analysis.evaluation import Evaluation, evaluate_scores
 from mmjax.analysis.log import get_logger
 from mmjax.analysis.present import closing_lines, print_results
 from mmjax.analysis.report import Report, ReportInput, build_report, write_report
+from mmjax.analysis.trust import with_facts
 from mmjax.artifact.bundle import BundleContents, save_bundle
 from mmjax.artifact.files import parse_object, write_json_atomic
 from mmjax.artifact.predictor import Predictor, load_predictor, make_golden, make_predictor
@@ -52,6 +55,7 @@ from mmjax.resume import (
 from mmjax.schema import schema_to_json
 from mmjax.training.callbacks import metrics_logger, progress
 from mmjax.training.checkpoint import Loaded, checkpointer, load_newest
+from mmjax.training.decide import Facts, Rows, answers, decide, fits_on_validation
 from mmjax.training.event_types import Event
 from mmjax.training.events import TrainResult, train_events, watch
 from mmjax.training.setup import Setup, set_up
@@ -143,11 +147,13 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 tell("steps: one call each, as XLA lays out convolutions badly inside a loop on a CPU")
             result = _train(config, run, setup, backend, options)
         with record.stage("evaluate"):
-            states = _calibrated(config, setup, States(result.variables, *setup.fitted), options.tell)
-            evaluations = _evaluate(setup, states)
+            states, facts = _decided(config, setup, States(result.variables, *setup.fitted))
+            evaluations = _evaluate(setup, states, calibrated="calibration" in facts)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("bundle"):
-            report = _report(config, prepared, decisions, setup, result, evaluations, record.seconds)
+            report = _report(config, prepared, decisions, setup, result, evaluations, facts, record.seconds)
+            for line in answer_lines(report):
+                options.tell(line)
             predictor = make_predictor(config, prepared.schema, states)
             provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **_provenance(prepared, backend)}
             bundle = _save_bundle(run_dir, config, prepared, predictor, metrics, report, provenance)
@@ -270,25 +276,23 @@ def _checkpoint_dir(config: Config, run: Chosen) -> Path:
     return folder
 
 
-def _calibrated(config: Config, setup: Setup, states: States, tell: Callable[[str], None]) -> States:
-    """Return the states with the output's temperature fitted on the validation rows, where the config asks for it."""
-    if config.training.calibration != "temperature" or setup.calibrate is None:
-        return states
-    scores, batch = setup.scorer.scores(states, "validation")
-    output = setup.calibrate(states.output, scores.outputs, batch["label"], batch.get("weight"))
-    tell(
-        f"calibration: temperature {float(output['temperature']):.3g}, fitted on {len(batch['label'])} validation rows"
-    )
-    return states._replace(output=output)
+def _decided(config: Config, setup: Setup, states: States) -> tuple[States, Facts]:
+    """Return the states with what the config asks for fitted on the validation rows, and what that is."""
+    training, schema = config.training, setup.scorer.prepared.schema
+    rows = Rows(*setup.scorer.scores(states, "validation")) if fits_on_validation(training) else None
+    output, facts = decide(training, schema, setup.output, states.output, rows)
+    return states._replace(output=output), facts
 
 
-def _evaluate(setup: Setup, states: States) -> dict[str, Evaluation]:
+def _evaluate(setup: Setup, states: States, *, calibrated: bool) -> dict[str, Evaluation]:
     """Return the Evaluation of each split that has rows."""
-    evaluations = {}
+    schema, evaluations, (_, plain) = setup.scorer.prepared.schema, {}, setup.fitted
     for name in PARTS:
         if len(getattr(setup.scorer.prepared.split, name)):
             scores, batch = setup.scorer.scores(states, name)
-            evaluation = evaluate_scores(setup.scorer.prepared.schema, scores, batch)
+            before = answers(setup.output, plain, scores.outputs).probabilities if calibrated else None
+            before = None if before is None else np.asarray(before)
+            evaluation = evaluate_scores(schema, scores, batch, state=states.output, before=before)
             loss = {"loss": setup.scorer.loss(scores.outputs, batch)}
             evaluations[name] = evaluation._replace(metrics=loss | evaluation.metrics)
     return evaluations
@@ -301,6 +305,7 @@ def _report(
     setup: Setup,
     result: TrainResult,
     evaluations: dict[str, Evaluation],
+    facts: Facts,
     seconds: dict[str, float],
 ) -> Report:
     """Return the report of the run."""
@@ -321,6 +326,7 @@ def _report(
             samples_per_second=result.samples_per_second,
             parameters=setup.task.parameters,
             versions=versions(),
+            answers=with_facts(facts, {name: evaluation.trust for name, evaluation in evaluations.items()}),
         )
     )
 

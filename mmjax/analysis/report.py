@@ -3,7 +3,9 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mmjax.schema import Schema
@@ -43,6 +45,8 @@ class ReportInput(NamedTuple):
     samples_per_second: float
     parameters: int
     versions: dict[str, str]
+    answers: Mapping[str, Any] = MappingProxyType({})
+    """`calibration`, `threshold`, `conformal`, `abstention`: what was fitted, and `splits` with figures by split."""
 
 
 def build_report(given: ReportInput) -> Report:
@@ -54,6 +58,7 @@ def build_report(given: ReportInput) -> Report:
             "metrics": given.metrics,
             "per_class": given.per_class,
             "confusion": given.confusion,
+            "answers": dict(given.answers),
             "data": _data(given),
             "decisions": list(given.decisions),
             "training": _training(given),

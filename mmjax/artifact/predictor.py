@@ -35,6 +35,12 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray | None
     """f32[N, K] in the order of `classes`; None for regression."""
     classes: tuple[str, ...]
+    sets: np.ndarray | None = None
+    """bool[N, K]: the classes in each row's set; None unless trained with `training.coverage`."""
+    intervals: np.ndarray | None = None
+    """f64[N, 2], lower and upper end; None unless trained with `training.coverage`."""
+    abstained: np.ndarray | None = None
+    """bool[N]: rows that are too unsure to be answered; None without `training.abstain_below`."""
 
 
 class Predictor(NamedTuple):
@@ -115,17 +121,33 @@ def _batches(schema: Schema, columns: Columns, *, label: bool) -> Iterator[Batch
 
 def concatenate(parts: Iterable[Scores]) -> Scores:
     """Return successive Scores as one."""
-    outputs, prediction, probabilities = zip(*parts, strict=True)
-    joined = None if probabilities[0] is None else np.concatenate(probabilities)
-    return Scores(np.concatenate(outputs), np.concatenate(prediction), joined)
+    fields: list[Any] = [None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    return Scores(*fields)
 
 
 def to_predictions(schema: Schema, scores: Scores) -> Predictions:
     """Return Scores in the words of the data: class texts, or values."""
     if scores.probabilities is None:
-        return Predictions(scores.prediction[:, 0] + np.float64(schema.target.offset), None, ())
+        offset = np.float64(schema.target.offset)
+        intervals = None if scores.intervals is None else scores.intervals[:, 0] + offset
+        return Predictions(scores.prediction[:, 0] + offset, None, (), intervals=intervals)
     classes = np.array(schema.target.classes, dtype=object)
-    return Predictions(classes[scores.prediction], scores.probabilities, schema.target.classes)
+    return Predictions(
+        classes[scores.prediction],
+        scores.probabilities,
+        schema.target.classes,
+        sets=scores.sets,
+        abstained=scores.abstained,
+    )
+
+
+def set_texts(classes: Sequence[str], sets: np.ndarray) -> list[list[str]]:
+    """Return the class texts in each of the sets bool[N, K].
+
+    >>> set_texts(("a", "b"), np.array([[True, False], [True, True], [False, False]]))
+    [['a'], ['a', 'b'], []]
+    """
+    return [[name for name, inside in zip(classes, row, strict=True) if inside] for row in sets.tolist()]
 
 
 def make_predictor(config: Config, schema: Schema, states: States, *, digest: str = "") -> Predictor:

@@ -349,8 +349,7 @@ def _filled(host: Batch, parts: Sequence[Batch]) -> Batch:
 
 
 def _rows(scores: Scores, start: int, stop: int) -> Scores:
-    probabilities = None if scores.probabilities is None else scores.probabilities[start:stop]
-    return Scores(scores.outputs, scores.prediction[start:stop], probabilities)
+    return scores.map(lambda array: array[start:stop])
 
 
 # ---- on the event loop again

@@ -233,13 +233,12 @@ def compile_bucket(forward: Forward, states: States, blank: Batch) -> Program:
     executable, on_gpu = precompiled(forward, *states, blank).run, platform() != "cpu"
 
     def program(batch: Batch) -> Scores:
-        _, (prediction, probabilities) = executable(*states, batch)
-        if probabilities is None:
-            return Scores(NO_OUTPUTS, np.asarray(prediction), None)
+        _, found = executable(*states, batch)
         if on_gpu:
-            prediction.copy_to_host_async()
-        told = np.asarray(probabilities)
-        return Scores(NO_OUTPUTS, np.asarray(prediction), told)
+            for values in found:
+                if values is not None:
+                    values.copy_to_host_async()
+        return Scores(NO_OUTPUTS, *found).map(np.asarray)
 
     return program
 

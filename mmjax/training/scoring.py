@@ -28,6 +28,17 @@ class Scores(NamedTuple):
     """i32[N] class index, or f32[N, T]."""
     probabilities: np.ndarray | None
     """f32[N, K] for classification."""
+    sets: np.ndarray | None = None
+    """bool[N, K], as in a Prediction; and so on."""
+    intervals: np.ndarray | None = None
+    """f32[N, T, 2]."""
+    abstained: np.ndarray | None = None
+    """bool[N]."""
+
+    def map(self, function: Callable[[Any], Any]) -> "Scores":
+        """Return the Scores with `function` of each array that there is."""
+        arrays: list[Any] = [None if array is None else function(array) for array in self]
+        return Scores(*arrays)
 
 
 Forward = Callable[[Any, Any, Any, Batch], tuple[jax.Array, Prediction]]
@@ -79,7 +90,7 @@ def score(
         outputs, prediction = forward(*states, pad_rows(piece, max(smallest, bucket_of(stop - start, largest))))
         parts.append(jax.tree.map(lambda leaf, rows=stop - start: np.asarray(leaf)[:rows], (outputs, prediction)))
     outputs, prediction = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    return Scores(outputs, prediction.prediction, prediction.probabilities)
+    return Scores(outputs, *prediction)
 
 
 def metrics_of(schema: Schema, scores: Scores, batch: Batch) -> dict[str, float]:
@@ -95,5 +106,6 @@ def metrics_of(schema: Schema, scores: Scores, batch: Batch) -> dict[str, float]
         scores.probabilities.astype(np.float64),
         np.asarray(batch["label"], np.int64),
         positive_index=schema.positive_index,
+        predictions=scores.prediction.astype(np.int64),
         weight=weight,
     )

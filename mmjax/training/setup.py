@@ -15,10 +15,12 @@ from mmjax.errors import ConfigError, DataError
 from mmjax.models.build import count_parameters
 from mmjax.parts import Parts, States
 from mmjax.schema import Batch
+from mmjax.training.decide import decision_problems
 from mmjax.training.events import Measure, Plan, Task
 from mmjax.training.losses import Loss, class_weight_array, make_loss
 from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
+from mmjax.training.outputs import Output
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, bucket_of, inputs_of, metrics_of, score
 from mmjax.training.state import TrainState, init_state
 from mmjax.training.steps import Learner
@@ -66,8 +68,8 @@ class Setup(NamedTuple):
     fitted: tuple[Any, Any]
     """Transform and output states."""
     scorer: Scorer
-    calibrate: Callable[..., Any] | None
-    """The Output's, for when training is done."""
+    output: Output
+    """For when training is done: its state is added to by `training.decide`."""
 
 
 def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
@@ -114,7 +116,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         parameters=count_parameters(variables),
         validation_rows=len(prepared.split.validation),
     )
-    return Setup(state, task, plan, fitted, scorer, parts.output.calibrate)
+    return Setup(state, task, plan, fitted, scorer, parts.output)
 
 
 def _training_rows(prepared: Prepared) -> Batch:
@@ -153,6 +155,7 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
             "training.calibration: temperature expected a classification target and validation rows, got "
             f"{prepared.schema.target.task} and {len(prepared.split.validation)} rows; remove it, or set it to none"
         )
+    problems += decision_problems(training, prepared.schema, prepared.batch["label"][prepared.split.validation])
     batches = _batches(training, len(prepared.split.train)) * _epochs(training)
     if training.accumulate_steps > batches:
         told = f"expected at most {batches}, the batches of the whole run, got {training.accumulate_steps}"

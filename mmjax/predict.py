@@ -16,7 +16,15 @@ import msgspec
 import numpy as np
 
 from mmjax.artifact.models import locate_model
-from mmjax.artifact.predictor import Predictions, Predictor, load_predictor, set_texts, to_predictions
+from mmjax.artifact.predictor import (
+    Predictions,
+    Predictor,
+    abstaining_predictor,
+    added_answers,
+    load_predictor,
+    set_texts,
+    to_predictions,
+)
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
 from mmjax.data.encode import check_columns, unknown_categories
@@ -31,6 +39,8 @@ from mmjax.training.scoring import Scores
 CHUNK_ROWS = 8192
 """Rows of a table in memory at a time."""
 CHUNK_IMAGES = 256
+HEADINGS = {"sets": ["set"], "intervals": ["lower", "upper"], "abstained": ["abstained"]}
+"""Of the columns of what only some models answer."""
 SHOWN = 20
 """How many bad files are listed; the others are counted."""
 
@@ -87,7 +97,7 @@ def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
             heading = [given.heading, "prediction", *(f"probability_{name}" for name in classes)]
-            heading += more_headings(predictor)
+            heading += [name for field in added_answers(predictor) for name in HEADINGS[field]]
             _writer(file, heading).writerow(heading)
             for chunk in given.chunks:
                 _writer(file, (*map(str, chunk.identifiers), *classes)).writerows(output_rows(chunk, predictor))
@@ -124,12 +134,6 @@ def output_rows(chunk: Chunk, predictor: Predictor) -> Iterator[tuple[Any, ...]]
     if found.abstained is not None:
         columns += [["true" if abstained else "false" for abstained in found.abstained.tolist()]]
     yield from zip(*columns, strict=True)
-
-
-def more_headings(predictor: Predictor) -> list[str]:
-    """Return the headings of what a model's Output adds to its answers."""
-    added = {"least_probability": ["set"], "half_width": ["lower", "upper"], "abstain_below": ["abstained"]}
-    return [heading for key, headings in added.items() if key in predictor.states.output for heading in headings]
 
 
 def _scores(chunk: Chunk, predictor: Predictor) -> Scores:
@@ -211,14 +215,21 @@ def _refuse_images(source: Path, names: np.ndarray, images: np.ndarray) -> None:
 @click.option(
     "--registry", default="registry", show_default=True, type=click.Path(), help="Where models are registered."
 )
+@click.option(
+    "--abstain-below",
+    type=float,
+    metavar="P",
+    help="Add a column `abstained`: whether the largest probability is below P  [default: as trained]",
+)
 @json_option
-def command(model: str, source: str, output: str, registry: str) -> dict[str, Any]:
+def command(model: str, source: str, output: str, registry: str, abstain_below: float | None) -> dict[str, Any]:
     """Write predictions."""
     for note in configure().notes:
         echo(note)
     started = time.perf_counter()
     located = locate_model(model, registry=registry)
     predictor = load_predictor(located.path)
+    predictor = abstaining_predictor(predictor, abstain_below, where="--abstain-below")
     loaded = time.perf_counter()
     written = predict_file(predictor, Path(source), Path(output))
     ended = time.perf_counter()

@@ -15,9 +15,10 @@ from mmjax.backend import compiled, platform, reference_mode
 from mmjax.config import Config
 from mmjax.data.encode import check_columns, columns_from_rows, encode
 from mmjax.data.pipeline import padded_slices
-from mmjax.errors import BundleError, DataError, TrainingError
+from mmjax.errors import BundleError, ConfigError, DataError, TrainingError
 from mmjax.parts import States, build_parts
 from mmjax.schema import Batch, Columns, Schema
+from mmjax.training.decide import abstain_problems, abstaining
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, score
 
 LARGEST_BUCKET = 256
@@ -154,6 +155,24 @@ def make_predictor(config: Config, schema: Schema, states: States, *, digest: st
     """Return a Predictor of fitted states."""
     forward = compiled(build_parts(config, schema).forward, precision=config.precision)
     return Predictor(schema, config, states, forward, digest)
+
+
+def abstaining_predictor(predictor: Predictor, below: float | None, *, where: str) -> Predictor:
+    """Return the Predictor that abstains below this probability, whatever it was trained with; None changes nothing.
+
+    ConfigError, naming `where` it was asked for, when it would never abstain.
+    """
+    if below is None:
+        return predictor
+    if problems := abstain_problems(where, below, predictor.schema.target.classes):
+        raise ConfigError([f"{problem} ({predictor.config.name})" for problem in problems])
+    return predictor._replace(states=predictor.states._replace(output=abstaining(predictor.states.output, below)))
+
+
+def added_answers(predictor: Predictor) -> list[str]:
+    """Return which fields of Predictions, besides those that all models have, this one's answers hold."""
+    added = {"least_probability": "sets", "half_width": "intervals", "abstain_below": "abstained"}
+    return [field for key, field in added.items() if key in predictor.states.output]
 
 
 def load_predictor(folder: str | Path) -> Predictor:

@@ -158,7 +158,8 @@ _SUMMARY: Json = {
 }
 SUMMARY: Json = {"type": "object", "required": list(_SUMMARY), "properties": _SUMMARY}
 _MODEL = _SUMMARY | {"target": TEXT, "schema": {"type": "object"}, "metrics": {"type": "object"}, "card": TEXT}
-MODEL: Json = {"type": "object", "required": list(_MODEL), "properties": _MODEL}
+_ADDED = {"answers": array_of({"enum": ["sets", "intervals", "abstained"]})}
+MODEL: Json = {"type": "object", "required": list(_MODEL), "properties": _MODEL | _ADDED}
 _SAMPLE = _record(
     {
         "name": TEXT,

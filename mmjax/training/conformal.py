@@ -1,8 +1,8 @@
 """Split-conformal sets and intervals: they hold the truth in a chosen share of cases, whatever the network. Host.
 
 On rows that were not trained on, a score says how badly the model fits the truth. The truth of a new row scores no
-worse than the `ceil((n + 1) * coverage)`-th of n such scores with a probability of `coverage` to `coverage + 1 / (n + 1)`, as
-long as all rows are exchangeable (Lei et al. 2018, arXiv 1604.04173, theorem 2.2).
+worse than the `ceil((n + 1) * coverage)`-th of n such scores with a probability between `coverage` and
+`coverage + 1 / (n + 1)`, as long as all rows are exchangeable (Lei et al. 2018, arXiv 1604.04173, theorem 2.2).
 
 - Classes: LAC, the score is minus the probability of the true class, so the set holds every class that is at least as
   probable as the quantile (Sadinle, Lei & Wasserman 2019, arXiv 1609.00451, one threshold for all classes). Such sets

@@ -29,8 +29,9 @@ def best_threshold(
     cuts = np.flatnonzero(np.diff(values, prepend=-1.0, append=2.0) > APART)
     below, above = np.append(0.0, values)[cuts], np.append(values, 1.0)[cuts]
     thresholds = np.clip(0.5 * (below + above), 0.0, 1.0)
-    fn, tn = np.append(0.0, np.cumsum(hits))[cuts], np.append(0.0, np.cumsum(misses))[cuts]
-    scores = _scores(metric, hits.sum() - fn, fn, misses.sum() - tn, tn)
+    hits, misses = np.append(0.0, np.cumsum(hits)), np.append(0.0, np.cumsum(misses))
+    fn, tn = hits[cuts], misses[cuts]
+    scores = _scores(metric, hits[-1] - fn, fn, misses[-1] - tn, tn)
     best = np.flatnonzero(scores >= scores.max() - 1e-12)
     return float(thresholds[best[np.argmin(np.abs(thresholds[best] - 0.5))]])
 

@@ -4,6 +4,7 @@ Question: the coverage of conformal sets and intervals on test, over ten seeds o
 error before and after temperature scaling. Temperature and bounds are fitted on the validation rows that have also
 chosen the best epoch, so the coverage may come out a little low: the claim is that its mean is within 1 point of 90 %.
 One seed scatters by 0.5 (adult: 4,884 validation and 9,769 test rows) to 1.5 points (wine_quality: 650 and 1,300).
+The network is small and trained for 4 epochs: what is promised holds for any.
 Hardware: two cores (AMD EPYC, 2.6 GHz). Versions: Python 3.13, jax 0.12. n = 10 seeds, one process. Nothing is timed.
 """
 
@@ -26,14 +27,13 @@ class Table(NamedTuple):
     file: str
     target: str
     task: str
-    epochs: int
 
 
 TABLES = (
-    Table("adult.csv.gz", "income", "classification", 5),
-    Table("wine_quality.csv", "quality", "classification", 30),
-    Table("telco_churn.csv", "Churn", "classification", 15),
-    Table("california_housing.csv", "median_house_value", "regression", 15),
+    Table("adult.csv.gz", "income", "classification"),
+    Table("wine_quality.csv", "quality", "classification"),
+    Table("telco_churn.csv", "Churn", "classification"),
+    Table("california_housing.csv", "median_house_value", "regression"),
 )
 
 
@@ -44,8 +44,8 @@ def answers_of(table: Table, seed: int) -> dict[str, Any]:
         "name": "coverage",
         "seed": seed,
         "data": {"tabular": {"path": str(path), "target_column": table.target, "task": table.task}},
-        "model": {"name": "mlp", "architecture": {"hidden_layers": [128, 128]}},
-        "training": {"epochs": table.epochs, "coverage": COVERAGE},
+        "model": {"name": "mlp", "architecture": {"hidden_layers": [32]}},
+        "training": {"epochs": 4, "batch_size": 256, "learning_rate": 0.01, "coverage": COVERAGE},
     }
     with tempfile.TemporaryDirectory() as runs:
         report = fit(config_from_dict(config, "coverage"), runs_dir=Path(runs), registry=None, resume="never").report

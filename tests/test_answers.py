@@ -184,6 +184,7 @@ def test_the_client_hears_all_of_it(server: Thread, home: Path):
     assert sums.sets is None
     np.testing.assert_array_equal(buys.sets, local["buys"].sets)
     np.testing.assert_array_equal(buys.abstained, local["buys"].abstained)
+    assert local["sums"].intervals is not None
     np.testing.assert_allclose(sums.intervals, local["sums"].intervals, rtol=1e-6)
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -51,15 +52,15 @@ def test_sets_hold_the_class_as_often_as_asked(n: int, coverage: float):
     logits = random.normal(0, 2, (20_000, 3)).astype(np.float32)
     share = np.exp(0.4 * logits).cumsum(axis=1) / np.exp(0.4 * logits).sum(axis=1, keepdims=True)
     labels = (random.random((len(logits), 1)) > share).sum(axis=1)
-    probabilities = np.asarray(output.apply({}, logits).probabilities)
+    probabilities = np.asarray(output.apply({}, jnp.asarray(logits)).probabilities)
     own = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
-    found = []
+    found, least = [], np.float32(0)
     for _ in range(400):
         rows = random.integers(0, len(labels), n)
         least = least_probability(probabilities[rows], labels[rows], coverage)
         found.append(np.mean(own >= least))
     within(np.array(found), coverage, n)
-    sets = np.asarray(output.apply({"least_probability": least}, logits).sets)
+    sets = np.asarray(output.apply({"least_probability": least}, jnp.asarray(logits)).sets)
     np.testing.assert_array_equal(sets, probabilities >= least)
 
 
@@ -69,13 +70,13 @@ def test_intervals_hold_the_number_as_often_as_asked(n: int):
     outputs = random.normal(size=(20_000, 1)).astype(np.float32)
     truth = (outputs + random.standard_t(3, outputs.shape) * (0.5 + np.abs(outputs))).astype(np.float32)
     plain = {"mean": np.zeros(1, np.float32), "std": np.ones(1, np.float32)}
-    found = []
+    found, half = [], np.zeros(1, np.float32)
     for _ in range(400):
         rows = random.integers(0, len(truth), n)
         half = half_widths(outputs[rows], truth[rows], 0.9)
         found.append(np.mean(np.abs(truth - outputs) <= half))
     within(np.array(found), 0.9, n)
-    intervals = np.asarray(output.apply(plain | {"half_width": half}, outputs).intervals)
+    intervals = np.asarray(output.apply(plain | {"half_width": half}, jnp.asarray(outputs)).intervals)
     assert intervals.shape == (20_000, 1, 2)
     np.testing.assert_allclose(intervals.mean(axis=-1), outputs, atol=1e-5)
     np.testing.assert_allclose(np.diff(intervals, axis=-1)[..., 0], np.broadcast_to(2 * half, outputs.shape), rtol=1e-4)

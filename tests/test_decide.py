@@ -66,7 +66,7 @@ def test_the_state_survives_saving_and_jit_equals_eager(target: Target, training
 
 def test_what_was_not_asked_for_is_not_there():
     output, state, facts, rows = decided(THREE, Training())
-    found = output.apply(state, rows.scores.outputs)
+    found = output.apply(state, jnp.asarray(rows.scores.outputs))
     assert (found.sets, found.intervals, found.abstained, facts) == (None, None, None, {})
     assert set(state) == {"temperature"}
     assert not fits_on_validation(Training(threshold=0.3, abstain_below=0.8))
@@ -82,7 +82,7 @@ def test_a_threshold_is_of_the_positive_class(target: Target, loss: str):
         logit = -logit
     outputs = logit[:, None] if loss == "bce" else np.stack([np.zeros_like(logit), logit], axis=1)
     state, facts = decide(Training(threshold=0.3), schema, output, output.fit(np.zeros(2, np.int32)), None)
-    positive = np.asarray(output.apply(state, outputs).prediction) == schema.positive_index
+    positive = np.asarray(output.apply(state, jnp.asarray(outputs)).prediction) == schema.positive_index
     np.testing.assert_array_equal(positive, [False, False, True, True])
     assert facts["threshold"] == {"class": schema.target.classes[schema.positive_index], "value": 0.3}
 
@@ -100,7 +100,7 @@ def test_each_is_fitted_after_the_temperature():
 
 def test_abstaining_looks_at_the_largest_probability():
     output, state, _, rows = decided(THREE, Training(abstain_below=0.5))
-    found = output.apply(state, rows.scores.outputs)
+    found = output.apply(state, jnp.asarray(rows.scores.outputs))
     assert found.probabilities is not None
     assert found.abstained is not None
     np.testing.assert_array_equal(found.abstained, np.asarray(found.probabilities).max(axis=1) < 0.5)

@@ -8,7 +8,7 @@ import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.training.threshold import best_threshold
+from mmjax.training.threshold import ThresholdMetric, best_threshold
 
 METRICS = {
     "accuracy": sk.accuracy_score,
@@ -30,7 +30,7 @@ def by_threshold(name: str, positive: np.ndarray, truth: np.ndarray, weight: np.
 @pytest.mark.parametrize("name", METRICS)
 @settings(max_examples=12, deadline=None)
 @given(st.integers(2, 16), st.booleans(), st.integers(0, 2**32 - 1))
-def test_no_threshold_is_better(name: str, n: int, weighted: bool, seed: int):
+def test_no_threshold_is_better(name: ThresholdMetric, n: int, weighted: bool, seed: int):
     random = np.random.default_rng(seed)
     positive = random.random(n).round(2).astype(np.float32)
     truth = random.random(n) < positive

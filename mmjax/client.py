@@ -55,6 +55,12 @@ class Answers(NamedTuple):
     """One for each request that was sent."""
     uncertainty: np.ndarray | None = None
     """f32[N]: how far the members of the model disagree; None for a model of one member."""
+    sets: np.ndarray | None = None
+    """bool[N, K]: the classes in each row's set; None unless the model was trained with `training.coverage`."""
+    intervals: np.ndarray | None = None
+    """f64[N, 2], lower and upper end; None unless the model was trained with `training.coverage`."""
+    abstained: np.ndarray | None = None
+    """bool[N]: rows that the model is too unsure of; None where it never abstains."""
 
 
 class Client:
@@ -157,7 +163,8 @@ class Client:
             return self._joined(list(self._replies(table_requests(rows, name, version, None))))
         name, version = tables[0].name, tables[0].version
         description = self.describe(name, version)
-        matrix = as_matrix(rows, description)
+        # Raw tensors hold no sets, intervals and the like: the Open Inference Protocol has no place for them.
+        matrix = None if description.get("answers") else as_matrix(rows, description)
         if matrix is None:
             return self._joined(list(self._replies(table_requests(rows, name, version, description))))
         return self._joined(list(self._replies(binary_requests(matrix, description))))
@@ -190,11 +197,27 @@ class Client:
         apart = [reply["uncertainty"] for reply in replies if reply.get("uncertainty") is not None]
         uncertainty = np.concatenate(apart).astype(np.float32) if apart else None
         if replies[0]["probabilities"] is None:
-            return Answers(np.concatenate(told).astype(np.float64), None, (), name, version, taken, ids, uncertainty)
+            answers = Answers(np.concatenate(told).astype(np.float64), None, (), name, version, taken, ids, uncertainty)
+            return answers._replace(intervals=_stacked(replies, "intervals", np.float64))
         probabilities = np.concatenate([np.asarray(reply["probabilities"], np.float32) for reply in replies])
         classes = tuple(self.describe(name, version)["classes"])
         labels = np.array(classes, dtype=object)[np.concatenate(told).astype(np.int64)]
-        return Answers(labels, probabilities, classes, name, version, taken, ids, uncertainty)
+        answers = Answers(labels, probabilities, classes, name, version, taken, ids, uncertainty)
+        inside = [
+            {"sets": [[name in texts for name in classes] for texts in reply["sets"]]}
+            for reply in replies
+            if "sets" in reply
+        ]
+        return answers._replace(
+            sets=_stacked(inside, "sets", np.bool_), abstained=_stacked(replies, "abstained", np.bool_)
+        )
+
+
+def _stacked(replies: list[dict[str, Any]], key: str, kind: type) -> np.ndarray | None:
+    """Return what the replies have under a key as one array; None where they have it not."""
+    return (
+        np.concatenate([np.asarray(reply[key], kind) for reply in replies]) if replies and key in replies[0] else None
+    )
 
 
 def _checked(reply: Reply) -> dict[str, Any]:

@@ -437,6 +437,24 @@ class Training(Section, frozen=True, kw_only=True):
             "is done; it goes into the bundle. Classification only."
         ),
     ] = UNSET
+    threshold: Annotated[
+        Literal["none", "accuracy", "balanced_accuracy", "f1", "mcc"] | WithinOne,
+        Meta(
+            description="Two classes: the probability from which on a row is called positive: the best for a metric on "
+            "the validation rows, after calibration, or a number; `none`: the more probable class."
+        ),
+    ] = "none"
+    coverage: Annotated[
+        WithinOne | None,
+        Meta(
+            description="Answers also hold a set of classes, or an interval, with the truth in it in this share of "
+            "cases: split-conformal, fitted on the validation rows after calibration."
+        ),
+    ] = None
+    abstain_below: Annotated[
+        WithinOne | None,
+        Meta(description="Classification: rows whose largest probability is below this are told to be `abstained`."),
+    ] = None
     class_weights: Annotated[
         Literal["none", "balanced"] | tuple[ClassWeight, ...],
         Meta(

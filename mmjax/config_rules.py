@@ -226,6 +226,8 @@ def _task_options(config: Config, given: Given, section: str, data: TabularData 
     classes_only = (
         (f"{section}.positive_class", data.positive_class is not None),
         ("training.class_weights", config.training.class_weights != "none"),
+        ("training.threshold", config.training.threshold != "none"),
+        ("training.abstain_below", config.training.abstain_below is not None),
         ("training.label_smoothing", "training.label_smoothing" in given and loss is UNSET),
     )
     message = f"has no effect: expected a classification task with it, got {task} (`{source}`)"

@@ -75,14 +75,28 @@ def _build_union(kind: inspect.UnionType, node: Node, path: str, findings: Findi
     members = [member for member in kind.types if not isinstance(member, inspect.NoneType)]
     if node.value is None and len(members) < len(kind.types):
         return None
-    fitting = members if len(members) == 1 else [m for m in members if _is_list(m) == isinstance(node.value, tuple)]
+    fitting = members if len(members) == 1 else [m for m in members if _shape(m) == _shape_of(node.value)]
     if len(fitting) == 1 and not (len(members) > 1 and isinstance(node.value, dict)):
+        if "list" not in map(_shape, members) and _scalar_problem(fitting[0], node) is not None and len(members) > 1:
+            return findings.reject(node, path, mismatch(kind, node))  # so that all options are told
         return _build(fitting[0], node, path, findings)
     return findings.reject(node, path, mismatch(kind, node))
 
 
-def _is_list(kind: inspect.Type) -> bool:
-    return isinstance(kind, inspect.TupleType | inspect.VarTupleType)
+def _shape(kind: inspect.Type) -> str:
+    """Return which of several kinds a key may have: a list, a number or a word."""
+    match unwrap(kind):
+        case inspect.TupleType() | inspect.VarTupleType():
+            return "list"
+        case inspect.FloatType() | inspect.IntType():
+            return "number"
+        case _:
+            return "word"
+
+
+def _shape_of(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "list" if isinstance(value, tuple) else "number" if number else "word"
 
 
 def _build_struct(

@@ -10,9 +10,11 @@ import click
 import msgspec
 import numpy as np
 
+from mmjax.analysis.answers import answer_lines
 from mmjax.analysis.evaluation import Evaluation, evaluate_scores
 from mmjax.analysis.present import print_results
-from mmjax.analysis.report import Report
+from mmjax.analysis.report import Report, jsonable
+from mmjax.analysis.trust import with_facts
 from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.models import load_model, locate_model
 from mmjax.artifact.predictor import Predictor, proven_predictor
@@ -61,7 +63,7 @@ def evaluate_model(
     else:
         assert config.image is not None, "the config names one modality"
         scores, batch = predictor.score_labelled(read_labelled_images(config.image, Path(data), split))
-    return evaluate_scores(predictor.schema, scores, batch)
+    return evaluate_scores(predictor.schema, scores, batch, state=predictor.states.output)
 
 
 def read_labelled_table(schema: Schema, path: Path, delimiter: str) -> Table:
@@ -96,6 +98,7 @@ def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
         "baselines": None,
         "per_class": {GIVEN: evaluation.per_class},
         "confusion": {GIVEN: evaluation.confusion},
+        "answers": with_facts(trained.get("answers", {}), {GIVEN: jsonable(evaluation.trust)}),
         "data": trained["data"] | {"split_sizes": {GIVEN: evaluation.rows}},
     }
 
@@ -132,7 +135,10 @@ def command(model: str, data: str, split: str | None, registry: str) -> dict[str
     ended = time.perf_counter()
     for note in notes:
         echo(note)
-    print_results(evaluation_report(bundle.contents.report, evaluation), sys.stdout)
+    report = evaluation_report(bundle.contents.report, evaluation)
+    print_results(report, sys.stdout)
+    for line in answer_lines(report):
+        echo(line)
     if trained_on(predictor, data) and split != "test":
         echo(
             f"note: the model was trained from {data}; it has seen most of these rows. How it does on others: "
@@ -149,6 +155,7 @@ def command(model: str, data: str, split: str | None, registry: str) -> dict[str
         "metrics": {part: evaluation.metrics},
         "per_class": {part: evaluation.per_class},
         "confusion": {part: evaluation.confusion},
+        "answers": with_facts({}, {part: jsonable(evaluation.trust)}),
         "seconds": {"load": round(loaded - started, 3), "evaluate": round(ended - loaded, 3)},
         "samples_per_second": evaluation.rows / (ended - loaded),
     }

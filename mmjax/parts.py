@@ -8,7 +8,7 @@ from mmjax.config import Config, LossName
 from mmjax.models.base import Model
 from mmjax.models.build import build_model
 from mmjax.schema import Schema
-from mmjax.training.outputs import Output, build_output, mean_of_members
+from mmjax.training.outputs import Output, build_output
 from mmjax.training.scoring import Forward, make_ensemble_forward, make_forward
 from mmjax.transforms.base import Transform
 from mmjax.transforms.build import build_transform, embedded_cardinalities, onehot_widths
@@ -38,7 +38,8 @@ class States(NamedTuple):
 def build_parts(config: Config, schema: Schema) -> Parts:
     """Return the Parts of a resolved config (no field UNSET that they read)."""
     transform = build_transform(config, schema)
-    single, own = build_output(schema.target, loss_name(config)), network_members(config)
+    name, own, positive = loss_name(config), network_members(config), schema.positive_index
+    single = build_output(schema.target, name, positive_index=positive, members=own)
     assert isinstance(config.precision, str), "the recipe decides the precision"
     tabular = config.data.tabular
     codes = embedded_cardinalities(tabular.preprocessing, schema) if tabular else ()
@@ -46,12 +47,12 @@ def build_parts(config: Config, schema: Schema) -> Parts:
     model = build_model(
         config.model, schema, outputs=single.size, precision=config.precision, cardinalities=codes, onehots=onehots
     )
-    output = mean_of_members(single, own) if own > 1 else single
-    member = make_forward(model, transform, output)
+    member = make_forward(model, transform, single)
     if ensemble_size(config) == 1:
-        return Parts(transform, model, output, member, member, output)
-    whole, folded = mean_of_members(single, member_count(config)), bool(config.split.folds)
-    held_out = mean_of_members(single, config.training.members * own) if folded else whole
+        return Parts(transform, model, single, member, member, single)
+    folded, of_fold = bool(config.split.folds), config.training.members * own
+    whole = build_output(schema.target, name, positive_index=positive, members=member_count(config))
+    held_out = build_output(schema.target, name, positive_index=positive, members=of_fold) if folded else whole
     forward = make_ensemble_forward(model, transform, whole, folded=folded)
     return Parts(transform, model, whole, forward, member, held_out)
 

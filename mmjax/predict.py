@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import os
 import time
 from collections import Counter
@@ -15,7 +16,15 @@ import msgspec
 import numpy as np
 
 from mmjax.artifact.models import locate_model
-from mmjax.artifact.predictor import Predictions, Predictor, load_predictor, to_predictions
+from mmjax.artifact.predictor import (
+    Predictions,
+    Predictor,
+    abstaining_predictor,
+    added_answers,
+    load_predictor,
+    set_texts,
+    to_predictions,
+)
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
 from mmjax.data.encode import check_columns, unknown_categories
@@ -31,6 +40,8 @@ from mmjax.training.scoring import Scores
 CHUNK_ROWS = 8192
 """Rows of a table in memory at a time."""
 CHUNK_IMAGES = 256
+HEADINGS = {"sets": ["set"], "intervals": ["lower", "upper"], "abstained": ["abstained"]}
+"""Of the columns of what only some models answer."""
 SHOWN = 20
 """How many bad files are listed; the others are counted."""
 
@@ -75,6 +86,7 @@ def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
     """Return what was Written to the CSV `output`: identifier, `prediction`, `probability_<class>` for every class, and
     `uncertainty` of a model with members.
 
+    Then, of a model that has them, `set` (a JSON list of classes), `lower` and `upper`, `abstained` (true or false).
     The file appears whole or not at all. Raises DataError for what the schema refuses, naming rows and columns.
     """
     given = open_input(predictor, source)
@@ -87,6 +99,7 @@ def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
             heading = [given.heading, "prediction", *(f"probability_{name}" for name in classes)]
+            heading += [name for field in added_answers(predictor) for name in HEADINGS[field]]
             heading += ["uncertainty"] if member_count(predictor.config) > 1 else []
             _writer(file, heading).writerow(heading)
             for chunk in given.chunks:
@@ -114,12 +127,18 @@ def _writer(file: IO[str], texts: Iterable[str]) -> Any:
 def output_rows(chunk: Chunk, predictor: Predictor) -> Iterator[tuple[Any, ...]]:
     """Yield the output rows of a chunk. Numbers are written so that reading them gives the same f32 or f64."""
     found: Predictions = to_predictions(predictor.schema, _scores(chunk, predictor))
-    cells: list[Any] = [chunk.identifiers, found.prediction.tolist()]
+    columns: list[Iterable[Any]] = [chunk.identifiers, found.prediction.tolist()]
     if found.probabilities is not None:
-        cells += [map(str, column) for column in found.probabilities.T]
+        columns += [map(str, column) for column in found.probabilities.T]
+    if found.sets is not None:
+        columns += [[json.dumps(texts, ensure_ascii=False) for texts in set_texts(found.classes, found.sets)]]
+    if found.intervals is not None:
+        columns += found.intervals.T.tolist()
+    if found.abstained is not None:
+        columns += [["true" if abstained else "false" for abstained in found.abstained.tolist()]]
     if found.uncertainty is not None:
-        cells.append(map(str, found.uncertainty))
-    yield from zip(*cells, strict=True)
+        columns.append(map(str, found.uncertainty))
+    yield from zip(*columns, strict=True)
 
 
 def _scores(chunk: Chunk, predictor: Predictor) -> Scores:
@@ -201,14 +220,21 @@ def _refuse_images(source: Path, names: np.ndarray, images: np.ndarray) -> None:
 @click.option(
     "--registry", default="registry", show_default=True, type=click.Path(), help="Where models are registered."
 )
+@click.option(
+    "--abstain-below",
+    type=float,
+    metavar="P",
+    help="Add a column `abstained`: whether the largest probability is below P  [default: as trained]",
+)
 @json_option
-def command(model: str, source: str, output: str, registry: str) -> dict[str, Any]:
+def command(model: str, source: str, output: str, registry: str, abstain_below: float | None) -> dict[str, Any]:
     """Write predictions."""
     for note in configure().notes:
         echo(note)
     started = time.perf_counter()
     located = locate_model(model, registry=registry)
     predictor = load_predictor(located.path)
+    predictor = abstaining_predictor(predictor, abstain_below, where="--abstain-below")
     loaded = time.perf_counter()
     written = predict_file(predictor, Path(source), Path(output))
     ended = time.perf_counter()

@@ -59,8 +59,10 @@ def serve(settings: Settings) -> dict[str, Any]:
     started = time.perf_counter()
     limits = _limits(settings)
     with _listen(settings.host, settings.port) as listener:
-        source = Source(settings.registry, settings.max_batch)
-        models = load_models(_references(settings), source.registry, max_batch=source.max_batch)
+        source = Source(settings.registry, settings.max_batch, settings.abstain_below)
+        models = load_models(
+            _references(settings), source.registry, max_batch=source.max_batch, abstain_below=source.abstain_below
+        )
         engine = make_engine(models, queue=settings.queue, deadline_s=settings.deadline_ms / 1e3)
         log = RequestLog(sys.stderr.fileno(), lost=engine.metrics.line_lost) if settings.log == "requests" else None
         failure: list[BaseException] = []
@@ -180,6 +182,7 @@ def _option(key: str, **more: Any) -> Callable[[F], F]:
 @_option("deadline_ms", type=int)
 @_option("drain_delay_s", type=float)
 @click.option("--watch", "watch_s", is_flag=False, flag_value=5.0, default=None, type=float, help=help_of("watch_s"))
+@_option("abstain_below", type=float)
 @_option("api_keys", metavar="FILE")
 @_option("rate", type=float)
 @_option("burst", type=int)

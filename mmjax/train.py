@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
 from msgspec import UNSET
 
+from mmjax.analysis.answers import answer_lines
 from mmjax.analysis.baselines import Judgement, judge
 from mmjax.analysis.bootstrap import intervals, resample
 from mmjax.analysis.card import model_card
@@ -23,6 +25,7 @@ from mmjax.analysis.evaluation import Evaluation, answers_of_scores, evaluate_sc
 from mmjax.analysis.log import get_logger
 from mmjax.analysis.present import closing_lines, print_results
 from mmjax.analysis.report import OUT_OF_FOLD, Report, ReportInput, build_report, write_report
+from mmjax.analysis.trust import with_facts
 from mmjax.artifact.answers import Answers, kept_answers
 from mmjax.artifact.bundle import BundleContents, save_bundle
 from mmjax.artifact.files import parse_object, plain, write_json_atomic
@@ -57,6 +60,7 @@ from mmjax.resume import (
 from mmjax.schema import schema_to_json
 from mmjax.training.callbacks import metrics_logger, progress
 from mmjax.training.checkpoint import Loaded, checkpointer, load_newest
+from mmjax.training.decide import Facts, Rows, decide, fits_on_validation, predicted
 from mmjax.training.event_types import Event
 from mmjax.training.events import TrainResult, steps_done, train_events, watch
 from mmjax.training.setup import Setup, set_up
@@ -159,13 +163,17 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             members = members_report(setup, states, result)
             if config.training.seeds:
                 config, setup, states = first_seed(config, setup, states)
-            states = _calibrated(config, setup, states, options.tell)
-            evaluations, answers = _evaluate(config, setup, states)
+            states, facts = _decided(config, setup, states)
+            evaluations, answers = _evaluate(config, setup, states, calibrated="calibration" in facts)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("baselines"):
             judged = _judged(config, prepared, answers)
         with record.stage("bundle"):
-            report = _report(config, prepared, decisions, setup, result, evaluations, judged, record.seconds, members)
+            report = _report(
+                config, prepared, decisions, setup, result, evaluations, judged, facts, record.seconds, members
+            )
+            for line in answer_lines(report):
+                options.tell(line)
             predictor = make_predictor(config, prepared.schema, states)
             provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **_provenance(prepared, backend)}
             kept = kept_answers(answers["test"], config.evaluation.answer_rows) if "test" in answers else None
@@ -293,19 +301,17 @@ def _checkpoint_dir(config: Config, run: Chosen) -> Path:
     return folder
 
 
-def _calibrated(config: Config, setup: Setup, states: States, tell: Callable[[str], None]) -> States:
-    """Return the states with the output's temperature fitted on the validation rows, where the config asks for it."""
-    if config.training.calibration != "temperature" or setup.calibrate is None:
-        return states
-    scores, batch = setup.scorer.scores(states, "validation")
-    output = setup.calibrate(states.output, scores.outputs, batch["label"], batch.get("weight"))
-    tell(
-        f"calibration: temperature {float(output['temperature']):.3g}, fitted on {len(batch['label'])} validation rows"
-    )
-    return states._replace(output=output)
+def _decided(config: Config, setup: Setup, states: States) -> tuple[States, Facts]:
+    """Return the states with what the config asks for fitted on the validation rows, and what that is."""
+    training, schema = config.training, setup.scorer.prepared.schema
+    rows = Rows(*setup.scorer.scores(states, "validation")) if fits_on_validation(training) else None
+    output, facts = decide(training, schema, setup.output, states.output, rows)
+    return states._replace(output=output), facts
 
 
-def _evaluate(config: Config, setup: Setup, states: States) -> tuple[dict[str, Evaluation], dict[str, Answers]]:
+def _evaluate(
+    config: Config, setup: Setup, states: States, *, calibrated: bool
+) -> tuple[dict[str, Evaluation], dict[str, Answers]]:
     """Return the Evaluation of each split that has rows, and the Answers to those that were not trained on.
 
     With folds, every row that is not for test is answered by the models that have not seen it.
@@ -315,7 +321,11 @@ def _evaluate(config: Config, setup: Setup, states: States) -> tuple[dict[str, E
         if len(rows := setup.scorer.rows_of(name)):
             told = OUT_OF_FOLD if name == "validation" and config.split.folds else name
             scores, batch = setup.scorer.scores(states, name)
-            evaluation = evaluate_scores(prepared.schema, scores, batch)
+            output = setup.output if name == "validation" else setup.whole
+            plain_state = setup.fitted[1]
+            before = predicted(output, plain_state, scores.outputs).probabilities if calibrated else None
+            before = None if before is None else np.asarray(before)
+            evaluation = evaluate_scores(prepared.schema, scores, batch, state=states.output, before=before)
             loss = {"loss": setup.scorer.loss(scores.outputs, batch)}
             evaluations[told] = evaluation._replace(metrics=loss | evaluation.metrics)
             if name != "train":
@@ -351,6 +361,7 @@ def _report(
     result: TrainResult,
     evaluations: dict[str, Evaluation],
     judged: _Judged,
+    facts: Facts,
     seconds: dict[str, float],
     members: dict[str, Any] | None,
 ) -> Report:
@@ -375,6 +386,7 @@ def _report(
             members=members,
             intervals=judged.intervals,
             baselines=plain(judged.baselines),
+            answers=with_facts(facts, {name: evaluation.trust for name, evaluation in evaluations.items()}),
         )
     )
 

@@ -174,10 +174,15 @@ class Thread(NamedTuple):
 
 @contextlib.contextmanager
 def thread(
-    registry: Path, limits: Limits, *, models: Sequence[str] = ("kinds", "shades"), deadline_s: float | None = None
+    registry: Path,
+    limits: Limits,
+    *,
+    deadline_s: float | None = None,
+    models: Sequence[str] = ("kinds", "shades"),
+    max_batch: int | None = None,
 ) -> Iterator[Thread]:
     """A server on a real socket in a thread of this process, so that tests can set limits and touch the engine."""
-    engine = make_engine(load_models(models, registry), queue=64, deadline_s=deadline_s)
+    engine = make_engine(load_models(models, registry, max_batch=max_batch), queue=64, deadline_s=deadline_s)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours, theirs = socket.socketpair()
         log = RequestLog(theirs.fileno(), lost=engine.metrics.line_lost)

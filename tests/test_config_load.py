@@ -191,7 +191,7 @@ STRUCTURE = {
         TABLE + "training:\nseed: ~",
         ["c.yaml:2: training: expected a mapping with epochs, batch_size, learning_rate, optimizer, momentum, "
          "weight_decay, adam_b2, decay_schedule, schedule, warmup_fraction, step_every, step_factor, loss, "
-         "label_smoothing, calibration, class_weights, "
+         "label_smoothing, calibration, threshold, coverage, abstain_below, class_weights, "
          "focal_gamma, huber_delta, gradient_clip_norm, accumulate_steps, ema_decay, early_stopping, checkpoint, got "
          "nothing; give a value or remove the key",
          "c.yaml:3: seed: expected a whole number >= 0, got nothing; give a value or remove the key"],

@@ -28,22 +28,24 @@ LAYERS: dict[int, dict[str, str]] = {
             transforms/piecewise transforms/tabular""",
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp
             models/realmlp models/resnet models/tabm""",
-        "training": """training/calibration training/callbacks training/classification_metrics training/event_types
-            training/losses training/metrics training/outputs training/state training/stopping""",
+        "training": """training/calibration training/callbacks training/classification_metrics training/conformal
+            training/event_types training/losses training/metrics training/outputs training/state training/stopping
+            training/threshold""",
         "artifact": "artifact/answers artifact/files artifact/golden artifact/manifest artifact/tree",
         "client": "client client_binary client_bodies client_http",
-        "analysis": "analysis/card analysis/compare analysis/log analysis/present analysis/report analysis/tables",
+        "analysis": """analysis/answers analysis/card analysis/compare analysis/log analysis/present analysis/report
+            analysis/tables""",
     },
     2: {
-        "training": """training/checkpoint training/events training/members training/optimizer training/scoring
-            training/steps""",
+        "training": """training/checkpoint training/decide training/events training/members training/optimizer
+            training/scoring training/steps""",
         "artifact": "artifact/bundle artifact/registry artifact/runs",
     },
     3: {
         "parts": "parts",
         "recipe": "recipe",
         "evaluation": """analysis/baseline_data analysis/baseline_models analysis/baselines analysis/boosting
-            analysis/bootstrap analysis/evaluation analysis/noise""",
+            analysis/bootstrap analysis/evaluation analysis/noise analysis/trust""",
     },
     4: {
         "training": "training/setup",

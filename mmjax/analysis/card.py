@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mmjax.analysis.answers import answer_lines, reliability_rows
 from mmjax.analysis.report import (
     Report,
     baseline_table,
@@ -37,6 +38,7 @@ def model_card(report: Report) -> str:
         ("Was the network worth it", _baselines(report)),
         ("Classes", _classes(report)),
         ("Confusion", _confusion(report)),
+        ("How far to trust an answer", _trust(report)),
         ("What was done to the data", _bullets(escape(note) for note in report["data"]["notes"])),
         ("What was decided for you", _decisions(report)),
         ("Limits", _bullets(limits(report))),
@@ -219,6 +221,14 @@ def _confusion(report: Report) -> str:
     pairs = confused_pairs(matrix, classes, MOST_CLASSES)
     rows = [(pair.truth, pair.predicted, count(pair.rows), f"{pair.share:.1%}") for pair in pairs]
     return "The most frequent mistakes.\n\n" + _table(("true", "predicted", "rows", "share"), rows, text_columns=2)
+
+
+def _trust(report: Report) -> str:
+    header = ("largest probability", "its mean", "accuracy", "rows")
+    rows = reliability_rows(report)
+    table = f"How sure it is, and how often it is right ({headline_split(report)}).\n\n{_table(header, rows)}"
+    lines = _bullets(escape(line) for line in answer_lines(report))
+    return "\n\n".join([*([lines] if lines else []), *([table] if rows else [])])
 
 
 def _decisions(report: Report) -> str:

@@ -1,9 +1,11 @@
 """Every metric of a model on labelled rows: the numbers of reports, of `mmjax evaluate` and of notebooks."""
 
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.analysis.trust import Figures, trust_figures
 from mmjax.artifact.answers import Answers, row_ids
 from mmjax.schema import Batch, Schema
 from mmjax.training.metrics import confusion_matrix, per_class_metrics
@@ -19,22 +21,30 @@ class Evaluation(NamedTuple):
     """One dict a class: class, precision, recall, f1, support; empty for regression."""
     confusion: list[list[float]]
     """[K][K], rows are the truth; empty for regression."""
+    trust: Figures
+    """What `trust_figures` gives: calibration, threshold, coverage, abstaining."""
 
 
-def evaluate_scores(schema: Schema, scores: Scores, batch: Batch) -> Evaluation:
-    """Return the Evaluation of Scores against the labels (and weights) of `batch`."""
+def evaluate_scores(
+    schema: Schema, scores: Scores, batch: Batch, *, state: Any = MappingProxyType({}), before: np.ndarray | None = None
+) -> Evaluation:
+    """Return the Evaluation of Scores against the labels (and weights) of `batch`.
+
+    `state` is that of the Output; `before` are probabilities f32[N, K] without the temperature, to compare with.
+    """
+    trust = trust_figures(schema, scores, batch, state=state, before=before)
     metrics = metrics_of(schema, scores, batch)
     rows = len(batch["label"])
     if scores.probabilities is None:
-        return Evaluation(rows, metrics, [], [])
+        return Evaluation(rows, metrics, [], [], trust)
     labels = np.asarray(batch["label"], np.int64)
     weight = np.asarray(batch["weight"], np.float64) if "weight" in batch else None
     probabilities = scores.probabilities.astype(np.float64)
     classes = schema.target.classes
-    confusion = confusion_matrix(scores.prediction.astype(np.int64), labels, len(classes), weight=weight)
-    return Evaluation(
-        rows, metrics, per_class_metrics(probabilities, labels, classes, weight=weight), confusion.tolist()
-    )
+    called = scores.prediction.astype(np.int64)
+    confusion = confusion_matrix(called, labels, len(classes), weight=weight)
+    per_class = per_class_metrics(probabilities, labels, classes, weight=weight, predictions=called)
+    return Evaluation(rows, metrics, per_class, confusion.tolist(), trust)
 
 
 def answers_of_scores(schema: Schema, scores: Scores, batch: Batch, names: np.ndarray) -> Answers:

@@ -55,6 +55,8 @@ class ReportInput(NamedTuple):
     """95 % bootstrap interval by split and metric, of the split whose numbers count."""
     baselines: dict[str, Any] | None = None
     """A `mmjax.analysis.baselines.Judgement`; None where none was asked for."""
+    answers: Mapping[str, Any] = MappingProxyType({})
+    """`calibration`, `threshold`, `conformal`, `abstention`: what was fitted, and `splits` with figures by split."""
 
 
 def build_report(given: ReportInput) -> Report:
@@ -70,6 +72,7 @@ def build_report(given: ReportInput) -> Report:
             "baselines": given.baselines,
             "per_class": given.per_class,
             "confusion": given.confusion,
+            "answers": dict(given.answers),
             "data": _data(given),
             "decisions": list(given.decisions),
             "training": _training(given),

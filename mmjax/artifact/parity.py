@@ -162,17 +162,16 @@ def batch_door(bundle: Path, schema: Schema, source: Path, scratch: Path) -> Ans
     )
     if done.returncode:
         raise BundleError(f"batch door: expected predictions, got exit code {done.returncode}: {done.stderr.strip()}")
-    return read_predictions(output, classes=bool(schema.target.classes))
+    return read_predictions(output, classes=len(schema.target.classes))
 
 
-def read_predictions(output: Path, *, classes: bool) -> Answers:
+def read_predictions(output: Path, *, classes: int) -> Answers:
     """Return the Answers in the CSV of the batch door, at the precision that it prints."""
     with output.open(newline="", encoding="utf-8") as file:
-        heading, *rows = csv.reader(file)
+        _, *rows = csv.reader(file)
     if not classes:
         return Answers(np.array([[float(row[1])] for row in rows]), None)
-    stop = 2 + sum(name.startswith("probability_") for name in heading[2:])
-    values = np.array([row[2:stop] for row in rows], dtype=np.float32)
+    values = np.array([row[2 : 2 + classes] for row in rows], dtype=np.float32)
     return Answers(values.astype(np.float64), np.array([row[1] for row in rows], dtype=object))
 
 

@@ -15,9 +15,10 @@ from mmjax.backend import compiled, platform, reference_mode
 from mmjax.config import Config
 from mmjax.data.encode import check_columns, columns_from_rows, encode
 from mmjax.data.pipeline import padded_slices
-from mmjax.errors import BundleError, DataError, TrainingError
+from mmjax.errors import BundleError, ConfigError, DataError, TrainingError
 from mmjax.parts import States, build_parts
 from mmjax.schema import Batch, Columns, Schema
+from mmjax.training.decide import abstain_problems, abstaining
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, score
 
 LARGEST_BUCKET = 256
@@ -38,6 +39,12 @@ class Predictions(NamedTuple):
     uncertainty: np.ndarray | None = None
     """f32[N]: how far the members of the model disagree; None for a model of one member. For classes the mean total
     variation distance from the answer, 0 to 1; for values the standard deviation, in their unit."""
+    sets: np.ndarray | None = None
+    """bool[N, K]: the classes in each row's set; None unless trained with `training.coverage`."""
+    intervals: np.ndarray | None = None
+    """f64[N, 2], lower and upper end; None unless trained with `training.coverage`."""
+    abstained: np.ndarray | None = None
+    """bool[N]: rows that are too unsure to be answered; None without `training.abstain_below`."""
 
 
 class Predictor(NamedTuple):
@@ -124,16 +131,52 @@ def concatenate(parts: Iterable[Scores]) -> Scores:
 def to_predictions(schema: Schema, scores: Scores) -> Predictions:
     """Return Scores in the words of the data: class texts, or values."""
     if scores.probabilities is None:
+        offset = np.float64(schema.target.offset)
+        intervals = None if scores.intervals is None else scores.intervals[:, 0] + offset
         uncertainty = None if scores.uncertainty is None else scores.uncertainty[:, 0]
-        return Predictions(scores.prediction[:, 0] + np.float64(schema.target.offset), None, (), uncertainty)
+        return Predictions(scores.prediction[:, 0] + offset, None, (), uncertainty, intervals=intervals)
     classes = np.array(schema.target.classes, dtype=object)
-    return Predictions(classes[scores.prediction], scores.probabilities, schema.target.classes, scores.uncertainty)
+    return Predictions(
+        classes[scores.prediction],
+        scores.probabilities,
+        schema.target.classes,
+        scores.uncertainty,
+        sets=scores.sets,
+        abstained=scores.abstained,
+    )
+
+
+def set_texts(classes: Sequence[str], sets: np.ndarray) -> list[list[str]]:
+    """Return the class texts in each of the sets bool[N, K].
+
+    >>> set_texts(("a", "b"), np.array([[True, False], [True, True], [False, False]]))
+    [['a'], ['a', 'b'], []]
+    """
+    return [[name for name, inside in zip(classes, row, strict=True) if inside] for row in sets.tolist()]
 
 
 def make_predictor(config: Config, schema: Schema, states: States, *, digest: str = "") -> Predictor:
     """Return a Predictor of fitted states."""
     forward = compiled(build_parts(config, schema).forward, precision=config.precision)
     return Predictor(schema, config, states, forward, digest)
+
+
+def abstaining_predictor(predictor: Predictor, below: float | None, *, where: str) -> Predictor:
+    """Return the Predictor that abstains below this probability, whatever it was trained with; None changes nothing.
+
+    ConfigError, naming `where` it was asked for, when it would never abstain.
+    """
+    if below is None:
+        return predictor
+    if problems := abstain_problems(where, below, predictor.schema.target.classes):
+        raise ConfigError([f"{problem} ({predictor.config.name})" for problem in problems])
+    return predictor._replace(states=predictor.states._replace(output=abstaining(predictor.states.output, below)))
+
+
+def added_answers(predictor: Predictor) -> list[str]:
+    """Return which fields of Predictions, besides those that all models have, this one's answers hold."""
+    added = {"least_probability": "sets", "half_width": "intervals", "abstain_below": "abstained"}
+    return [field for key, field in added.items() if key in predictor.states.output]
 
 
 def load_predictor(folder: str | Path) -> Predictor:

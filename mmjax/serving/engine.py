@@ -23,6 +23,8 @@ from mmjax.artifact.files import plain
 from mmjax.artifact.models import locate_model
 from mmjax.artifact.predictor import (
     Predictor,
+    abstaining_predictor,
+    added_answers,
     bundle_predictor,
     expected_of,
     golden_columns,
@@ -110,12 +112,22 @@ class Engine(NamedTuple):
         return tuple(self.serving.values())
 
 
-def load_models(references: Sequence[str], registry: str | Path, *, max_batch: int | None = None) -> dict[str, Served]:
+def load_models(
+    references: Sequence[str],
+    registry: str | Path,
+    *,
+    max_batch: int | None = None,
+    abstain_below: float | None = None,
+) -> dict[str, Served]:
     """Return, by reference, the models that references name, their digests checked.
 
-    Raises BundleError for one that is absent or damaged, ConfigError for one that is named twice.
+    Raises BundleError for one that is absent or damaged, ConfigError for one that is named twice, and for classifiers
+    that would never abstain below `abstain_below`.
     """
-    models = {reference: load_served(reference, registry, max_batch=max_batch) for reference in references}
+    models = {
+        reference: load_served(reference, registry, max_batch=max_batch, abstain_below=abstain_below)
+        for reference in references
+    }
     names = [model.name for model in models.values()]
     doubled = [str(model) for i, model in enumerate(models.values()) if model.name in names[:i]]
     if doubled := doubled or [name for i, name in enumerate(references) if name in references[:i]]:
@@ -123,11 +135,18 @@ def load_models(references: Sequence[str], registry: str | Path, *, max_batch: i
     return models
 
 
-def load_served(reference: str, registry: str | Path, *, max_batch: int | None = None) -> Served:
-    """Return the model that a reference means now, its digest checked; BundleError when it is absent or damaged."""
+def load_served(
+    reference: str, registry: str | Path, *, max_batch: int | None = None, abstain_below: float | None = None
+) -> Served:
+    """Return the model that a reference means now, its digest checked; BundleError when it is absent or damaged.
+
+    A classifier abstains below the probability `abstain_below`, else as it was trained.
+    """
     located = locate_model(reference, registry=registry)
     bundle = load_bundle(located.path)
     predictor, contents = bundle_predictor(bundle), bundle.contents
+    if predictor.schema.target.classes:
+        predictor = abstaining_predictor(predictor, abstain_below, where="--abstain-below")
     schema, name = predictor.schema, ModelName(predictor.config.name, located.version)
     modality: Modality = "table" if schema.image is None else "image"
     description = {
@@ -144,6 +163,8 @@ def load_served(reference: str, registry: str | Path, *, max_batch: int | None =
         "metrics": contents.metrics,
         "card": public_card(contents.card, predictor.config),
     }
+    if added := added_answers(predictor):
+        description["answers"] = added
     largest = min(max_batch or MAX_BATCH, MAX_BATCH if modality == "table" else MAX_IMAGES)
     largest = 1 << (largest.bit_length() - 1)
     bounded = tuple((i, c) for i, c in enumerate(schema.of_kind("numeric")) if (c.minimum, c.maximum) != (None, None))
@@ -235,11 +256,12 @@ def compile_bucket(forward: Forward, states: States, blank: Batch) -> Program:
     executable, on_gpu = precompiled(forward, *states, blank).run, platform() != "cpu"
 
     def program(batch: Batch) -> Scores:
-        _, told = executable(*states, batch)
+        _, found = executable(*states, batch)
         if on_gpu:
-            for values in jax.tree.leaves(told):
-                values.copy_to_host_async()
-        return Scores._make((NO_OUTPUTS, *(None if values is None else np.asarray(values) for values in told)))
+            for values in found:
+                if values is not None:
+                    values.copy_to_host_async()
+        return Scores(NO_OUTPUTS, *found).map(np.asarray)
 
     return program
 

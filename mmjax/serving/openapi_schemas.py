@@ -164,7 +164,8 @@ _MODEL = _SUMMARY | {
     "metrics": {"type": "object"},
     "card": TEXT,
 }
-MODEL: Json = {"type": "object", "required": list(_MODEL), "properties": _MODEL}
+_ADDED = {"answers": array_of({"enum": ["sets", "intervals", "abstained"]})}
+MODEL: Json = {"type": "object", "required": list(_MODEL), "properties": _MODEL | _ADDED}
 _SAMPLE = _record(
     {
         "name": TEXT,

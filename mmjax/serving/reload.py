@@ -20,6 +20,7 @@ class Source(NamedTuple):
 
     registry: str
     max_batch: int
+    abstain_below: float | None = None
 
 
 def reload_models(engine: Engine, source: Source, tell: Tell) -> None:
@@ -87,7 +88,7 @@ def _fresh(engine: Engine, reference: str, served: Served, source: Source) -> Se
     """Return the model that the reference means now, ready to answer; None when it is served already."""
     if _same(served, reference, source):
         return None
-    fresh = load_served(reference, source.registry, max_batch=source.max_batch)
+    fresh = load_served(reference, source.registry, max_batch=source.max_batch, abstain_below=source.abstain_below)
     if any(fresh.name == other.name for key, other in engine.serving.items() if key != reference):
         raise BundleError(f"{reference}: expected a model that is not served yet, got {fresh}, which is")
     return warmed(engine, fresh)

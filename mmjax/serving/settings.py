@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from mmjax.config import Count, NonNegative, Positive, Section, Text
+from mmjax.config import Count, NonNegative, Positive, Section, Text, WithinOne
 from mmjax.config_structure import build_struct
 from mmjax.config_tree import merge, read_tree, tree_of
 from mmjax.config_yaml import Node
@@ -39,6 +39,12 @@ class Settings(Section, frozen=True):
     watch_s: Annotated[
         Positive | None,
         Meta(description="Look so often whether an alias or a plain NAME means another version, and serve that."),
+    ] = None
+    abstain_below: Annotated[
+        WithinOne | None,
+        Meta(
+            description="Classifiers tell rows whose largest probability is below this as `abstained`; else as trained."
+        ),
     ] = None
     api_keys: Annotated[Text | None, Meta(description="File of hashed API keys; without one everybody may ask.")] = None
     rate: Annotated[Positive | None, Meta(description="Requests a second of one API key, or of one address.")] = None

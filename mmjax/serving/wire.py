@@ -13,7 +13,7 @@ import msgspec
 import multipart
 import numpy as np
 
-from mmjax.artifact.predictor import to_predictions
+from mmjax.artifact.predictor import set_texts, to_predictions
 from mmjax.data.cells import missing_texts
 from mmjax.data.encode import SHOWN, check_columns
 from mmjax.errors import DataError, MmjaxError
@@ -89,6 +89,12 @@ class Reply(msgspec.Struct, frozen=True):
     request_id: str
     uncertainty: list[float] | msgspec.UnsetType = msgspec.UNSET
     """How far the members of the model disagree, a number a row; absent for a model of one member."""
+    sets: list[list[str]] | msgspec.UnsetType = msgspec.UNSET
+    """[N]: the class texts in each row's conformal set; only of classifiers trained with `training.coverage`."""
+    intervals: list[list[float]] | msgspec.UnsetType = msgspec.UNSET
+    """[N][2], lower and upper end; only of regressions trained with `training.coverage`."""
+    abstained: list[bool] | msgspec.UnsetType = msgspec.UNSET
+    """[N]: rows that the model is too unsure of to answer; only with `abstain_below`."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -454,27 +460,39 @@ class Words(NamedTuple):
     predictions: list[int | float]
     labels: list[str] | None
     probabilities: list[list[float]] | None
-    uncertainty: list[float] | None = None
+    uncertainty: list[float] | msgspec.UnsetType = msgspec.UNSET
+    sets: list[list[str]] | msgspec.UnsetType = msgspec.UNSET
+    intervals: list[list[float]] | msgspec.UnsetType = msgspec.UNSET
+    abstained: list[bool] | msgspec.UnsetType = msgspec.UNSET
 
     def part(self, start: int, stop: int) -> "Words":
         """Return the rows from `start` to before `stop`."""
-        return Words._make(None if field is None else field[start:stop] for field in self)
+        rows: list[Any] = [words[start:stop] if isinstance(words, list) else words for words in self]
+        return Words(*rows)
 
 
 def words_of(schema: Schema, scores: Scores) -> Words:
     """Return Scores in the words of a reply."""
-    uncertainty = None if scores.uncertainty is None else scores.uncertainty.reshape(-1).tolist()
+    uncertainty = msgspec.UNSET if scores.uncertainty is None else scores.uncertainty.reshape(-1).tolist()
     if scores.probabilities is None:
-        return Words(to_predictions(schema, scores).prediction.tolist(), None, None, uncertainty)
+        found = to_predictions(schema, scores)
+        intervals = msgspec.UNSET if found.intervals is None else found.intervals.tolist()
+        return Words(found.prediction.tolist(), None, None, uncertainty, intervals=intervals)
     predictions, classes = scores.prediction.tolist(), schema.target.classes
-    return Words(predictions, [classes[index] for index in predictions], scores.probabilities.tolist(), uncertainty)
+    return Words(
+        predictions,
+        [classes[index] for index in predictions],
+        scores.probabilities.tolist(),
+        uncertainty,
+        sets=msgspec.UNSET if scores.sets is None else set_texts(classes, scores.sets),
+        abstained=msgspec.UNSET if scores.abstained is None else scores.abstained.tolist(),
+    )
 
 
 def encode_reply(words: Words, model: ModelName, *, seconds: float, request_id: str) -> bytes:
     """Return the Reply as JSON."""
-    predictions, labels, probabilities, uncertainty = words
-    told = msgspec.UNSET if uncertainty is None else uncertainty
-    return _encode(Reply(predictions, labels, probabilities, round(1e3 * seconds, 4), model, request_id, told))
+    answers, more = words[:3], words[3:]
+    return _encode(Reply(*answers, round(1e3 * seconds, 4), model, request_id, *more))
 
 
 def encode_problem(refused: Refused, request_id: str) -> bytes:

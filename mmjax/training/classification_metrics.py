@@ -152,6 +152,35 @@ def expected_calibration_error(
     Guo et al. 2017 (arXiv 1706.04599), eq. 3.
     """
     weight = np.ones(len(confidence)) if weight is None else weight
-    which = np.searchsorted(np.linspace(0.0, 1.0, bins + 1), confidence, side="left") - 1
-    gap = np.bincount(np.clip(which, 0, bins - 1), weights=weight * (correct - confidence), minlength=bins)
+    gap = np.bincount(_bin_of(confidence, bins), weights=weight * (correct - confidence), minlength=bins)
     return float(np.abs(gap).sum() / weight.sum())
+
+
+def _bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
+    which = np.searchsorted(np.linspace(0.0, 1.0, bins + 1), confidence, side="left") - 1
+    return np.clip(which, 0, bins - 1)
+
+
+def reliability_curve(
+    confidence: np.ndarray, correct: np.ndarray, weight: np.ndarray | None = None, *, bins: int = ECE_BINS
+) -> list[dict[str, float]]:
+    """Return, for each bin of the calibration error that has rows: low, high, confidence, accuracy (means) and rows.
+
+    `rows` is their weight. The mean of |accuracy - confidence| over rows is the calibration error.
+    """
+    weight = np.ones(len(confidence)) if weight is None else weight
+    which = _bin_of(confidence, bins)
+    rows, sure, right = (
+        np.bincount(which, weights=weight * values, minlength=bins)
+        for values in (np.ones(len(confidence)), confidence, correct)
+    )
+    return [
+        {
+            "low": i / bins,
+            "high": (i + 1) / bins,
+            "confidence": float(sure[i] / rows[i]),
+            "accuracy": float(right[i] / rows[i]),
+            "rows": float(rows[i]),
+        }
+        for i in np.flatnonzero(rows > 0).tolist()
+    ]

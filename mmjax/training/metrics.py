@@ -52,11 +52,17 @@ def metric_direction(name: str) -> Direction:
 
 
 def classification_metrics(
-    probabilities: np.ndarray, labels: np.ndarray, *, positive_index: int = 1, weight: np.ndarray | None = None
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    *,
+    positive_index: int = 1,
+    predictions: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Return the metrics of `probabilities f64[N, K]` against `labels i64[N]` by name.
 
-    The predicted class is the most probable, the first of tied ones. `precision`, `recall` and `f1` are of the positive
+    The predicted class is that of `predictions i64[N]`, else the most probable, the first of tied ones; `ece` looks at
+    the most probable one always. `precision`, `recall` and `f1` are of the positive
     class and only there for two classes; `top_3_accuracy` and `top_5_accuracy` only for more than 3 and 5 classes.
     `refined_log_loss` is the log loss at the temperature that suits these rows best: what calibration cannot mend
     (Berta et al. 2025, arXiv 2501.19195). For more than two classes `roc_auc` and `pr_auc` are means over classes, each
@@ -66,17 +72,19 @@ def classification_metrics(
     if weight is not None:
         used = weight > 0
         probabilities, labels, weight = probabilities[used], labels[used], weight[used]
+        predictions = None if predictions is None else predictions[used]
     names = _classification_names(probabilities.shape[1])
     if not len(labels) or not np.isfinite(probabilities).all():
         return dict.fromkeys(names, np.nan)
-    predictions = probabilities.argmax(axis=1)
-    confusion = confusion_matrix(predictions, labels, probabilities.shape[1], weight)
+    most_probable = probabilities.argmax(axis=1)
+    called = most_probable if predictions is None else predictions
+    confusion = confusion_matrix(called, labels, probabilities.shape[1], weight)
     found = (
         averaged_scores(confusion)
         | _top_k(probabilities, labels, weight)
         | _positive_class(confusion, positive_index)
         | _ranking(probabilities, labels, positive_index, weight)
-        | _probability_scores(probabilities, labels, predictions, weight)
+        | _probability_scores(probabilities, labels, most_probable, weight)
     )
     return {name: found[name] for name in names}
 
@@ -138,17 +146,23 @@ def _probability_scores(
 
 
 def per_class_metrics(
-    probabilities: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], weight: np.ndarray | None = None
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    weight: np.ndarray | None = None,
+    *,
+    predictions: np.ndarray | None = None,
 ) -> list[dict[str, str | float]]:
     """Return for each class, in order: class, precision, recall, f1, support (weight of its rows) and roc_auc.
 
-    `roc_auc` is of the class against the rest, NaN where the class is absent or alone; all are NaN where a probability
-    is not finite.
+    Predicted classes are as in `classification_metrics`. `roc_auc` is of the class against the rest, NaN where the
+    class is absent or alone; all are NaN where a probability is not finite.
     """
+    predictions = probabilities.argmax(axis=1) if predictions is None else predictions
     if weight is not None:
         used = weight > 0
-        probabilities, labels, weight = probabilities[used], labels[used], weight[used]
-    scores = class_scores(confusion_matrix(probabilities.argmax(axis=1), labels, len(classes), weight))
+        probabilities, labels, predictions, weight = probabilities[used], labels[used], predictions[used], weight[used]
+    scores = class_scores(confusion_matrix(predictions, labels, len(classes), weight))
     columns = {"precision": scores.precision, "recall": scores.recall, "f1": scores.f1}
     columns["roc_auc"] = np.full(len(classes), np.nan)
     if not np.isfinite(probabilities).all():

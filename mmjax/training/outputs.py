@@ -29,6 +29,12 @@ class Prediction(NamedTuple):
     uncertainty: jax.Array | None = None
     """How far the members of a model are from one another, see `mean_of_members`; None for a model of one member.
     f32[B] for classification, f32[B, T] in the target's own unit for regression."""
+    sets: jax.Array | None = None
+    """bool[B, K]: the classes in the conformal set; None without `training.coverage`."""
+    intervals: jax.Array | None = None
+    """f32[B, T, 2]: lower and upper end, in the target's own unit; None without `training.coverage`."""
+    abstained: jax.Array | None = None
+    """bool[B]: the largest probability is too small to answer; None without `training.abstain_below`."""
 
 
 class Output(NamedTuple):
@@ -47,8 +53,44 @@ class Output(NamedTuple):
     were not trained on; None for a number."""
 
 
-def build_output(target: Target, loss: str) -> Output:
-    """Return the Output for a target and a loss; ConfigError where they do not suit each other."""
+def build_output(target: Target, loss: str, *, positive_index: int = 1, members: int = 1) -> Output:
+    """Return the Output for a target and a loss; ConfigError where they do not suit each other.
+
+    Of several members it is that of their mean. What `mmjax.training.decide` adds to the state of any of them is
+    applied after it, see `decided`.
+    """
+    output = _plain_output(target, loss)
+    output = mean_of_members(output, members) if members > 1 else output
+
+    def apply(state: Any, outputs: jax.Array) -> Prediction:
+        return decided(state, output.apply(state, outputs), positive_index=positive_index)
+
+    return output._replace(apply=apply)
+
+
+def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Prediction:
+    """Return the Prediction with what the state says of threshold, sets, intervals and abstaining; it may say nothing.
+
+    `threshold f32[]`, of two classes: the positive one where its probability reaches it. `least_probability f32[]`:
+    classes as probable are in the set. `half_width f32[T]`: of the intervals. `abstain_below f32[]`.
+    """
+    probabilities = found.probabilities
+    if probabilities is None:
+        if "half_width" not in state:
+            return found
+        half = state["half_width"][None, :]
+        return found._replace(intervals=jnp.stack([found.prediction - half, found.prediction + half], axis=-1))
+    if "threshold" in state:
+        positive = probabilities[:, positive_index] >= state["threshold"]
+        found = found._replace(prediction=jnp.where(positive, positive_index, 1 - positive_index).astype(jnp.int32))
+    if "least_probability" in state:
+        found = found._replace(sets=probabilities >= state["least_probability"])
+    if "abstain_below" in state:
+        found = found._replace(abstained=probabilities.max(axis=-1) < state["abstain_below"])
+    return found
+
+
+def _plain_output(target: Target, loss: str) -> Output:
     fitting = REGRESSION_LOSSES if target.task == "regression" else CLASSIFICATION_LOSSES
     if loss not in fitting:
         raise ConfigError(f"training.loss: expected one of {', '.join(fitting)} for {target.task}, got '{loss}'")

@@ -30,10 +30,21 @@ class Scores(NamedTuple):
     """f32[N, K] for classification."""
     uncertainty: np.ndarray | None = None
     """f32[N], or f32[N, T] for regression: disagreement of the members, where there are several."""
+    sets: np.ndarray | None = None
+    """bool[N, K], as in a Prediction; and so on."""
+    intervals: np.ndarray | None = None
+    """f32[N, T, 2]."""
+    abstained: np.ndarray | None = None
+    """bool[N]."""
+
+    def map(self, function: Callable[[Any], Any]) -> "Scores":
+        """Return the Scores with `function` of each array that there is."""
+        arrays: list[Any] = [None if array is None else function(array) for array in self]
+        return Scores(*arrays)
 
     def rows(self, start: int, stop: int) -> "Scores":
         """Return the rows from `start` to before `stop`."""
-        return Scores._make(None if field is None else field[start:stop] for field in self)
+        return self.map(lambda array: array[start:stop])
 
 
 Forward = Callable[[Any, Any, Any, Batch], tuple[jax.Array, Prediction]]
@@ -119,5 +130,6 @@ def metrics_of(schema: Schema, scores: Scores, batch: Batch) -> dict[str, float]
         scores.probabilities.astype(np.float64),
         np.asarray(batch["label"], np.int64),
         positive_index=schema.positive_index,
+        predictions=scores.prediction.astype(np.int64),
         weight=weight,
     )

@@ -17,12 +17,13 @@ from mmjax.errors import ConfigError, DataError
 from mmjax.models.build import count_parameters
 from mmjax.parts import Parts, States
 from mmjax.schema import Batch
+from mmjax.training.decide import decision_problems
 from mmjax.training.events import Measure, Plan, Task
 from mmjax.training.losses import Loss, class_weight_array, make_loss
 from mmjax.training.members import Members, member_of, stacked
 from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
-from mmjax.training.outputs import Prediction
+from mmjax.training.outputs import Output, Prediction
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, bucket_of, inputs_of, metrics_of, score
 from mmjax.training.state import TrainState, init_state
 from mmjax.training.steps import Learner
@@ -100,6 +101,7 @@ class Scorer(NamedTuple):
             parts.append(np.concatenate([each.reshape(len(held), -1, each.shape[-1]) for each in found], axis=1))
             places.append(np.searchsorted(rows, held))
         outputs = np.concatenate(parts)[np.argsort(np.concatenate(places))]
+        outputs = outputs[:, 0] if outputs.shape[1] == 1 else outputs
         answer = jax.tree.map(np.asarray, self.answer(states.output, outputs))
         return Scores(outputs, *answer)
 
@@ -117,8 +119,10 @@ class Setup(NamedTuple):
     fitted: tuple[Any, Any]
     """Transform and output states."""
     scorer: Scorer
-    calibrate: Callable[..., Any] | None
-    """The Output's, for when training is done."""
+    output: Output
+    """For when training is done: its state is added to by `training.decide`. With folds, that of out-of-fold rows."""
+    whole: Output
+    """Of all members together."""
 
 
 def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
@@ -169,7 +173,8 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         parameters=sum(map(count_parameters, each)),
         validation_rows=rows_to_learn(prepared.split)[1],
     )
-    return Setup(stacked(states) if members else states[0], task, plan, fitted, scorer, parts.held_out.calibrate)
+    state = stacked(states) if members else states[0]
+    return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output)
 
 
 def make_members(config: Config, split: Split) -> Members | None:
@@ -251,6 +256,8 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
             "training.calibration: temperature expected a classification target and validation rows, got "
             f"{prepared.schema.target.task} and {validation_rows} rows; remove it, or set it to none"
         )
+    validation = prepared.split.validation if prepared.split.folds is None else prepared.split.train
+    problems += decision_problems(training, prepared.schema, prepared.batch["label"][validation])
     if (members := make_members(config, prepared.split)) and prepared.streamed:
         problems.append(
             f"training.members: expected rows in memory to train {len(members.numbers)} models beside each other, got "

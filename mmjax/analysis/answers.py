@@ -1,0 +1,78 @@
+"""How far answers can be trusted, in words: lines for the terminal and for the card, and the reliability table."""
+
+from typing import Any
+
+from mmjax.analysis.report import Report, headline_split
+from mmjax.analysis.tables import count, number, printable
+
+CALIBRATED = {"ece": "ECE", "brier": "Brier", "log_loss": "log loss"}
+
+
+def answer_lines(report: Report) -> list[str]:
+    """Return a line for each thing that was fitted or asked for beside the network, with what it does on test.
+
+    Where there is no test split, on the split whose numbers count.
+    """
+    split, told = headline_split(report), {"calibration": _calibration, "threshold": _threshold}
+    told |= {"conformal": _conformal, "abstention": _abstention}
+    lines = []
+    for kind, words in told.items():
+        fact = report.get("answers", {}).get(kind, {})
+        figures = fact.get("splits", {}).get(split)
+        if figures is not None and (line := words(fact, figures, f"on {split}")):
+            lines.append(line)
+    return lines
+
+
+def reliability_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """Return the reliability curve of the split that counts: bin of confidence, mean confidence, accuracy, rows."""
+    splits = report.get("answers", {}).get("calibration", {}).get("splits", {})
+    curve = splits.get(headline_split(report), {}).get("after", {}).get("curve", [])
+    return [
+        (f"{part['low']:.2f} to {part['high']:.2f}", number(part["confidence"]), number(part["accuracy"]), rows)
+        for part, rows in ((part, count(part["rows"])) for part in curve)
+    ]
+
+
+def _calibration(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str:
+    if "temperature" not in fact:
+        return ""
+    before, after = figures.get("before", {}), figures["after"]
+    moved = ", ".join(f"{words} {_moved(before.get(name), after[name])}" for name, words in CALIBRATED.items())
+    return f"calibration: temperature {fact['temperature']:.3g} fitted on {_rows(fact)}; {where} {moved}"
+
+
+def _threshold(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str:
+    metric = fact.get("metric")
+    why = f"the best {metric} on {_rows(fact)}" if metric else "as given"
+    names = dict.fromkeys([metric] if metric else ["accuracy", "f1"])
+    moved = ", ".join(f"{name} {_moved(figures['before'][name], figures['after'][name])}" for name in names)
+    positive = printable(fact.get("class", ""))
+    return f"threshold: {positive} from probability {fact['value']:.3g} on, {why}; {where} {moved} (from 0.5 to it)"
+
+
+def _conformal(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str:
+    sized = "mean_size" in figures
+    what, holds = ("sets", "the class") if sized else ("intervals", "the number")
+    size = f"{figures['mean_size']:.2f} classes" if sized else f"a width of {number(figures['mean_width'])}"
+    empty = figures.get("sizes", {}).get("0")
+    none = f", {empty:.1%} of them empty" if empty else ""
+    return (
+        f"coverage: {what} to hold {holds} in {fact['coverage']:.4g} of cases, fitted on {_rows(fact)}; {where} "
+        f"{number(figures['coverage'])} do, with {size} in the mean{none}"
+    )
+
+
+def _abstention(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str:
+    return (
+        f"abstained: below a probability of {fact['below']:.4g}; {where} {figures['share']:.1%} of the rows, accuracy "
+        f"{number(figures['accuracy_of_answered'])} on the others, {number(figures['accuracy'])} on all"
+    )
+
+
+def _rows(fact: dict[str, Any]) -> str:
+    return f"{fact.get('rows', 0):,} validation rows"
+
+
+def _moved(before: float | None, after: float | None) -> str:
+    return number(after) if before is None else f"{number(before)} -> {number(after)}"

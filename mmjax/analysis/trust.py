@@ -1,0 +1,96 @@
+"""How far answers can be trusted, measured on labelled rows: calibration, threshold, conformal coverage, abstaining.
+
+JSON-able figures of one split each, keyed as `training.decide.Facts` is; `analysis.answers` puts them into words.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmjax.schema import Batch, Schema
+from mmjax.training.classification_metrics import averaged_scores, confusion_matrix, ratio, reliability_curve
+from mmjax.training.metrics import classification_metrics
+from mmjax.training.scoring import Scores
+
+Figures = dict[str, dict[str, Any]]
+
+
+def trust_figures(schema: Schema, scores: Scores, batch: Batch, *, state: Any, before: np.ndarray | None) -> Figures:
+    """Return the Figures of Scores against the truth.
+
+    `state` is that of the Output; `before` are the probabilities f32[N, K] without a temperature, where there is one.
+    """
+    weight = np.asarray(batch.get("weight", np.ones(len(batch["label"]))), np.float64)
+    if scores.probabilities is None:
+        if scores.intervals is None:
+            return {}
+        return {"conformal": _interval_figures(scores.intervals, np.asarray(batch["label"]), weight)}
+    labels = np.asarray(batch["label"], np.int64)
+    sides = {"before": before, "after": scores.probabilities}
+    found: Figures = {
+        "calibration": {
+            side: calibration_figures(probabilities.astype(np.float64), labels, weight)
+            for side, probabilities in sides.items()
+            if probabilities is not None
+        }
+    }
+    if "threshold" in state:
+        called = {"before": scores.probabilities.argmax(axis=1), "after": scores.prediction}
+        found["threshold"] = {
+            side: _called_figures(rows, labels, schema.positive_index, weight) for side, rows in called.items()
+        }
+    if scores.sets is not None:
+        found["conformal"] = _set_figures(scores.sets, labels, weight)
+    if scores.abstained is not None:
+        found["abstention"] = _abstention_figures(scores.abstained, scores.prediction == labels, weight)
+    return found
+
+
+def calibration_figures(probabilities: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
+    """Return ece, brier and log_loss of `f64[N, K]`, and the reliability curve that the ece is made of."""
+    metrics = classification_metrics(probabilities, labels, weight=weight)
+    correct = probabilities.argmax(axis=1) == labels
+    curve = reliability_curve(probabilities.max(axis=1), correct, weight)
+    return {name: metrics[name] for name in ("ece", "brier", "log_loss")} | {"curve": curve}
+
+
+def _called_figures(called: np.ndarray, labels: np.ndarray, positive: int, weight: np.ndarray) -> dict[str, float]:
+    confusion = confusion_matrix(called.astype(np.int64), labels, 2, weight)
+    scores, hits = averaged_scores(confusion), confusion[positive, positive]
+    f1 = ratio(2.0 * hits, confusion[positive].sum() + confusion[:, positive].sum())
+    return {name: scores[name] for name in ("accuracy", "balanced_accuracy", "mcc")} | {"f1": float(f1)}
+
+
+def _set_figures(sets: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
+    held, sizes = np.take_along_axis(sets, labels[:, None], axis=1)[:, 0], sets.sum(axis=1)
+    shares = {str(size): _mean(sizes == size, weight) for size in np.unique(sizes)}
+    return {"coverage": _mean(held, weight), "mean_size": _mean(sizes, weight), "sizes": shares}
+
+
+def _interval_figures(intervals: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
+    low, high = np.moveaxis(intervals.astype(np.float64), -1, 0)
+    held = ((low <= labels) & (labels <= high)).mean(axis=1)
+    return {"coverage": _mean(held, weight), "mean_width": _mean((high - low).mean(axis=1), weight)}
+
+
+def _abstention_figures(abstained: np.ndarray, right: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
+    return {
+        "share": _mean(abstained, weight),
+        "accuracy": _mean(right, weight),
+        "accuracy_of_answered": _mean(right, weight * ~abstained),
+    }
+
+
+def _mean(values: np.ndarray, weight: np.ndarray) -> float:
+    return float(np.average(values, weights=weight)) if weight.sum() > 0 else np.nan
+
+
+def with_facts(facts: Mapping[str, Mapping[str, Any]], by_split: Mapping[str, Figures]) -> dict[str, Any]:
+    """Return the `answers` of a report: what was fitted, by kind, each with its figures by split."""
+    kinds = dict.fromkeys([*facts, *(kind for figures in by_split.values() for kind in figures)])
+    return {
+        kind: dict(facts.get(kind, {}))
+        | {"splits": {split: figures[kind] for split, figures in by_split.items() if kind in figures}}
+        for kind in kinds
+    }

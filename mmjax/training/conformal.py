@@ -1,0 +1,59 @@
+"""Split-conformal sets and intervals: they hold the truth in a chosen share of cases, whatever the network. Host.
+
+On rows that were not trained on, a score says how badly the model fits the truth. The truth of a new row scores no
+worse than the `ceil((n + 1) * coverage)`-th of n such scores with a probability between `coverage` and
+`coverage + 1 / (n + 1)`, as long as all rows are exchangeable (Lei et al. 2018, arXiv 1604.04173, theorem 2.2).
+
+- Classes: LAC, the score is minus the probability of the true class, so the set holds every class that is at least as
+  probable as the quantile (Sadinle, Lei & Wasserman 2019, arXiv 1609.00451, one threshold for all classes). Such sets
+  are the smallest there are on average and need no random number, which adaptive sets (APS) do to be exact. A set may
+  be empty: no class is as probable as true ones are.
+- Numbers: the score is the absolute error, so the interval is as wide for every row (arXiv 1604.04173, algorithm 2).
+"""
+
+import math
+
+import numpy as np
+
+ROUNDING = 1e-5
+"""Share by which the bounds give way, as f32 is added in another order in a batch of another size."""
+
+
+def rows_needed(coverage: float) -> int:
+    """Return the least number of rows that bound anything at this coverage.
+
+    >>> rows_needed(0.9), rows_needed(0.5)
+    (9, 1)
+    """
+    return math.ceil(coverage / (1.0 - coverage) - 1e-9)
+
+
+def conformal_quantile(scores: np.ndarray, coverage: float, weight: np.ndarray | None = None) -> float:
+    """Return the `ceil((n + 1) * coverage)`-th smallest of `scores f64[n]`; infinity where n is too small.
+
+    `weight f64[n]` counts rows, and the new row as one. NaN scores are the worst.
+    """
+    weight = np.ones(len(scores)) if weight is None else np.asarray(weight, np.float64)
+    ordered = np.argsort(scores, kind="stable")  # NaN last
+    reached = np.cumsum(weight[ordered])
+    wanted = coverage * (weight.sum() + 1.0)
+    place = int(np.searchsorted(reached, wanted - 1e-9 * wanted))
+    found = float(scores[ordered[place]]) if place < len(scores) else math.inf
+    return math.inf if math.isnan(found) else found
+
+
+def least_probability(
+    probabilities: np.ndarray, labels: np.ndarray, coverage: float, weight: np.ndarray | None = None
+) -> np.float32:
+    """Return the probability from which on a class of `f64[N, K]` is in the set; 0 where there are too few rows."""
+    own = np.take_along_axis(np.asarray(probabilities, np.float64), labels[:, None], axis=1)[:, 0]
+    quantile = conformal_quantile(-own, coverage, weight)
+    return np.float32(0.0 if math.isinf(quantile) else -quantile * (1.0 - ROUNDING))
+
+
+def half_widths(
+    predictions: np.ndarray, targets: np.ndarray, coverage: float, weight: np.ndarray | None = None
+) -> np.ndarray:
+    """Return `f32[T]`, half the width of the intervals around `predictions [N, T]`; infinite with too few rows."""
+    errors = np.abs(np.asarray(predictions, np.float64) - np.asarray(targets, np.float64))
+    return np.array([conformal_quantile(e, coverage, weight) * (1.0 + ROUNDING) for e in errors.T], np.float32)

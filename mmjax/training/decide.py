@@ -1,0 +1,140 @@
+"""What an Output's state says beside the network: temperature, threshold, conformal bounds, when to abstain.
+
+Fitted once training is done, on the validation rows, in this order: each rests on those before it. These rows have also
+chosen the best epoch, so all of it comes out slightly too good; `docs/BENCHMARKS.md` says by how much.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmjax.backend import compiled
+from mmjax.config import Training
+from mmjax.errors import TrainingError
+from mmjax.schema import Batch, Schema
+from mmjax.training.conformal import half_widths, least_probability, rows_needed
+from mmjax.training.outputs import Output, Prediction
+from mmjax.training.scoring import Scores
+from mmjax.training.threshold import best_threshold
+
+Facts = dict[str, dict[str, Any]]
+"""What was fitted, for the report: `calibration`, `threshold`, `conformal`, `abstention`, each where asked for."""
+
+
+class Rows(NamedTuple):
+    """The validation rows: answers of the network before anything was fitted, and the truth."""
+
+    scores: Scores
+    batch: Batch
+    """`label`, and `weight` where there is one."""
+
+
+def fits_on_validation(training: Training) -> bool:
+    """Return whether `decide` needs the validation rows."""
+    tuned = isinstance(training.threshold, str) and training.threshold != "none"
+    return training.calibration == "temperature" or tuned or training.coverage is not None
+
+
+def decide(training: Training, schema: Schema, output: Output, state: Any, rows: Rows | None) -> tuple[Any, Facts]:
+    """Return the Output's state with all that the config asks for, and what that is.
+
+    `rows` are there where `fits_on_validation`. Raises TrainingError where the rows bound nothing.
+    """
+    facts: Facts = {}
+    if training.calibration == "temperature" and output.calibrate is not None and rows is not None:
+        scores, batch = rows
+        state = output.calibrate(state, scores.outputs, batch["label"], batch.get("weight"))
+        facts["calibration"] = {"temperature": float(state["temperature"]), "rows": len(batch["label"])}
+    found = None if rows is None else predicted(output, state, rows.scores.outputs)
+    if training.threshold != "none":
+        state, facts["threshold"] = _threshold(training.threshold, schema, state, found, rows)
+    if training.coverage is not None and found is not None and rows is not None:
+        state, facts["conformal"] = _conformal(training.coverage, state, found, rows.batch)
+    if training.abstain_below is not None:
+        state, facts["abstention"] = abstaining(state, training.abstain_below), {"below": training.abstain_below}
+    return state, facts
+
+
+def predicted(output: Output, state: Any, outputs: np.ndarray) -> Prediction:
+    """Return the Prediction of raw outputs f32[N, O] under a state."""
+    return compiled(output.apply)(state, outputs)
+
+
+def abstaining(state: Any, below: float) -> Any:
+    """Return an Output's state that abstains where the largest probability is below this."""
+    return state | {"abstain_below": np.float32(below)}
+
+
+def _threshold(
+    asked: str | float, schema: Schema, state: Any, found: Prediction | None, rows: Rows | None
+) -> tuple[Any, dict[str, Any]]:
+    positive = schema.positive_index
+    fact: dict[str, Any] = {"class": schema.target.classes[positive]}
+    if isinstance(asked, str):
+        assert found is not None
+        assert found.probabilities is not None
+        assert rows is not None
+        probabilities, truth = np.asarray(found.probabilities)[:, positive], rows.batch["label"] == positive
+        asked_for: Any = asked
+        value = best_threshold(probabilities, truth, asked_for, rows.batch.get("weight"))
+        fact |= {"metric": asked, "rows": len(truth)}
+    else:
+        value = asked
+    return state | {"threshold": np.float32(value)}, fact | {"value": value}
+
+
+def _conformal(coverage: float, state: Any, found: Prediction, batch: Batch) -> tuple[Any, dict[str, Any]]:
+    labels, weight = batch["label"], batch.get("weight")
+    fact: dict[str, Any] = {"coverage": coverage, "rows": len(labels)}
+    if found.probabilities is not None:
+        least = least_probability(np.asarray(found.probabilities), labels, coverage, weight)
+        bounded, key, value = least > 0, "least_probability", least
+    else:
+        value = half_widths(np.asarray(found.prediction), labels, coverage, weight)
+        bounded, key = bool(np.isfinite(value).all()), "half_width"
+    if not bounded:
+        raise TrainingError(
+            f"training.coverage: expected finite answers and enough weight among the validation rows for {coverage:g}, "
+            "got a set or an interval that holds everything; lower it, or give more validation rows"
+        )
+    return state | {key: value}, fact | {key: float(np.max(value))}
+
+
+def decision_problems(training: Training, schema: Schema, validation_labels: np.ndarray) -> list[str]:
+    """Return what of the config cannot be with this target and these validation rows, a line each."""
+    classes, rows = schema.target.classes, len(validation_labels)
+    return [*_threshold_problems(training.threshold, classes, validation_labels), *_coverage_problems(training, rows),
+            *abstain_problems("training.abstain_below", training.abstain_below, classes)]  # fmt: skip
+
+
+def _threshold_problems(threshold: str | float, classes: tuple[str, ...], labels: np.ndarray) -> list[str]:
+    if threshold == "none":
+        return []
+    if len(classes) != 2:
+        what = f"{len(classes)} classes" if classes else "a number"
+        return [f"training.threshold: expected a target of 2 classes, got {what}; remove it"]
+    if isinstance(threshold, str) and len(np.unique(labels)) < 2:
+        return [
+            f"training.threshold: {threshold} expected validation rows of both classes, got {len(labels)} rows of "
+            f"{len(np.unique(labels))}; raise validation_split, or give a number"
+        ]
+    return []
+
+
+def _coverage_problems(training: Training, rows: int) -> list[str]:
+    if training.coverage is None or rows >= rows_needed(training.coverage):
+        return []
+    return [
+        f"training.coverage: {training.coverage:g} expected at least {rows_needed(training.coverage)} validation rows, "
+        f"got {rows}; lower it, or raise validation_split"
+    ]
+
+
+def abstain_problems(where: str, below: float | None, classes: tuple[str, ...]) -> list[str]:
+    """Return why nobody would ever be abstained below this probability, if so; `where` it was asked for."""
+    if below is None or (classes and below > 1.0 / len(classes)):
+        return []
+    if not classes:
+        return [f"{where}: expected a classifier, got a model of a number; remove it"]
+    least = f"above {1.0 / len(classes):.3g}, as the largest of {len(classes)} probabilities is at least that"
+    return [f"{where}: expected a number {least}, got {below:g}"]

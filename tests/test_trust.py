@@ -1,0 +1,197 @@
+"""Stories: what is asked of answers is fitted, told, kept in the bundle, and given by every door."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmjax import Client
+from mmjax.analysis.answers import answer_lines, reliability_rows
+from mmjax.artifact.bundle import load_bundle
+from mmjax.artifact.models import load_model
+from mmjax.config_load import config_from_dict
+from mmjax.errors import ConfigError
+from mmjax.evaluate import evaluate_model
+from mmjax.predict import command
+from mmjax.serving.engine import load_models
+from mmjax.serving.limits import Limits
+from mmjax.serving.openapi_schemas import MODEL
+from mmjax.serving.wire import Reply
+from mmjax.train import FitResult, fit
+from tests.doors import door, write_csv
+from tests.live import Thread, request, thread
+from tests.test_express import ORDINARY
+
+ROW = {"size": 0.25, "colour": "red"}
+
+
+def make_table(path: Path, rows: int = 300) -> Path:
+    random, made = np.random.default_rng(0), []
+    for _ in range(rows):
+        size, colour = random.normal(), random.integers(3)
+        score = size + (colour == 0) + random.logistic() - 1.5
+        made.append((f"{size:.3f}", ("red", "green", "blue")[colour], "yes" if score > 0 else "no", f"{9 + score:.4f}"))
+    return write_csv(path, ("size", "colour", "bought", "amount"), made)
+
+
+def trained(home: Path, name: str, target: str, other: str, **training: Any) -> FitResult:
+    table = {"path": str(home / "table.csv"), "target_column": target, "ignore_columns": [other]}
+    table |= {"train_split": 0.4, "validation_split": 0.3, "test_split": 0.3}
+    model = {"name": "mlp", "architecture": {"hidden_layers": [4]}}
+    training = {"epochs": 4, "batch_size": 20, "learning_rate": 0.02} | training
+    config = {"name": name, "data": {"tabular": table}, "model": model, "training": training}
+    lines: list[str] = []
+    done = fit(config_from_dict(config, "test"), runs_dir=home / "runs", registry=home / "registry", tell=lines.append)
+    (home / f"{name}.txt").write_text("\n".join(lines))
+    return done
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("answers")
+    make_table(home / "table.csv")
+    asked = {"threshold": "f1", "coverage": 0.8, "abstain_below": 0.6, "calibration": "temperature"}
+    trained(home, "buys", "bought", "amount", **asked, loss="focal", class_weights="balanced")
+    trained(home, "sums", "amount", "bought", coverage=0.8)
+    return home
+
+
+@pytest.fixture(scope="module")
+def server(home: Path) -> Iterator[Thread]:
+    with thread(home / "registry", Limits(), models=("buys", "sums"), max_batch=16) as server:
+        yield server
+
+
+def report_of(home: Path, name: str) -> dict[str, Any]:
+    return load_bundle(home / "registry" / name / "1").contents.report
+
+
+def test_report_card_and_terminal_tell_the_same(home: Path):
+    report, card = report_of(home, "buys"), (home / "registry" / "buys" / "1" / "card.md").read_text()
+    answers, told = report["answers"], (home / "buys.txt").read_text()
+    assert set(answers) == {"calibration", "threshold", "conformal", "abstention"}
+    lines = answer_lines(report)
+    assert [line.partition(":")[0] for line in lines] == ["calibration", "threshold", "coverage", "abstained"]
+    assert all(line in told for line in lines)
+    assert lines[0].startswith(f"calibration: temperature {answers['calibration']['temperature']:.3g} fitted on 90 val")
+    assert " -> " in lines[0]
+    assert "## How far to trust an answer" in card
+    for split in ("validation", "test"):
+        after = answers["calibration"]["splits"][split]["after"]
+        assert {name: report["metrics"][split][name] for name in ("ece", "brier", "log_loss")} == {
+            name: after[name] for name in ("ece", "brier", "log_loss")
+        }
+        rows = sum(part["rows"] for part in after["curve"])
+        gap = sum(part["rows"] * abs(part["accuracy"] - part["confidence"]) for part in after["curve"])
+        assert (rows, gap / rows) == (90, pytest.approx(after["ece"]))
+        assert answers["threshold"]["splits"][split]["after"]["f1"] == pytest.approx(report["metrics"][split]["f1"])
+    assert (
+        answers["threshold"]["splits"]["validation"]["after"]["f1"]
+        >= (answers["threshold"]["splits"]["validation"]["before"]["f1"])
+    )
+    assert sum(answers["conformal"]["splits"]["test"]["sizes"].values()) == pytest.approx(1.0)
+    assert [row[3] for row in reliability_rows(report)] == [
+        f"{part['rows']:.0f}" for part in answers["calibration"]["splits"]["test"]["after"]["curve"]
+    ]
+
+
+def test_calibration_undoes_what_focal_loss_and_class_weights_do_to_sureness(home: Path):
+    """Focal loss makes a network timid: the temperature sharpens it, and the validation log loss falls."""
+    fact = report_of(home, "buys")["answers"]["calibration"]
+    assert fact["temperature"] < 1.0
+    validation = fact["splits"]["validation"]
+    assert validation["after"]["log_loss"] <= validation["before"]["log_loss"]
+
+
+def test_a_loaded_model_and_evaluate_give_what_the_report_says(home: Path):
+    for name in ("buys", "sums"):
+        predictor, fact = load_model(name, registry=home / "registry"), report_of(home, name)["answers"]["conformal"]
+        evaluation = evaluate_model(predictor, home / "table.csv")
+        splits = fact["splits"]
+        rows = {"train": 120, "validation": 90, "test": 90}
+        expected = sum(rows[split] * splits[split]["coverage"] for split in rows) / 300
+        assert evaluation.trust["conformal"]["coverage"] == pytest.approx(expected)
+        assert splits["validation"]["coverage"] >= 0.8
+
+
+def test_predict_adds_columns(home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    found = {}
+    for name, extra in (("buys", ("--abstain-below", "0.9")), ("sums", ())):
+        output = tmp_path / f"{name}.csv"
+        arguments = ("--model", name, "--input", home / "table.csv", "--output", output)
+        assert door(capsys, command, *arguments, "--registry", home / "registry", *extra).code == 0
+        with output.open(newline="") as file:
+            found[name] = list(csv.DictReader(file))
+    predictor = load_model("buys", registry=home / "registry")
+    columns = {"size": [], "colour": []}
+    with (home / "table.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            columns["size"].append(row["size"])
+            columns["colour"].append(row["colour"])
+    expected = predictor.predict(columns)
+    assert expected.sets is not None
+    assert expected.probabilities is not None
+    for i, row in enumerate(found["buys"]):
+        assert json.loads(row["set"]) == [expected.classes[k] for k in np.flatnonzero(expected.sets[i])]
+        assert row["abstained"] == ("true" if expected.probabilities[i].max() < np.float32(0.9) else "false")
+        assert row["prediction"] == expected.prediction[i]
+    assert list(found["sums"][0]) == ["row", "prediction", "lower", "upper"]
+    assert all(float(row["lower"]) < float(row["prediction"]) < float(row["upper"]) for row in found["sums"])
+    refused = door(capsys, command, *arguments, "--registry", home / "registry", "--abstain-below", "0.5")
+    assert refused.code == 2
+    assert "--abstain-below: expected a classifier, got a model of a number; remove it (sums)" in refused.err
+
+
+def ask(server: Thread, name: str, rows: list[dict[str, Any]], *headers: str) -> dict[str, Any]:
+    body = json.dumps({"model": name, "rows": rows}).encode()
+    reply = server.client.say(request("POST", "/predict/tabular", body, ["Content-Type: application/json", *headers]))
+    assert reply.status == 200, reply.body
+    return {k: v for k, v in reply.json.items() if k not in ("request_id", "inference_time_ms")}
+
+
+def test_the_server_answers_the_same_on_both_ways(server: Thread, home: Path):
+    rows = [{"size": float(size), "colour": colour} for size in (-2, 0, 0.5, 3) for colour in ("red", "blue", None)]
+    for name, added in (("buys", ["sets", "abstained"]), ("sums", ["intervals"])):
+        express, ordinary = ask(server, name, rows), ask(server, name, rows, ORDINARY)
+        assert express == ordinary
+        assert list(express)[-len(added) :] == added
+        assert server.client.ask("GET", f"/models/{name}").json["answers"] == added
+        expected = load_model(name, registry=home / "registry").predict(rows)
+        if expected.sets is not None:
+            assert express["sets"] == [[expected.classes[k] for k in np.flatnonzero(row)] for row in expected.sets]
+            assert express["labels"] == expected.prediction.tolist()
+            assert expected.abstained is not None
+            assert express["abstained"] == expected.abstained.tolist()
+        else:
+            assert expected.intervals is not None
+            np.testing.assert_allclose(express["intervals"], expected.intervals, rtol=1e-6)
+    assert set(added) <= set(Reply.__struct_fields__)
+    assert "answers" in MODEL["properties"]
+
+
+def test_the_client_hears_all_of_it(server: Thread, home: Path):
+    sizes = np.linspace(-3, 3, 40)
+    with Client(f"http://127.0.0.1:{server.client.port}") as client:
+        rows = {"size": sizes, "colour": ["red", "blue"] * 20}
+        buys, sums = client.predict(rows, model="buys"), client.predict(rows, model="sums")
+    local = {name: load_model(name, registry=home / "registry").predict(rows) for name in ("buys", "sums")}
+    assert buys.sets is not None
+    assert sums.intervals is not None
+    assert sums.sets is None
+    np.testing.assert_array_equal(buys.sets, local["buys"].sets)
+    np.testing.assert_array_equal(buys.abstained, local["buys"].abstained)
+    assert local["sums"].intervals is not None
+    np.testing.assert_allclose(sums.intervals, local["sums"].intervals, rtol=1e-6)
+
+
+def test_a_server_may_be_told_when_to_abstain(home: Path):
+    models = load_models(("buys", "sums"), home / "registry", abstain_below=0.999)
+    assert models["buys"].description["answers"] == ["sets", "abstained"]
+    assert models["buys"].predictor.predict([ROW]).abstained == [True]
+    assert models["sums"].description["answers"] == ["intervals"]
+    with pytest.raises(ConfigError, match=r"--abstain-below: expected a number above 0.5, as .* got 0.5 \(buys\)"):
+        load_models(("buys",), home / "registry", abstain_below=0.5)

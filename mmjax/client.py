@@ -82,17 +82,12 @@ class Client:
         model's features; None and NaN are missing. Images are paths or bytes of files, one or a list of them. What
         exceeds the limits of a request is sent as several. Without `model` there must be only one that is meant.
         """
-        images = as_images(rows)
-        if images is not None:
-            return self._joined(list(self._replies(image_requests(images, model, version), images)))
-        if not isinstance(rows, Mapping | np.ndarray):  # these need no knowledge of the model
-            return self._joined(list(self._replies(table_requests(rows, model, version, None))))
         try:
-            return self._by_column(rows, model, version)
+            return self._predict(rows, model, version)
         except ServerError as error:
             if error.status != 404 or version is not None:
                 raise
-            return self._by_column(rows, model, version)  # another version took its place between two requests
+            return self._predict(rows, model, version)  # another version took its place between two requests
 
     def models(self) -> tuple[Model, ...]:
         """Return the models that are served."""
@@ -155,9 +150,19 @@ class Client:
     def _get(self, path: str) -> Reply:
         return send(self._server, "GET", path)
 
+    def _predict(self, rows: Rows, model: str | None, version: int | None) -> Answers:
+        """Return the Answers; ServerError (404) also where the version that answers leaves before it was described."""
+        images = as_images(rows)
+        if images is not None:
+            return self._joined(list(self._replies(image_requests(images, model, version), images)))
+        if isinstance(rows, Mapping | np.ndarray):
+            return self._by_column(rows, model, version)
+        return self._joined(list(self._replies(table_requests(rows, model, version, None))))
+
     def _by_column(self, rows: Mapping[str, Any] | np.ndarray, name: str | None, version: int | None) -> Answers:
         """Return the Answers of the version whose order of columns the cells are sent in."""
-        found = [m for m in self.models() if name in (None, m.name) and version in (None, m.version)]
+        served = [model for model in self.models() if version in (None, model.version)]
+        found = [model for model in served if name in (None, model.name, f"{model.name}:{model.version}")]
         tables = [model for model in found if model.modality == "table"]
         if len(tables) != 1:  # the server says best what there is
             return self._joined(list(self._replies(table_requests(rows, name, version, None))))

@@ -36,6 +36,8 @@ def as_matrix(rows: Rows, description: Mapping[str, Any] | None) -> np.ndarray |
     else:
         return None
     numbers = [cells for cells in columns if isinstance(cells, np.ndarray) and cells.dtype.kind in "iuf"]
+    if any(isinstance(cells, np.ma.MaskedArray) for cells in numbers):  # raw bytes have no mask
+        return None
     if len(numbers) < len(columns) or len({cells.shape for cells in numbers}) > 1:
         return None
     if sum(map(len, numbers)) < WORTH_CELLS:

@@ -21,6 +21,8 @@ MOST_IMAGE_BYTES = 16 * 2**20 - 2**16
 TABLE_BYTES = 4 * 2**20
 """Tables are halved until a part is no larger: half of a server's limit."""
 SHOWN = 20
+MOST_BITS = 1024
+"""Of a whole number: no float holds a longer one, and Python refuses to write those of thousands of digits."""
 ONE_ROW = "; to ask for one row, put the row in a list: [row]"
 
 ImageSource = str | Path | bytes
@@ -48,6 +50,8 @@ def as_images(rows: Rows) -> list[ImageSource] | None:
     """Return the images that are meant; None when it is a table. DataError for a list of both, or of nothing."""
     if isinstance(rows, str | Path | bytes):
         return [rows]
+    if not isinstance(rows, Sequence | Mapping):  # a data frame gives the names of its columns, which are no paths
+        return None
     if isinstance(rows, Mapping) and len(rows) == 1:
         (cells,) = rows.values()
     elif isinstance(rows, Sequence) and rows and all(isinstance(row, Mapping) and len(row) == 1 for row in rows):
@@ -99,8 +103,9 @@ def image_names(images: Sequence[ImageSource], first: int, problem: str) -> str:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: expected an image file, got: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path}: expected an image file, got: {told}") from error
 
 
 def _image_request(path: str, files: Sequence[bytes]) -> Request:
@@ -167,17 +172,21 @@ def _from_columns(columns: Sequence[list[Any]]) -> list[Any]:
 
 
 def _table_parts(key: str, rows: list[Any], asked: Mapping[str, Any]) -> Iterator[Request]:
-    body = (
-        json.dumps({**asked, key: rows}, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(rows) <= MOST_ROWS
-        else b""
-    )
+    body = _json({**asked, key: rows}) if len(rows) <= MOST_ROWS else b""
     if len(rows) > MOST_ROWS or (len(body) > TABLE_BYTES and len(rows) > 1):
         half = min(MOST_ROWS, len(rows) // 2 + len(rows) % 2)
         yield from _table_parts(key, rows[:half], asked)
         yield from _table_parts(key, rows[half:], asked)
         return
     yield Request("/predict/tabular", body, {"Content-Type": "application/json"}, len(rows))
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        got = ascii(error.object[error.start : error.end])
+        raise DataError(f"rows: expected texts that UTF-8 has bytes for, got one with {got}") from error
 
 
 def _cells(where: str, cells: Any) -> list[Any]:
@@ -196,6 +205,8 @@ def _cell(where: str, value: Any) -> Any:
     """Return a cell as JSON has it: NaN is missing, a date its ISO text."""
     if isinstance(value, np.generic):
         value = str(value) if value.dtype.kind == "M" else value.item()
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise DataError(f"{where}: expected a number within ±3.4e38, got one of {value.bit_length():,} bits")
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):

@@ -94,13 +94,17 @@ def make_server(url: str, *, api_key: str | None, timeout_s: float, retries: int
     """Return the Server at `url`, nothing sent yet; ConfigError unless it is http(s)://host[:port][/path]."""
     try:
         parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0
+        host, path = (parts.hostname or "").encode("idna"), parts.path
+        plain = path.isascii() and path.isprintable() and " " not in path
+        sound = parts.scheme in ("http", "https") and bool(host) and (parts.port or 0) >= 0 and plain
     except ValueError:
         sound, parts = False, urlsplit("")
     if not sound or parts.query or parts.fragment or parts.username is not None:
         raise ConfigError(f"{url}: expected http://host:port, got no such address; give that of a server")
     if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
         raise ConfigError("api_key: expected printable ASCII characters, got others, or none")
+    if not timeout_s > 0:
+        raise ConfigError(f"timeout_s: expected seconds above 0, got {timeout_s}")
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     place = (parts.scheme, parts.hostname or "", parts.port, parts.path.rstrip("/"))
     return Server(*place, headers, timeout_s, retries, queue.LifoQueue())
@@ -173,7 +177,7 @@ def _over(
     headers: Mapping[str, str],
     left_s: float,
 ) -> tuple[int, dict[str, str], bytes]:
-    connection.timeout = max(left_s, 1e-3)
+    connection.timeout = min(max(left_s, 1e-3), LONGEST_TIMEOUT_MS / 1e3)  # a socket takes no endless one
     try:
         if connection.sock is not None:
             connection.sock.settimeout(connection.timeout)

@@ -5,6 +5,7 @@ once (`/health/live`), and requests from the moment that every batch size is com
 (`/health/ready`). SIGTERM ends it in good order, a second one at once; SIGHUP loads what aliases mean now.
 """
 
+import contextlib
 import gc
 import importlib.util
 import os
@@ -91,12 +92,13 @@ def serve(settings: Settings) -> dict[str, Any]:
             log.close()
     if failure:
         raise failure[0]
-    echo("stopped")
+    with contextlib.suppress(OSError):  # whether anybody reads it changes nothing
+        echo("stopped")
     return {"url": url, "models": names}
 
 
 def _references(settings: Settings) -> tuple[str, ...]:
-    """Return the models to serve: those named, else the newest version of all that are registered."""
+    """Return the models to serve: those named, else all registered ones, each as `production` or its newest version."""
     if settings.models is not None:
         return settings.models
     found = tuple(list_models(Path(settings.registry)))

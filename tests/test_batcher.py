@@ -238,6 +238,19 @@ def test_deterministic_rows_go_alone_through_the_bucket_of_one(device: Device):
     assert [len(batch) for batch in model.batches if batch[0] in (2, 3)] == [1, 1]
 
 
+def test_deterministic_rows_that_cannot_be_done_one_by_one_by_the_deadline_are_not_begun(device: Device):
+    model = Model(device, known_s=0.1)
+
+    async def work() -> list[float]:
+        with pytest.raises(Refused, match="deadline"):
+            submit(model.batcher, rows(*range(8)), deadline=time.monotonic() + 0.5, deterministic=True)
+        assert model.batcher.rows_waiting == 0
+        return await ask(model, rows(1, 2), deadline=time.monotonic() + 10, deterministic=True)
+
+    assert done(work()) == [2, 4]
+    assert [batch.tolist() for batch in model.batches] == [[1], [2]]
+
+
 def test_a_large_request_is_cut_and_joined(device: Device):
     model = Model(device)
     assert done(ask(model, rows(*range(1, 28)))) == [2 * i for i in range(1, 28)]

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import mmjax
 from mmjax.artifact.models import load_model
 from mmjax.artifact.predictor import Predictions
 from mmjax.client import Answers, ServerError
-from mmjax.client_bodies import MOST_ROWS, image_requests, table_requests
-from mmjax.client_http import retry_after_s
+from mmjax.client_bodies import MOST_ROWS, Request, image_requests, table_requests
+from mmjax.client_http import Reply, retry_after_s
 from mmjax.data.decode import encode_png
 from mmjax.errors import ConfigError, DataError
-from mmjax.serving.limits import new_key
-from tests.live import door
+from mmjax.serving.limits import Limits, new_key
+from mmjax.serving.reload import Source, reload_models
+from tests.live import door, thread
 from tests.untrained import KINDS, NUMBERS, PRICE, SHADES, add_model, kinds_columns, picture
 
 
@@ -117,6 +119,51 @@ def test_a_large_table_of_numbers_goes_as_tensors_with_the_same_bits(client: mmj
     check(client.predict(values.tolist()[:MOST_ROWS], model="numbers"), parts[0])
 
 
+def test_masked_cells_are_missing_in_tables_of_any_size(client: mmjax.Client):
+    cells = np.ma.masked_array(np.full((1000, 5), 3.0), np.arange(5000).reshape(1000, 5) % 3 == 0)
+    expected = client.predict(cells.filled(np.nan), model="numbers").probabilities
+    for rows in (cells, {f"x{i}": cells[:, i] for i in range(5)}):
+        np.testing.assert_allclose(client.predict(rows, model="numbers").probabilities, expected, rtol=1e-6)
+    np.testing.assert_allclose(client.predict(cells[:3], model="numbers").probabilities, expected[:3], rtol=1e-6)
+
+
+def test_a_large_table_goes_as_tensors_also_to_a_model_that_is_named_with_its_version(place: tuple[str, str]):
+    asked: list[str] = []
+
+    class Seen(mmjax.Client):
+        """A client whose requests are seen."""
+
+        def _replies(self, requests: Iterator[Request], images: Any = ()) -> Iterator[dict[str, Any]]:
+            for request in requests:
+                asked.append(request.path)
+                yield from super()._replies(iter([request]), images)
+
+    with Seen(*place) as client:
+        for name in ("numbers", "numbers:1"):
+            client.predict(np.zeros((1000, 5), np.float32), model=name)
+    assert asked == ["/v2/models/numbers/versions/1/infer"] * 2
+
+
+def test_a_version_that_leaves_before_it_was_described_loses_no_request(tmp_path: Path):
+    root = tmp_path / "registry"
+    for name, schema in (("kinds", KINDS), ("shades", SHADES)):
+        add_model(root, name, schema)
+    with thread(root, Limits()) as server:
+        add_model(root, "kinds", KINDS, seed=1)
+
+        class Slow(mmjax.Client):
+            """A client that is overtaken by a reload between its two requests."""
+
+            def _get(self, path: str) -> Reply:
+                reload_models(server.engine, Source(str(root), 2), lambda *_: None)
+                return super()._get(path)
+
+        with Slow(f"http://127.0.0.1:{server.client.port}") as client:
+            assert (
+                client.predict([{"size": 1, "colour": "red", "flag": "no", "when": None}], model="kinds").version == 2
+            )
+
+
 def test_a_regression_keeps_the_digits_of_large_numbers(client: mmjax.Client, registry: Path):
     rng = np.random.default_rng(2)
     columns = {"seconds": 1.7e9 + rng.normal(size=2000), "size": rng.normal(size=2000)}
@@ -194,12 +241,16 @@ BAD: list[tuple[Any, str]] = [
     ({"x": [1], "y": [1, 2]}, "rows: expected columns of equal length, got {'x': 1, 'y': 2}"),
     ({"x": "text"}, "column 'x': expected a list or an array of cells, got str"),
     (np.zeros(3), "rows: expected an array of rows and columns, got one of shape (3,); to ask for one row, put the"),
+    ([[1.0, 10**5000]], "row 1, cell 2: expected a number within ±3.4e38, got one of 16,610 bits"),
+    ([[1.0, "\ud800"]], "rows: expected texts that UTF-8 has bytes for, got one with '\\ud800'"),
+    (pd.DataFrame({"x": [1.0]}), "got DataFrame; of a data frame give frame.to_dict('list')"),
+    (pd.DataFrame({"x": [1.0, 2.0]}), "got DataFrame; of a data frame give frame.to_dict('list')"),
     ({1, 2}, "rows: expected dicts, lists, columns, an array, or paths or bytes of images, got set"),
     (["a.png", 3], "rows: expected paths and bytes of images only, got 1 of another kind"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("rows", "told"), BAD, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("rows", "told"), BAD, ids=[told[:30] for _, told in BAD])
 def test_what_cannot_be_sent_is_refused_here(rows: Any, told: str):
     with mmjax.Client("http://127.0.0.1:9", retries=0) as nowhere, pytest.raises(DataError) as refused:
         nowhere.predict(rows) if not isinstance(rows, dict | np.ndarray) else list(
@@ -233,6 +284,8 @@ def test_a_server_that_is_not_there_is_told_with_its_port_and_what_to_do():
 def test_an_image_that_is_not_there_is_refused_here():
     with pytest.raises(DataError, match=r"no\.png: expected an image file, got: No such file"):
         list(image_requests(["no.png"], None, None))
+    with pytest.raises(DataError, match=r"expected an image file, got: embedded null byte"):
+        list(image_requests(["a\0b.png"], None, None))
 
 
 def test_threads_share_a_client_and_each_gets_its_own_answer(client: mmjax.Client, registry: Path):
@@ -367,7 +420,13 @@ def test_parts_answered_by_two_versions_are_refused(scripted):
     assert (error.reason, error.status) == ("model-changed", None)
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "localhost:8000", "http://", "http://[::1", "http://u:p@x", "http://x?y=1"])
+BAD_URLS = (
+    "ftp://x", "localhost:8000", "http://", "http://[::1", "http://u:p@x", "http://x?y=1", "http://x/ü", "http://x/a b",
+    "http://x..y",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
 def test_a_url_of_no_server_is_refused(url: str):
     with pytest.raises(ConfigError, match="expected http://host:port, got no such address"):
         mmjax.Client(url)
@@ -376,6 +435,15 @@ def test_a_url_of_no_server_is_refused(url: str):
 def test_a_key_that_no_header_can_hold_is_refused():
     with pytest.raises(ConfigError, match="api_key: expected printable ASCII"):
         mmjax.Client("http://x", "a\nb")
+
+
+def test_a_client_waits_as_long_as_it_is_told_if_that_is_a_time(place: tuple[str, str]):
+    for none in (0, -1, float("nan")):
+        with pytest.raises(ConfigError, match="timeout_s: expected seconds above 0, got"):
+            mmjax.Client("http://x", timeout_s=none)
+    with mmjax.Client(*place, timeout_s=float("inf")) as client:
+        assert client.health()["status"] == "ok"
+        assert client.predict([[0.0] * 5], model="numbers").version == 1
 
 
 def test_retry_after_may_be_a_date():

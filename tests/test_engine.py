@@ -11,12 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax.artifact.predictor import largest_difference
+from mmjax.artifact.predictor import Predictor, largest_difference, make_predictor
 from mmjax.artifact.registry import promote
+from mmjax.config import Config, Data, Model, TabularData
 from mmjax.data.encode import encode
 from mmjax.data.pipeline import pad_rows, take
 from mmjax.errors import BundleError, ConfigError
-from mmjax.schema import Batch
+from mmjax.parts import States, build_parts
+from mmjax.recipe import resolve
+from mmjax.schema import Batch, Columns, Schema
 from mmjax.serving.answering import Encoded, answer, deadline_of
 from mmjax.serving.batcher import Batcher
 from mmjax.serving.engine import (
@@ -34,12 +37,12 @@ from mmjax.serving.engine import (
     warm,
     warmed,
 )
-from mmjax.serving.reload import Source, changed, reload_models
+from mmjax.serving.reload import Source, changed, reload_models, watch
 from mmjax.serving.wire import Refused, TableRequest, table_columns
 from mmjax.training.scoring import Scores
-from tests.untrained import KINDS, NUMBERS, SHADES, add_model, columns_for, kinds_columns, matrix
+from tests.untrained import KINDS, NUMBERS, PRICE, SHADES, add_model, columns_for, kinds_columns, matrix
 
-TOLERANCE = 1e-6
+TOLERANCE, REALMLP_TOLERANCE = 1e-6, 1e-5
 """How far an answer may be from that of the row alone, relative to its size: f32 sums in another order."""
 
 
@@ -76,6 +79,12 @@ def probabilities(engine: Engine, served: Served, columns: dict[str, Any], **opt
     return found
 
 
+def values_of(engine: Engine, served: Served, columns: Columns, **options: Any) -> np.ndarray:
+    """Probabilities, or the values of a regression before an offset is put back."""
+    scores = asyncio.run(answer(engine, served, columns, request_id="x", **options)).scores
+    return scores.prediction if scores.probabilities is None else scores.probabilities
+
+
 def test_every_bucket_is_compiled_once_and_counted(engine: Engine):
     assert buckets(8) == (1, 2, 4, 8)
     assert [served.largest for served in engine.models] == [8, 8, 8]
@@ -101,6 +110,42 @@ def test_an_answer_does_not_depend_on_bucket_place_or_neighbours(engine: Engine,
                 expected = alone[row]
                 assert expected is not None
                 assert largest_difference(expected[0], shared[place]) <= TOLERANCE, (name, bucket, place)
+
+
+@pytest.mark.parametrize(("name", "schema"), [("numbers", NUMBERS), ("price", PRICE)])
+def test_an_answer_of_realmlp_hardly_depends_on_the_bucket(name: str, schema: Schema, tmp_path: Path):
+    add_model(tmp_path / "registry", name, schema)
+    served = load_served(name, tmp_path / "registry")
+    assert served.largest == 1024
+    rows = matrix(schema, 64) + np.array([column.offset for column in schema.features])
+    columns = {column.name: rows[:, i] for i, column in enumerate(schema.features)}
+    engine = make_engine({name: served._replace(predictor=realmlp(schema, columns), golden=None)}, queue=4)
+    try:
+        warm(engine)
+        (served,) = engine.models
+        alone = values_of(engine, served, columns, deterministic=True)
+        for bucket in buckets(served.largest):
+            assert served.batcher is not None
+            scores = served.batcher.programs[bucket](pad_rows(take(encode(schema, columns), slice(0, bucket)), bucket))
+            values = scores.prediction if scores.probabilities is None else scores.probabilities
+            assert largest_difference(alone[:bucket], values[:64]) <= REALMLP_TOLERANCE, bucket
+    finally:
+        stop(engine)
+
+
+def realmlp(schema: Schema, columns: Columns) -> Predictor:
+    """RealMLP as the recipe makes it, its parameters not trained."""
+    data = Data(tabular=TabularData(path="table.csv", target_column=schema.target.column))
+    config, _ = resolve(
+        Config(name="real", data=data, model=Model(name="realmlp")), schema, train_rows=64, validation_rows=0
+    )
+    batch, parts = encode(schema, columns), build_parts(config, schema)
+    transform = parts.transform.fit(batch)
+    variables = jax.jit(parts.model.init)(jax.random.key(0), parts.transform.apply(transform, batch))
+    labels = (
+        np.linspace(0, 1, 64, dtype=np.float32)[:, None] if schema.target.task == "regression" else np.arange(64) % 2
+    )
+    return make_predictor(config, schema, States(variables, transform, parts.output.fit(labels)))
 
 
 def test_a_deterministic_answer_has_the_same_bits_in_any_company(engine: Engine):
@@ -226,12 +271,17 @@ def test_a_model_is_named_once_and_found_by_name_version_and_modality(registry: 
         load_models(["numbers", "numbers:1"], registry)
     assert str(select(engine, None, None, "image")) == "shades:1"
     assert str(select(engine, "kinds", 1)) == "kinds:1"
-    for name, version, status in (("none", None, 404), ("kinds", 2, 404), (None, None, 400), ("shades", None, 400)):
+    for name, version, status in (
+        ("none", None, 404), ("", None, 404), ("kinds", 2, 404), (None, None, 400), ("shades", None, 400),
+    ):  # fmt: skip
         with pytest.raises(
             Refused, match=r"there are numbers:1 \(table\), kinds:1 \(table\), shades:1 \(image\)"
         ) as refused:
             select(engine, name, version, "table")
         assert refused.value.status == status
+    tables = engine._replace(serving={"numbers": engine.models[0]})
+    with pytest.raises(Refused, match=r"no '' is served; there are numbers:1 \(table\)"):
+        select(tables, "", None, "image")
 
 
 def test_a_request_for_a_model_that_is_not_warm_is_told_so(registry: Path, engine: Engine):
@@ -299,6 +349,51 @@ def test_a_damaged_version_leaves_the_old_one_in_place_and_is_told_and_counted(s
     assert (event, facts["reference"], facts["serving"]) == ("reload-failed", "numbers", "numbers:1")
     assert counted(story.engine, "mmjax_reloads_total") == 1
     probabilities(story.engine, story.engine.models[0], {f"x{i}": [0.5] for i in range(5)})
+
+
+def test_a_canary_becomes_production_while_a_newer_one_takes_its_place(tmp_path: Path):
+    root, told = tmp_path / "registry", []
+    for seed in range(3):
+        add_model(root, "numbers", NUMBERS, seed=seed)
+    for alias, version in (("production", 1), ("canary", 2)):
+        promote(root, f"numbers:{version}", alias)
+    engine = make_engine(load_models(["numbers@production", "numbers@canary"], root, max_batch=1), queue=4)
+    try:
+        warm(engine)
+        for aliases, serving in (({"production": 2}, [1, 2]), ({"canary": 3}, [2, 3]), ({"canary": 2}, [2, 3])):
+            for alias, version in aliases.items():
+                promote(root, f"numbers:{version}", alias)
+            reload_models(engine, Source(str(root), 1), lambda event, _: told.append(event))
+            assert [model.name.version for model in engine.models] == serving
+    finally:
+        stop(engine)
+    assert told == ["reload-failed", "reloaded", "reloaded", "reload-failed"], "one version has one place"
+
+
+def test_the_watch_goes_on_whatever_the_registry_holds_and_though_nobody_hears_it(story: Story):
+    records = story.root / "numbers" / "versions.json"
+
+    def nobody(event: str, facts: dict[str, Any]) -> None:
+        story.told.append((event, facts))
+        raise BrokenPipeError
+
+    async def follow() -> None:
+        watching = asyncio.create_task(watch(story.engine, story.source, nobody, every_s=0.01))
+        sound = records.read_text()
+        records.write_text(sound.replace('"1"', f'"{"9" * 5000}"'))  # more digits than Python reads
+        await asyncio.sleep(0.2)
+        records.write_text(sound)
+        for seed in (1, 2):
+            await asyncio.to_thread(add_model, story.root, "numbers", NUMBERS, seed=seed)
+            for _ in range(1000):
+                if story.served == f"numbers:{seed + 1}" or watching.done():
+                    break
+                await asyncio.sleep(0.01)
+        watching.cancel()
+
+    asyncio.run(follow())
+    assert story.served == "numbers:3"
+    assert [event for event, _ in story.told] == ["reloaded", "reloaded"]
 
 
 def test_the_memory_of_the_old_model_is_given_back(story: Story):

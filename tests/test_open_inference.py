@@ -168,6 +168,7 @@ def check_refusal(answer: Answer, status: int, told: str) -> None:
     assert told in "\n".join(answer.json["errors"])
     assert answer.json["error"]
     assert "Traceback" not in answer.json["error"]
+    assert len(answer.json["error"]) < 5000, "not what was sent"
 
 
 def changed(**changes: Any) -> dict[str, Any]:
@@ -189,6 +190,7 @@ BAD: list[tuple[Any, int, str]] = [
     ({}, 400, "missing required field `inputs`"),
     ({"inputs": []}, 400, "input 'features': expected one, got none"),
     (plain(model="numbers"), 400, "unknown field `model`"),
+    ({"x" * 100_000: 1}, 400, "unknown field `xxx"),
     (plain(id=7), 400, "expected `str | null`, got `int`"),
     (plain(id="x" * 1025), 400, "id: expected at most 1,024 characters"),
     (NESTED + b"[" * 100_000, 400, "a deeper nesting"),

@@ -335,6 +335,21 @@ def test_bad_tables_are_refused_and_good_ones_still_answered(server, home, good,
     assert essence(server.table(GOOD)) == good
 
 
+QUOTES = b'"' + b'\\"' * 16_000
+PLACES = b'{"' + b" - at `$" * 20_000 + b'\\n": 1}'
+LONG = b'{"' + b"x" * 100_000 + b' - at `$": 1}'
+
+
+@pytest.mark.parametrize("body", [QUOTES, PLACES, LONG], ids=["quotes", "places", "long"])
+def test_what_is_wrong_with_a_body_is_found_in_no_time_and_told_in_few_words(server, good, body):
+    started = time.monotonic()
+    refused = server.ask("POST", "/predict/tabular", body, JSON)
+    assert time.monotonic() - started < 2, "each of its characters is looked at a few times, not each for each"
+    assert refused.status == 400
+    assert len(json.dumps(refused.json)) < 2000
+    assert essence(server.table(GOOD)) == good
+
+
 def bomb() -> bytes:
     """A PNG header of 10,000 x 10,000 pixels over little data."""
     head = bytearray(png(1))

@@ -247,6 +247,18 @@ def test_ctrl_c_waits_for_nobody_to_be_sent_elsewhere(start: Callable[..., Proce
     assert [line.split(":")[0] for line in server.lines[-2:]] == ["stopping", "stopped"]
 
 
+def test_it_ends_well_when_nobody_reads_what_it_prints(folder: Path):
+    command = [sys.executable, "-m", "mmjax.serve", "--port", "0", "--log", "none", "--model", "numbers"]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder, env=env) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("ready after"):
+            assert process.poll() is None
+        process.stdout.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
 @pytest.mark.parametrize("ends", [1, pytest.param(100, marks=pytest.mark.soak)])
 def test_no_request_is_lost_while_servers_end_one_after_another(start: Callable[..., Process], ends: int):
     """Two servers behind clients that try the next where a connection is refused; each in turn ends under load."""
@@ -305,6 +317,18 @@ def test_sighup_brings_in_the_newest_and_a_damaged_one_changes_nothing(
     assert server.line("reload-failed: reference numbers, serving (numbers:2)")
     assert version(server) == 2
     assert server.ask("GET", "/health/ready")[0] == 200
+
+
+def test_sighup_while_models_are_compiled_is_heard_when_they_are(
+    start: Callable[..., Process], folder: Path, made: Path
+):
+    server = start("--model", "numbers", "--max-batch", "1024")
+    publish(folder, made, 2)
+    while server.ask("GET", "/health/startup")[0] != 503:
+        assert not any("ready after" in line for line in server.lines), "compiled before it could be asked"
+    server.process.send_signal(signal.SIGHUP)
+    server.ready()
+    assert eventually(lambda: version(server) == 2)
 
 
 def test_watching_follows_an_alias_while_requests_are_answered(start: Callable[..., Process], folder: Path, made: Path):

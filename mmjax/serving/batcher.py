@@ -200,7 +200,8 @@ def submit(batcher: Batcher, batch: Batch, *, deadline: float | None = None, det
     Raises Refused (504) when it cannot be done in time.
     """
     job = Job(batch, deadline=deadline, singly=deterministic)
-    if deadline is not None and job.arrived + expected_s(batcher, job.rows) > deadline:
+    expected = max(expected_s(batcher, job.rows), _least_s(batcher, job, job.rows))
+    if deadline is not None and job.arrived + expected > deadline:
         raise late()
     batcher.rows_waiting += job.rows
     quick = job.rows <= SMALL_ROWS and is_quick(batcher, job.rows)
@@ -226,6 +227,11 @@ def expected_s(batcher: Batcher, rows: int) -> float:
     service_s = batcher.service_s if batcher.rows_waiting else batcher.warm_s
     whole, rest = divmod(batcher.rows_waiting + rows, batcher.largest)
     return whole * service_s[batcher.largest] + (service_s[bucket_of(rest, batcher.largest)] if rest else 0.0)
+
+
+def _least_s(batcher: Batcher, job: Job, rows: int) -> float:
+    """Return the seconds that so many rows of a Job take at least; those that go singly, one after the other."""
+    return rows * batcher.warm_s[1] if job.singly else batcher.warm_s[bucket_of(rows, batcher.largest)]
 
 
 def late() -> Refused:
@@ -276,7 +282,7 @@ def gather(batcher: Batcher, now: float) -> tuple[list[Piece], list[Outcome]]:
             batcher.waiting.popleft()
             continue
         due = float("inf") if job.deadline is None else job.deadline
-        if now + batcher.warm_s[bucket_of(piece.rows, batcher.largest)] > due:
+        if now + _least_s(batcher, job, piece.rows) > due:
             dropped.append(Outcome(batcher.waiting.popleft(), late(), 0.0, 0))
             continue
         fits = rows + piece.rows <= batcher.largest and now + batcher.service_s[bucket] <= min(earliest, due)

@@ -390,7 +390,7 @@ def select(engine: Engine, name: str | None, version: int | None, modality: Moda
         return found[0]
     if found:
         raise Refused(400, "which-model", f"version: expected one of {name}, got none; {there_are(engine)}")
-    return _by_reference(engine, name or names.pop(), version, modality)
+    return _by_reference(engine, names.pop() if name is None else name, version, modality)
 
 
 def _by_reference(engine: Engine, name: str, version: int | None, modality: Modality | None) -> Served:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import uvicorn
 
 from mmjax.serving.engine import Engine, drain
-from mmjax.serving.reload import Source, Tell, reload_models, watch
+from mmjax.serving.reload import Source, Tell, reload_models, say, watch
 
 CLOSE = (b"connection", b"close")
 LAST_REQUESTS_S = 0.2
@@ -52,11 +52,11 @@ class Server(uvicorn.Server):
         self._watching: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and listen for SIGHUP and for other versions."""
+        """Start, and listen for SIGHUP, which ends a process that does not, and for other versions."""
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
-        if threading.current_thread() is threading.main_thread():
-            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         if self._plan.watch_s is not None:
             looking = watch(self._engine, self._plan.source, self._plan.tell, every_s=self._plan.watch_s)
             self._watching = self._loop.create_task(looking)
@@ -118,12 +118,12 @@ class Server(uvicorn.Server):
         self._say({"requests are taken for": f"{self._plan.drain_delay_s:g} s more"})
 
     def _say(self, facts: dict[str, str]) -> None:
-        """Tell that the end begins; whether anybody reads that changes nothing."""
+        """Tell that the end begins."""
         self._told = True
-        with contextlib.suppress(OSError):
-            facts = facts | {"requests in flight get": f"{self._plan.grace_s:g} s at most"}
-            self._plan.tell("stopping", facts | {"a second signal": "ends it at once"})
+        facts = facts | {"requests in flight get": f"{self._plan.grace_s:g} s at most"}
+        say(self._plan.tell, "stopping", facts | {"a second signal": "ends it at once"})
 
     def _reload(self) -> None:
-        if self._engine.ready.is_set() and not self._asked:
+        """Bring in what is new, after the warm-up if that goes on still: what it loaded may be old by then."""
+        if not self._asked and not self._engine.stopping.is_set():
             self._engine.keeper.submit(reload_models, self._engine, self._plan.source, self._plan.tell)

@@ -8,7 +8,7 @@ import msgspec
 
 from mmjax.errors import did_you_mean
 from mmjax.serving.open_inference_tensors import DTYPES, Tensor, check_shape, from_binary, from_json
-from mmjax.serving.wire import MAX_ROWS, MAX_TABLE_BYTES, Refused, refuse_doubled
+from mmjax.serving.wire import LONGEST_PLACE, MAX_ROWS, MAX_TABLE_BYTES, Refused, refuse_doubled
 
 Parameters = dict[str, str | int | float | bool | None] | msgspec.UnsetType | None
 
@@ -103,7 +103,7 @@ def _parsed(header: bytes) -> WireInfer:
         return _decoder.decode(header)
     except msgspec.ValidationError as error:
         told = str(error)
-        raise Refused(400, "bad-request", f"body: {told[0].lower()}{told[1:]}") from error
+        raise Refused(400, "bad-request", f"body: {told[0].lower()}{told[1:LONGEST_PLACE]}") from error
     except RecursionError as error:
         raise Refused(400, "bad-json", "body: expected data of at most 4 dimensions, got a deeper nesting") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -23,29 +23,61 @@ class Source(NamedTuple):
     abstain_below: float | None = None
 
 
+class Taken(BundleError):
+    """The version that a reference means now is served by another reference still."""
+
+
 def reload_models(engine: Engine, source: Source, tell: Tell) -> None:
     """Bring every model up to the version that its reference means now. In the keeper's thread.
 
     A model that cannot be loaded or proved leaves the one before it in place; `tell` hears of it, and it is counted.
+    One that takes over the version of another (a canary becomes production) waits until that one has moved on.
     """
-    for reference, served in list(engine.serving.items()):
-        try:
-            fresh = _fresh(engine, reference, served, source)
-        except Stopped:
-            return
-        except Exception as error:  # noqa: BLE001  whatever fails: the model at hand goes on answering
-            engine.metrics.reloaded(reference, "failed")
-            tell("reload-failed", {"reference": reference, "serving": str(served), "error": str(error)[:2000]})
-            continue
-        if fresh is not None:
-            _swap(engine, reference, served, fresh)
-            tell("reloaded", {"reference": reference, "serving": str(fresh), "before": str(served)})
+    references = tuple(engine.serving)
+    with contextlib.suppress(Stopped):
+        while references:
+            waiting = {key: taken for key in references if (taken := _bring_up(engine, key, source, tell)) is not None}
+            if len(waiting) == len(references):  # each for another
+                for reference, taken in waiting.items():
+                    _failed(engine, reference, taken, tell)
+                return
+            references = tuple(waiting)
+
+
+def _bring_up(engine: Engine, reference: str, source: Source, tell: Tell) -> Taken | None:
+    """Bring one model up to the version that is meant now; return what it has to wait for, if so."""
+    served = engine.serving[reference]
+    try:
+        fresh = _fresh(engine, reference, served, source)
+    except Stopped:
+        raise
+    except Taken as taken:
+        return taken
+    except Exception as error:  # noqa: BLE001  whatever fails: the model at hand goes on answering
+        _failed(engine, reference, error, tell)
+        return None
+    if fresh is not None:
+        _swap(engine, reference, served, fresh)
+        say(tell, "reloaded", {"reference": reference, "serving": str(fresh), "before": str(served)})
+    return None
+
+
+def _failed(engine: Engine, reference: str, error: Exception, tell: Tell) -> None:
+    engine.metrics.reloaded(reference, "failed")
+    facts = {"reference": reference, "serving": str(engine.serving[reference]), "error": str(error)[:2000]}
+    say(tell, "reload-failed", facts)
+
+
+def say(tell: Tell, event: str, facts: dict[str, Any]) -> None:
+    """Tell of an event; whether anybody reads that changes nothing."""
+    with contextlib.suppress(OSError):
+        tell(event, facts)
 
 
 def changed(engine: Engine, source: Source) -> bool:
     """Return whether a reference means another bundle than the one that is served, as far as one can read that."""
     for reference, served in list(engine.serving.items()):
-        with contextlib.suppress(BundleError, OSError):
+        with contextlib.suppress(Exception):  # whatever is wrong with the registry: the watch goes on
             if not _same(served, reference, source):
                 return True
     return False
@@ -73,7 +105,7 @@ def _meant(engine: Engine, source: Source) -> str:
     """Return what the references mean now, in words that change when it does."""
     found = []
     for reference in engine.serving:
-        with contextlib.suppress(BundleError, OSError):
+        with contextlib.suppress(Exception):
             located = locate_model(reference, registry=source.registry)
             found.append(f"{located.path} {read_manifest(Path(located.path)).digest}")
     return "\n".join(found)
@@ -90,7 +122,7 @@ def _fresh(engine: Engine, reference: str, served: Served, source: Source) -> Se
         return None
     fresh = load_served(reference, source.registry, max_batch=source.max_batch, abstain_below=source.abstain_below)
     if any(fresh.name == other.name for key, other in engine.serving.items() if key != reference):
-        raise BundleError(f"{reference}: expected a model that is not served yet, got {fresh}, which is")
+        raise Taken(f"{reference}: expected a model that is not served yet, got {fresh}, which is")
     return warmed(engine, fresh)
 
 

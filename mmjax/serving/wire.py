@@ -137,7 +137,7 @@ def _instead(body: bytes, error: Exception) -> str:
         return "nothing"
     if isinstance(error, UnicodeDecodeError):
         return "something else: not UTF-8"
-    if found := _NO_NUMBER.search(_STRING.sub(b"", body)):
+    if len(body) <= LEGIBLE_BYTES and (found := _NO_NUMBER.search(_STRING.sub(b"", body))):
         return f"{found[0].decode()}, which JSON has not; write null for a missing cell"
     return f"something else: {error}"
 
@@ -184,6 +184,8 @@ _HINTS = {
     ("rows", False): "; give a list of rows: [{...}, {...}]",
 }
 """What to do where a field, or (True) a row of it, has another shape."""
+LONGEST_PLACE = 200
+"""Characters of a place, and of what is told of it; a field's name may have millions."""
 PLACE = re.compile(r" - at `\$(?:\.(\w+))?(?:\[(\d+)\])?(?:\[(\d+|\.\.\.)\])?.*`$")
 
 
@@ -195,11 +197,11 @@ def _told(message: str) -> str:
     >>> _told("Expected `array`, got `float` - at `$.features[0]`")
     'features, row 1: expected a list, got a number; put each row in a list: [[...], [...]]'
     """
-    found = PLACE.search(message)
+    found = PLACE.search(message, max(len(message) - LONGEST_PLACE, 0))
     if found is None:
-        told = message[0].lower() + message[1:200]
+        told = message[0].lower() + message[1:LONGEST_PLACE]
         return f"body: {told}; {_FIELDS}" if "unknown field" in told else f"body: {_plain(told)}"
-    told = _plain(message[0].lower() + message[1 : found.start()])
+    told = _plain(message[0].lower() + message[1 : min(found.start(), LONGEST_PLACE)])
     field, row, cell = found.groups()
     place = field or "body"
     place += f", row {int(row) + 1}" if row else ""
@@ -242,7 +244,8 @@ def decode_too_large(body: bytes) -> TableRequest[Any] | None:
         return None
 
 
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""A text in JSON; one that never ends goes on to the end of the body, or each quote in it would be tried anew."""
 _NO_NUMBER = re.compile(rb"-?(?:NaN|Infinity)\b")
 
 

@@ -29,7 +29,7 @@ from mmjax.backend import Backend, configure, fast_bfloat16, versions
 from mmjax.cli import echo, json_option
 from mmjax.cli import run as run_door
 from mmjax.config import Config
-from mmjax.config_load import config_to_dict, config_to_yaml, load_config
+from mmjax.config_load import config_to_recipe, config_to_yaml, load_config
 from mmjax.data.audit import refuse
 from mmjax.data.findings import audit_lines, finding_line
 from mmjax.data.prepare import Prepared, prepare
@@ -306,7 +306,7 @@ def _report(
     """Return the report of the run."""
     return build_report(
         ReportInput(
-            config_dict=config_to_dict(config),
+            config_dict=config_to_recipe(config),
             schema=prepared.schema,
             split_sizes=split_sizes(prepared),
             class_counts=class_counts(prepared) or None,

@@ -95,6 +95,16 @@ def test_the_same_config_gives_the_same_bits(story, tmp_path: Path) -> None:
     assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+def test_the_card_tells_how_to_make_the_model_again(story, tmp_path: Path) -> None:
+    _, first = story
+    card = (first.bundle / "card.md").read_text()
+    (tmp_path / "config.yaml").write_text(card.split("```json\n")[1].split("```")[0])
+    again = fit(load_config(tmp_path / "config.yaml"), runs_dir=tmp_path / "runs", registry=None)
+    pairs = zip(jax.tree.leaves(again.predictor.states), jax.tree.leaves(first.predictor.states), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+    assert again.metrics == first.metrics
+
+
 def test_another_seed_gives_another_model(story, tmp_path: Path) -> None:
     home, first = story
     other = fit(table_config(home / "table.csv", seed=1), runs_dir=tmp_path, registry=None)

@@ -18,7 +18,7 @@ class ReportInput(NamedTuple):
     """What a report is made from."""
 
     config_dict: dict[str, Any]
-    """The config as it was used: the recipe's decisions filled in, absent keys left out."""
+    """The config as it was used, the recipe's decisions filled in, without what does nothing in it: it loads again."""
     schema: Schema
     split_sizes: dict[str, int]
     """Rows by split: `train`, `validation`, `test`."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import click
 
 from mmjax.analysis.card import model_card
-from mmjax.analysis.evaluation import Evaluation, evaluate_scores
+from mmjax.analysis.evaluation import Evaluation, Leak, evaluate_scores, leak_of
 from mmjax.analysis.log import get_logger
 from mmjax.analysis.present import closing_lines, print_results
 from mmjax.analysis.report import Report, ReportInput, build_report, write_report
@@ -31,7 +31,7 @@ from mmjax.cli import run as run_door
 from mmjax.config import Config
 from mmjax.config_load import config_to_recipe, config_to_yaml, load_config
 from mmjax.data.audit import refuse
-from mmjax.data.findings import audit_lines, finding_line
+from mmjax.data.findings import audit_lines, finding_json, finding_line, leaked_rows
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.prepared import class_counts, split_sizes
 from mmjax.data.quarantine import QUARANTINE, quarantine_lines, write_quarantine
@@ -146,8 +146,9 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             states = _calibrated(config, setup, States(result.variables, *setup.fitted), options.tell)
             evaluations = _evaluate(setup, states)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
+            leak = _leak(setup, states)
         with record.stage("bundle"):
-            report = _report(config, prepared, decisions, setup, result, evaluations, record.seconds)
+            report = _report(config, prepared, decisions, setup, result, evaluations, leak, record.seconds)
             predictor = make_predictor(config, prepared.schema, states)
             provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **_provenance(prepared, backend)}
             bundle = _save_bundle(run_dir, config, prepared, predictor, metrics, report, provenance)
@@ -220,7 +221,7 @@ def _save_inputs(run_dir: Path, config: Config, prepared: Prepared, decisions: t
     with (run_dir / "split.json").open("w", encoding="utf-8") as file:
         file.writelines(split_json(prepared.split, prepared.names))
     write_json_atomic(run_dir / "decisions.json", [decision._asdict() for decision in decisions])
-    write_json_atomic(run_dir / "audit.json", [finding._asdict() for finding in prepared.findings])
+    write_json_atomic(run_dir / "audit.json", [finding_json(finding) for finding in prepared.findings])
     if prepared.quarantined:
         write_quarantine(run_dir / QUARANTINE, prepared.quarantined)
 
@@ -294,6 +295,14 @@ def _evaluate(setup: Setup, states: States) -> dict[str, Evaluation]:
     return evaluations
 
 
+def _leak(setup: Setup, states: States) -> Leak | None:
+    """Return what the test rows say that are no copies of training rows; None where the audit told of no copy."""
+    prepared = setup.scorer.prepared
+    if not len(leaked_rows(prepared.findings)):
+        return None
+    return leak_of(prepared, *setup.scorer.scores(states, "test"))
+
+
 def _report(
     config: Config,
     prepared: Prepared,
@@ -301,6 +310,7 @@ def _report(
     setup: Setup,
     result: TrainResult,
     evaluations: dict[str, Evaluation],
+    leak: Leak | None,
     seconds: dict[str, float],
 ) -> Report:
     """Return the report of the run."""
@@ -321,6 +331,7 @@ def _report(
             samples_per_second=result.samples_per_second,
             parameters=setup.task.parameters,
             versions=versions(),
+            leak=None if leak is None else leak._asdict(),
         )
     )
 

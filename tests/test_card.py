@@ -149,6 +149,13 @@ def test_regression_of_images():
     assert any("Images unlike those" in line for line in limits(report))
 
 
+def test_copies_of_training_rows_in_the_test_split_are_told_first():
+    leak = {"rows": 8, "of": 20, "metrics": {"accuracy": 0.75}}
+    told = "8 of 20 test rows are copies of training rows: scores on them are too good."
+    assert limits(report_of(("no", "yes"), leak=leak))[0] == f"{told} On the others accuracy is 0.7500, not 0.9000."
+    assert limits(report_of(("no", "yes"), leak=leak | {"metrics": {}}))[0] == told
+
+
 def test_without_a_test_split_the_card_says_so():
     report = report_of(("no", "yes"), metrics={"validation": {"accuracy": 0.9}}, split_sizes={"validation": 10})
     assert limits(report)[0] == (

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mmjax.analysis.report import Report, confused_pairs, evaluated_splits, headline_split
+from mmjax.analysis.report import Report, confused_pairs, evaluated_splits, headline_split, leak_line
 from mmjax.analysis.tables import count, number, printable
 
 MOST_CLASSES = 20
@@ -56,7 +56,7 @@ def _limits_of_scores(report: Report, split: str | None) -> list[str]:
     if split is None:
         return ["It was never evaluated."]
     rows, metrics = report["data"]["split_sizes"].get(split, 0), report["metrics"][split]
-    found = []
+    found = [line] if (line := leak_line(report)) else []
     if split != "test":
         found.append(f"There was no test split: the numbers are from {split} rows, which also shaped it; expect worse.")
     if rows and metrics.get("accuracy") is not None:

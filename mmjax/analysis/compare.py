@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from mmjax.analysis.report import HEADLINES
 from mmjax.analysis.tables import Table, number
 from mmjax.config import Config
 from mmjax.config_load import diff_configs
@@ -13,7 +14,6 @@ Metrics = Mapping[str, Mapping[str, float | None]]
 """split -> metric -> value; None or NaN where it is undefined."""
 
 SPLITS = ("test", "validation", "train")
-HEADLINES = ("accuracy", "rmse")
 
 
 class MetricDifference(NamedTuple):

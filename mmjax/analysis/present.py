@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from mmjax.analysis.report import Report, confused_pairs, evaluated_splits, headline_split
+from mmjax.analysis.report import Report, confused_pairs, evaluated_splits, headline_split, leak_line
 from mmjax.analysis.tables import (
     GAP,
     Table,
@@ -61,7 +61,7 @@ def result_tables(report: Report, *, width: int) -> tuple[Table, ...]:
     split = headline_split(report)
     if split is None:
         return ()
-    tables = [_metrics_table(report)]
+    tables = [_metrics_table(report, width)]
     if report["per_class"].get(split):
         tables.append(_class_table(report, split, width))
     if report["confusion"].get(split):
@@ -77,7 +77,7 @@ def _summary(report: Report) -> str:
     return f"{model['name']}: {what}{classes}{kept}"
 
 
-def _metrics_table(report: Report) -> Table:
+def _metrics_table(report: Report, width: int) -> Table:
     by_split = {split: report["metrics"][split] for split in evaluated_splits(report)}
     names = [name for name in HEADLINE if any(name in metrics for metrics in by_split.values())]
     sizes = report["data"]["split_sizes"]
@@ -87,7 +87,8 @@ def _metrics_table(report: Report) -> Table:
     )
     positive = report["model"]["positive_class"]
     about = f"precision, recall, f1, roc_auc and pr_auc are about class {printable(positive)}" if positive else ""
-    return Table("Metrics", ("metric", *by_split), rows, note=about)
+    lines = ([about] if about else []) + textwrap.wrap(leak_line(report), width)
+    return Table("Metrics", ("metric", *by_split), rows, note="\n".join(lines))
 
 
 def _class_table(report: Report, split: str, width: int) -> Table:

@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmjax.analysis.tables import count, number
 from mmjax.schema import Schema
 
 REPORT_FORMAT = 1
+
+HEADLINES = ("accuracy", "rmse")
+"""The metric that sums a model up, by task."""
 
 Report = dict[str, Any]
 """JSON-able; no NaN or infinity: an undefined number is None."""
@@ -43,6 +47,8 @@ class ReportInput(NamedTuple):
     samples_per_second: float
     parameters: int
     versions: dict[str, str]
+    leak: dict[str, Any] | None = None
+    """`{"rows", "of", "metrics"}`: test rows that are copies of training rows, and the metrics on the others."""
 
 
 def build_report(given: ReportInput) -> Report:
@@ -52,6 +58,7 @@ def build_report(given: ReportInput) -> Report:
             "format": REPORT_FORMAT,
             "model": _model(given),
             "metrics": given.metrics,
+            "leak": given.leak,
             "per_class": given.per_class,
             "confusion": given.confusion,
             "data": _data(given),
@@ -96,6 +103,19 @@ def evaluated_splits(report: Report) -> list[str]:
     """Return the splits that have metrics, the ones that count first: test, validation, train, then any other."""
     usual = ("test", "validation", "train")
     return [split for split in dict.fromkeys((*usual, *report["metrics"])) if report["metrics"].get(split)]
+
+
+def leak_line(report: Report) -> str:
+    """Return the sentence about test rows that are copies of training rows; empty where there is none."""
+    leak = report.get("leak")
+    if not leak:
+        return ""
+    told = f"{count(leak['rows'])} of {count(leak['of'])} test rows are copies of training rows: scores on them are too"
+    for name in HEADLINES:
+        if leak["metrics"].get(name) is not None:
+            here, all_rows = number(leak["metrics"][name]), number(report["metrics"]["test"][name])
+            return f"{told} good. On the others {name} is {here}, not {all_rows}."
+    return f"{told} good."
 
 
 def headline_split(report: Report) -> str | None:

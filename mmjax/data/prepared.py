@@ -47,6 +47,8 @@ class Finding(NamedTuple):
     """Rows, files or columns, at most a dozen."""
     advice: str
     """What to do."""
+    leaked: tuple[int, ...] = ()
+    """The test rows (by their place in the batch) that are copies of training rows: scores on them are too good."""
 
 
 class Prepared(NamedTuple):

@@ -50,7 +50,7 @@ class Checked(NamedTuple):
     backend: Backend
     parameters: int
     flops_per_step: float
-    """As XLA counts them; NaN where it does not."""
+    """As XLA counts them in the program as written; NaN where it does not."""
     memory_bytes: int
     """Arguments, results and scratch of the compiled step."""
     compile_seconds: float

@@ -80,7 +80,7 @@ def _precision(schema: Schema, fast_bfloat16: bool) -> Choice:
 CALIBRATION_ROWS = 100
 """Validation rows from which on a temperature is fitted to them."""
 REALMLP = ("realmlp", "realmlp_s")
-_TD, _TD_S = "RealMLP-TD's constant", "RealMLP-TD-S's constant"
+_TD, _TD_S = (f"{name}'s default (arXiv 2407.04491)" for name in ("RealMLP-TD", "RealMLP-TD-S"))
 
 
 def _model_name(config: Config, schema: Schema) -> str:

@@ -109,7 +109,8 @@ def _check_packages() -> None:
     absent = [name for name in ("litestar", "uvicorn", "httptools") if importlib.util.find_spec(name) is None]
     if absent:
         raise ConfigError(
-            f"serving: expected the packages of the extra 'serve', got no {', '.join(absent)}; pip install mmjax[serve]"
+            f"serving: expected the packages of the extra 'serve', got no {', '.join(absent)}; run make install, or "
+            "pip install '.[serve]' in a clone of mmjax"
         )
 
 

@@ -31,6 +31,7 @@ from mmjax.cli import run as run_door
 from mmjax.config import Config
 from mmjax.config_load import config_to_recipe, config_to_yaml, load_config
 from mmjax.data.audit import refuse
+from mmjax.data.audit_rows import counted
 from mmjax.data.findings import audit_lines, finding_json, finding_line, leaked_rows
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.prepared import class_counts, split_sizes
@@ -183,7 +184,7 @@ def _tell_resumed(run: Run, loaded: Loaded, tell: Callable[[str], None]) -> None
         where = "from the start, as there is no whole checkpoint"
     else:
         position, step = loaded.snapshot.position, int(loaded.snapshot.state.step)
-        under_way = f"epoch {position.epoch}, {position.batch} batches of it done"
+        under_way = f"epoch {position.epoch}, {counted(position.batch, 'batch')} of it done"
         where = f"from step {step} ({'training is over' if position.over else under_way})"
     tell(f"resume: going on with {run.path} {where}")
     get_logger().info("resumed", where=where, notes=loaded.notes)
@@ -248,9 +249,16 @@ def _tell_all(
         tell(line)
         get_logger().info("told", line=line)
     if decisions:
-        decided = ", ".join(f"{d.key.partition('.')[2] or d.key}={_short(d.value)}" for d in decisions)
+        decided = ", ".join(f"{d.key}={_short(d.value)}" for d in decisions)
         width = min(100, shutil.get_terminal_size((100, 24)).columns)
-        tell(textwrap.fill(f"decided: {decided}", width, subsequent_indent="  ", break_on_hyphens=False))
+        tell(
+            textwrap.fill(
+                f"decided: {decided}; why: {run_dir / 'decisions.json'}",
+                width,
+                subsequent_indent="  ",
+                break_on_hyphens=False,
+            )
+        )
     get_logger().info("decided", decisions=[decision._asdict() for decision in decisions])
 
 

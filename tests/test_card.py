@@ -104,7 +104,8 @@ Rows are true classes, columns predicted ones.
 - Classes with fewer than 30 test rows, whose scores say little: no (10), yes (10).
 - Always answering no would have an accuracy of 0.500 on the test rows.
 - A category that was not in the training rows is treated like every other unknown one.
-- Numbers and dates outside the range of the training rows are extrapolated without warning.
+- Numbers and dates outside the range of the training rows get an answer too, with no warning unless the schema \
+file gives their column a minimum or maximum.
 - The splits are as good as the rows are independent: rows of one person, place or day in two splits make the numbers \
 above too good.
 

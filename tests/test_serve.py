@@ -286,14 +286,14 @@ BAD_TABLES: list[tuple[str | bytes, int, str]] = [
     ('{"features": [[' + "9" * 400 + ', "red", null, null]]}', 400, "column 'size', row 1: expected a number within"),
     ('{"features": [[{}, "red", null, null]]}', 400, "features, row 1, cell 1: expected"),
     ('{"features": [[1, ["red"], null, null]]}', 400, "features, row 1, cell 2: expected"),
-    (row(size="1.5"), 400, "column 'size', row 1: expected a number or null, got the text \"1.5\""),
+    (row(size="1.5"), 400, "column 'size', row 1: expected a number or null, got the text \"1.5\"; write 1.5 without"),
     (row(size="inf"), 400, "column 'size', row 1: expected a number or null"),
     (row(size=1e39), 400, "column 'size', row 1: expected a number within ±3.4e38, got 1e+39"),
     (row(size=True), 400, "column 'size', row 1: expected a number or null, got true"),
     (row(when=False), 400, "column 'when', row 1: expected a date"),
     (row(when="soon"), 400, "column 'when', row 1: expected a date"),
     (row(when=3), 400, "column 'when', row 1: expected a date"),
-    (row(sise=1), 400, "row 1: unknown column 'sise'; did you mean 'size'?"),
+    (row(sise=1), 400, "row 1: unknown column 'sise'; rename or remove it; did you mean 'size'?"),
     (json.dumps({"rows": [ROWS[0], {"size": 1}]}), 400, "row 2: expected column 'colour', got none"),
     (json.dumps({"rows": [3]}), 400, "rows, row 1: expected an object, got a whole number; give each row"),
     (doubled('"size": 0.25, "size": 0.25'), 400, "row 1: expected each key once, got 'size' 2 times"),
@@ -512,7 +512,8 @@ def test_the_door_refuses_with_words(home: Path, server: Server, monkeypatch: py
     assert "no model 'none'; there are kinds, price, shades" in refuse("none")
     assert refuse("none")[0] == "5"
     monkeypatch.setitem(sys.modules, "litestar", None)
-    bare = "2 serving: expected the packages of the extra 'serve', got no litestar; pip install mmjax[serve]"
+    bare = "2 serving: expected the packages of the extra 'serve', got no litestar; run make install, or "
+    bare += "pip install '.[serve]' in a clone of mmjax"
     assert refuse("kinds") == bare
 
 

@@ -115,7 +115,8 @@ def test_what_copies_in_the_test_split_do_to_its_scores_is_told(tmp_path: Path) 
         rows = list(csv.DictReader(file))
     trained = [rows[place] for place in split["train"]]
     others = [rows[place] for place in split["test"] if rows[place] not in trained]
-    right = [answer == row["kind"] for answer, row in zip(result.predictor.predict(others).prediction, others, strict=True)]
+    answers = result.predictor.predict(others).prediction
+    right = [answer == row["kind"] for answer, row in zip(answers, others, strict=True)]
     leak, accuracy = result.report["leak"], f"{np.mean(right):.4f}"
     assert (leak["rows"], leak["of"]) == (len(split["test"]) - len(others), len(split["test"]))
     told = f"{leak['rows']} of 48 test rows are copies of training rows: scores on them are too good. "
@@ -181,7 +182,7 @@ def test_predictions_refuse_unknown_and_missing_columns(story, tmp_path: Path) -
     text = str(caught.value)
     assert "expected column 'size'" in text
     assert "expected column 'when'" in text
-    assert "unknown column 'siez'; did you mean 'size'?" in text
+    assert "unknown column 'siez'; rename or remove it; did you mean 'size'?" in text
     assert not (tmp_path / "out.csv").exists()
 
 

@@ -42,7 +42,10 @@ def limits(report: Report) -> list[str]:
     if "categorical" in kinds or "boolean" in kinds:
         found.append("A category that was not in the training rows is treated like every other unknown one.")
     if "numeric" in kinds or "datetime" in kinds:
-        found.append("Numbers and dates outside the range of the training rows are extrapolated without warning.")
+        found.append(
+            "Numbers and dates outside the range of the training rows get an answer too, with no warning unless the "
+            "schema file gives their column a minimum or maximum."
+        )
     if report["data"]["image_size_px"] is not None:
         found.append("Images unlike those it was trained on get an answer too, with no sign that they differ.")
     found.append(

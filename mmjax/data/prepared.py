@@ -112,7 +112,7 @@ def split_cells(config: Config, columns: Mapping[str, T]) -> T | None:
         return None
     if name not in columns:
         hint = did_you_mean(name, columns)
-        raise DataError(f"split.column: no column '{name}'{hint}; the columns are {', '.join(columns)}")
+        raise DataError(f"split.column: no column '{name}'; the columns are {', '.join(columns)}{hint}")
     return columns[name]
 
 

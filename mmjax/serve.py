@@ -77,7 +77,7 @@ def serve(settings: Settings) -> dict[str, Any]:
             echo(f"{event}: {', '.join(f'{key} {value}' for key, value in facts.items())}")
 
         watch = make_watch(engine, limits=limits, log=log)
-        app = make_app(engine, warmed=warmed, watch=watch)
+        app = make_app(engine, warmed=warmed, watch=watch, tell=echo)
         plan = Plan(source, settings.drain_delay_s, settings.watch_s, GRACE_S, tell)
         server = Server(_uvicorn_config(app, limits, engine, watch), engine, plan)
         names = [str(model) for model in engine.models]
@@ -128,7 +128,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         told = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"--host {host} --port {port}: expected an address of this machine with a free port, got: {told}"
+            f"--host {host} --port {port}: expected an address of this machine with a free port, got: {told}; "
+            "name another port, or 0 for any that is free"
         ) from error
     return listener
 

@@ -251,14 +251,8 @@ def _tell_all(
     if decisions:
         decided = ", ".join(f"{d.key}={_short(d.value)}" for d in decisions)
         width = min(100, shutil.get_terminal_size((100, 24)).columns)
-        tell(
-            textwrap.fill(
-                f"decided: {decided}; why: {run_dir / 'decisions.json'}",
-                width,
-                subsequent_indent="  ",
-                break_on_hyphens=False,
-            )
-        )
+        told = f"decided: {decided}; why: {run_dir / 'decisions.json'}"
+        tell(textwrap.fill(told, width, subsequent_indent="  ", break_on_hyphens=False))
     get_logger().info("decided", decisions=[decision._asdict() for decision in decisions])
 
 

@@ -172,7 +172,7 @@ TABLES = [
     Bad(22, "doubled", (table('{"rows": [{"size": 1, "size": 1}]}'),), 400, "doubled-key", "each key once, got 'size'"),
     Bad(22, "doubled-top", (table('{"rows": [], "rows": [{}]}'),), 400, "doubled-key", "'rows' 2 times"),
     Bad(22, "missing-column", (table('{"rows": [{"size": 1}]}'),), 400, "bad-row", "row 1: expected column 'weight'"),
-    Bad(22, "unknown-column", (row(sise=1),), 400, "bad-row", "unknown column 'sise'; rename or remove it; did you mean"),
+    Bad(22, "unknown-column", (row(sise=1),), 400, "bad-row", "unknown column 'sise'; rename or remove it; did you"),
     *(Bad(23, text, (row(size=text),), 400, "bad-cell", f'{NUMBER}"{text}"') for text in ("1.5", "inf", "0x10")),
     *(Bad(24, text, (listed(f'[[{text}, 1, "red"]]'),), 400, "bad-json") for text in ("NaN", "Infinity", "-Infinity")),
     Bad(25, "1e999", (listed('[[1e999, 1, "red"]]'),), 400, "bad-cell", "column 'size', row 1: expected"),

@@ -15,7 +15,7 @@ from mmjax.analysis.tables import count, number, printable
 MOST_CLASSES = 20
 FEW_ROWS = 30
 """A class with fewer rows than this in the test split has scores that say little."""
-UNUSED_KINDS = ("identifier", "constant", "text", "ignored")
+UNUSED_KINDS = ("identifier", "constant", "text", "ignored", "target")
 
 
 def model_card(report: Report) -> str:

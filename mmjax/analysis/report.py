@@ -163,7 +163,7 @@ def _model(given: ReportInput) -> dict[str, Any]:
 def _data(given: ReportInput) -> dict[str, Any]:
     schema = given.schema
     columns = [
-        {"name": c.name, "kind": c.kind, "reason": c.reason}
+        {"name": c.name, "kind": "target" if c.name == schema.target.column else c.kind, "reason": c.reason}
         | ({"categories": len(c.vocabulary)} if c.kind in ("categorical", "boolean") else {})
         for c in schema.columns
     ]

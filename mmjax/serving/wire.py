@@ -398,11 +398,15 @@ def image_files(content_type: str, body: bytes) -> list[bytes]:
         raise Refused(
             415,
             "bad-content-type",
-            f"Content-Type: expected image/* (the file as the body) or multipart/form-data, got '{content_type[:80]}'",
+            f"Content-Type: expected image/* (the file as the body) or multipart/form-data, got '{content_type[:80]}'; "
+            "with curl add -H 'Content-Type: image/png'",
         )
     if not body:
         raise Refused(400, "bad-image", "body: expected an image file, got nothing")
     return [body]
+
+
+_SAY_FILE = f"; with curl write -F {IMAGE_PART}=@PATH: the @ sends the file"
 
 
 def _parts(boundary: str, body: bytes) -> list[bytes]:
@@ -418,7 +422,8 @@ def _parts(boundary: str, body: bytes) -> list[bytes]:
                             400,
                             "bad-multipart",
                             f"part {len(files) + 1}: expected a file in a part named '{IMAGE_PART}', got "
-                            f"{'a field' if event.filename is None else 'a file'} named {(event.name or '')[:80]!r}",
+                            f"{'a field' if event.filename is None else 'a file'} named {(event.name or '')[:80]!r}"
+                            f"{_SAY_FILE if event.filename is None else ''}",
                         )
                     files.append(bytearray())
                 elif event:

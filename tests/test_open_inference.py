@@ -192,7 +192,7 @@ BAD: list[tuple[Any, int, str]] = [
     (plain(id=7), 400, "id: expected a text or null, got a whole number"),
     (plain(id="x" * 1025), 400, "id: expected at most 1,024 characters"),
     (NESTED + b"[" * 100_000, 400, "a deeper nesting"),
-    (NESTED + b"[" * 100 + b"]" * 100 + b"}]}", 400, "input 'features', data: expected"),
+    (NESTED + b"[" * 100 + b"]" * 100 + b"}]}", 400, "data, element 1, 1: expected a number or null, got a list"),
     (NESTED + b'{"a": 1}}]}', 400, "input 'features', data: expected a list, got an object"),
     (
         NESTED + b"[NaN, 1, 2, 3, 4]}]}",
@@ -240,7 +240,7 @@ BAD: list[tuple[Any, int, str]] = [
     (plain(parameters={"timeout": True}), 400, "timeout: expected int, got bool"),
     (plain(parameters={"timeout": -1}), 400, "timeout: expected microseconds"),
     (plain(parameters={"deterministic": 1}), 400, "deterministic: expected bool, got int"),
-    (plain(parameters={"a": {}}), 400, "body: expected"),
+    (plain(parameters={"a": {}}), 400, "parameters[...]: expected"),
     (plain(outputs=[{"name": "score"}]), 400, "output 'score': unknown; there are probabilities, predictions, labels"),
     (plain(outputs=[{"name": "labels"}] * 2), 400, "output 'labels': expected it once, got it again"),
     (plain(outputs=[{"name": "labels", "parameters": {"classification": 1}}]), 400, "expected it of 'probabilities'"),

@@ -17,7 +17,7 @@ from mmjax.config_load import format_origins, load_config_with_origins
 from mmjax.data.audit import refuse
 from mmjax.data.audit_rows import counted
 from mmjax.data.decode_sheet import contact_sheet
-from mmjax.data.findings import audit_lines
+from mmjax.data.findings import audit_lines, finding_json
 from mmjax.data.pipeline import epoch_batches, take
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.prepared import class_counts, rows_to_learn, split_sizes
@@ -51,7 +51,7 @@ class Checked(NamedTuple):
     backend: Backend
     parameters: int
     flops_per_step: float
-    """As XLA counts them; NaN where it does not."""
+    """As XLA counts them in the program as written; NaN where it does not."""
     memory_bytes: int
     """Arguments, results and scratch of the compiled step."""
     compile_seconds: float
@@ -248,7 +248,7 @@ def command(
         "class_counts": counts_by_class(checked.prepared),
         "columns": {c.name: {"kind": c.kind, "reason": c.reason} for c in checked.prepared.schema.columns},
         "notes": checked.prepared.notes,
-        "findings": [finding._asdict() for finding in checked.prepared.findings],
+        "findings": [finding_json(finding) for finding in checked.prepared.findings],
         "decisions": [decision._asdict() for decision in checked.decisions],
         "flops_per_step": checked.flops_per_step,
         "memory_bytes": checked.memory_bytes,

@@ -216,7 +216,7 @@ class Doors(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         """Return the front door of that name, imported now; UsageError with the options when there is none."""
         if cmd_name not in COMMANDS:
-            ctx.fail(f"no command '{cmd_name}'{did_you_mean(cmd_name, COMMANDS)}; there are {', '.join(COMMANDS)}")
+            ctx.fail(f"no command '{cmd_name}'; there are {', '.join(COMMANDS)}{did_you_mean(cmd_name, COMMANDS)}")
         return importlib.import_module(f"mmjax.{cmd_name}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -118,11 +118,49 @@ def _metrics() -> str:
         "`training.early_stopping.monitor` takes `val_X` or `train_X` with X one of these; whether lower or higher is",
         "better follows from the metric.",
         "",
-        f"- classification: {', '.join(f'`{name}`' for name in CLASSIFICATION_METRICS)}",
-        f"- regression: {', '.join(f'`{name}`' for name in REGRESSION_METRICS)}",
-        "",
+        *_metric_table("classification", CLASSIFICATION_METRICS),
+        *_metric_table("regression", REGRESSION_METRICS),
     )
     return "\n".join(lines)
+
+
+def _metric_table(task: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return (f"| {task} | |", "|---|---|", *(f"| `{name}` | {_METRIC_MEANINGS[name]} |" for name in names), "")
+
+
+_MACRO, _MICRO, _WEIGHTED = (
+    "Mean over the classes, each counting the same.",
+    "Over all rows together: equal to the accuracy, as each row has one class.",
+    "Mean over the classes, each counting by its rows.",
+)
+_METRIC_MEANINGS = {
+    "loss": "`training.loss` as it is trained, smoothing and class weights included, before calibration; of a "
+    "regression on the target in standard deviations.",
+    "accuracy": "Share of rows whose most probable class is the true one.",
+    "balanced_accuracy": "Mean over the classes of the share of their rows that are found (recall).",
+    "top_3_accuracy": "Share of rows whose class is among the three most probable; for more than 3 classes.",
+    "top_5_accuracy": "The same of five; for more than 5 classes.",
+    **{f"{name}_macro": _MACRO for name in ("precision", "recall", "f1")},
+    **{f"{name}_micro": _MICRO for name in ("precision", "recall", "f1")},
+    **{f"{name}_weighted": _WEIGHTED for name in ("precision", "recall", "f1")},
+    "precision": "Share of the rows called positive that are; for two classes.",
+    "recall": "Share of the positive rows that are called so; for two classes.",
+    "f1": "2 x precision x recall / (precision + recall); for two classes.",
+    "roc_auc": "Probability that a positive row scores higher than a negative one; of more classes the mean, each "
+    "against the rest.",
+    "pr_auc": "Average precision: the area under precision over recall; of more classes the mean, each against the "
+    "rest.",
+    "log_loss": "Mean of -ln(probability of the true class), after calibration where there is any.",
+    "refined_log_loss": "The log loss at the temperature that suits these rows best: what calibration cannot mend "
+    "(arXiv 2501.19195).",
+    "brier": "Mean squared error of the probabilities; of more than two classes summed over them, 0 to 2.",
+    "ece": "Expected calibration error: mean gap between confidence and accuracy, in 15 bins of confidence.",
+    "mcc": "Matthews correlation of true and predicted classes: 1 is perfect, 0 no better than chance.",
+    "rmse": "Root of the mean squared error, in the target's unit.",
+    "mae": "Mean absolute error, in the target's unit.",
+    "r2": "Share of the target's variance that is explained: 1 is perfect, 0 as good as its mean, less is worse.",
+    "mape": "Mean of |error| / |target|, a fraction; useless where targets are near 0.",
+}
 
 
 def write_docs(folder: Path) -> None:

@@ -117,7 +117,12 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def config_to_yaml(config: Config) -> str:
-    """Return the config as a YAML file that `load_config` takes: every value, except those that do nothing in it.
+    """Return the config as a YAML file that `load_config` takes: `config_to_recipe`."""
+    return _dump(config_to_recipe(config), flow=False)
+
+
+def config_to_recipe(config: Config) -> dict[str, Any]:
+    """Return what a file holds that `load_config` takes: every value, except those that do nothing in this config.
 
     What was loaded reads back equal; of what a recipe resolved, the values it gave to idle options stay out.
     """
@@ -126,7 +131,7 @@ def config_to_yaml(config: Config) -> str:
     for conflict in find_conflicts(config, given):
         if conflict.idle:
             _remove(content, conflict.paths[0])
-    return _dump(content, flow=False)
+    return content
 
 
 def _remove(content: dict[str, Any], path: str) -> None:

@@ -98,7 +98,7 @@ def draft_table(table: Table, delimiter: str, wish: Wish) -> Draft:
         task=schema.target.task,
         shares=SHARES.format(rows="rows", metric=f"rows to report {rows} on"),
         id_column=_scalar(ids[0]) if ids else "NAME",
-        drop="on_invalid: drop  # rows without a target" if dropped else "# on_invalid: drop",
+        drop=_drop_line("rows without a target" if dropped else ""),
     )
     return Draft(config, schema, schema_file_text(schema), why, dropped)
 
@@ -137,7 +137,8 @@ def draft_folder(path: Path, wish: Wish) -> Draft:
 def _draft_images(data: ImageData, why: str, wish: Wish) -> Draft:
     source, unanswered, aside = answered_images(read_images(data), msgspec.structs.replace(data, on_invalid="drop"))
     bad = scan_images(source.columns[source.image_column].tolist())
-    source, _, dropped = apply_policy(source, bad, "report")
+    unreadable = [f"{source.names[index]}: {reason}" for index, reason in bad]
+    source, _, dropped = apply_policy(source, bad, "drop")
     target = image_target(source, data, wish.inference)
     schema = Schema(target=target, image=image_spec(source, data))
     assert schema.image is not None, "an image schema"
@@ -151,9 +152,9 @@ def _draft_images(data: ImageData, why: str, wish: Wish) -> Draft:
         height=schema.image.height_px,
         width=schema.image.width_px,
         shares=_image_shares(source),
-        drop=f"on_invalid: drop  # {left_out} are left out;" if left_out else "# on_invalid: drop",
+        drop=_drop_line(f"{left_out} {'is' if left_out == 1 else 'are'} left out" if left_out else ""),
     )
-    return Draft(config, schema, None, why, (*source.notes, *unanswered, *dropped))
+    return Draft(config, schema, None, why, (*source.notes, *unanswered, *dropped, *unreadable))
 
 
 def _image_columns(data: ImageData, target: Target, why: str) -> str:
@@ -216,6 +217,11 @@ def guess_delimiter(path: Path) -> str:
     return "," if widths[","] > 1 else max(DELIMITERS, key=lambda mark: widths[mark])
 
 
+def _drop_line(left_out: str) -> str:
+    """Return the key that leaves out what cannot be used and how its comment starts; a comment itself where all can."""
+    return f"on_invalid: drop  # {left_out}; " if left_out else "# on_invalid: drop  # "
+
+
 def _name_line(wish: Wish) -> str:
     return f"name: {wish.name}\n" if wish.name else ""
 
@@ -239,7 +245,7 @@ def _comment(text: str) -> str:
 
 SHARES = """\
     train_split: 0.7  # {rows} to learn from
-    validation_split: 0.1  # {rows} to stop by and to choose the best epoch
+    validation_split: 0.1  # {rows} to choose the best epoch by, and to calibrate on
     test_split: 0.2  # {metric}
 """
 
@@ -252,7 +258,7 @@ TABLE_CONFIG = """\
 {delimiter}    schema: {schema}  # what each column is: edit it where the guess is wrong
     target_column: {target}  # {why}
     task: {task}
-{shares}    {drop}  # rows that violate the schema: fail (default), drop or report
+{shares}    {drop}rows that violate the schema: fail (default), drop or report
     # id_column: {id_column}  # names the rows in predictions
     # ignore_columns: [NAME]
 
@@ -273,7 +279,7 @@ IMAGE_CONFIG = """\
     path: {path}  # {what}
 {columns}    image_size: [{height}, {width}]  # larger is slower and often better
 {shares}    augmentation: {{horizontal_flip: true}}  # false where left and right matter, as in text
-    {drop}  # files that are no readable image: fail (default), drop or report
+    {drop}files that are no readable image: fail (default), drop or report
 
 # model:  # an example, as is the next: without them the recipe decides; `mmjax check` shows what
 #   name: resnet18

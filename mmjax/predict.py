@@ -27,6 +27,7 @@ from mmjax.artifact.predictor import (
 )
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
+from mmjax.data.audit_rows import counted
 from mmjax.data.encode import check_columns, unknown_categories
 from mmjax.data.idx import find_idx
 from mmjax.data.images import list_images, read_images, read_unlabelled_table, scan_images
@@ -245,7 +246,7 @@ def command(model: str, source: str, output: str, registry: str, abstain_below: 
     for column, count in written.unknown.items():
         if predictor.schema.column(column).fixed_vocabulary:
             continue  # a note tells what the enum expects
-        echo(f"{source}: column '{column}': {count:,} cells hold a category unknown to the model")
+        echo(f"{source}: column '{column}': {counted(count, 'cell')} of a category unknown to the model")
     echo(f"{written.rows:,} predictions in {output}")
     return {
         "model": predictor.config.name,

@@ -87,7 +87,8 @@ def _precision(schema: Schema, fast_bfloat16: bool) -> Choice:
 CALIBRATION_ROWS = 100
 """Validation rows from which on a temperature is fitted to them."""
 REALMLP = ("realmlp", "realmlp_s")
-_TD, _TD_S, _TABM = "RealMLP-TD's constant", "RealMLP-TD-S's constant", "TabM's constant"
+_TD, _TD_S = (f"{name}'s default (arXiv 2407.04491)" for name in ("RealMLP-TD", "RealMLP-TD-S"))
+_TABM = "TabM's default (arXiv 2410.24210)"
 
 
 PRESETS: dict[str, tuple[Choice, ...]] = {

@@ -250,7 +250,8 @@ def _compare_served(
     """Return the Comparison of the server in this process and of a live one, and why there is none."""
     if importlib.util.find_spec("litestar") is None:
         if url:
-            raise ConfigError("--url: expected the packages of the extra 'serve', got none; pip install mmjax[serve]")
+            todo = "run make install, or pip install '.[serve]' in a clone of mmjax"
+            raise ConfigError(f"--url: expected the packages of the extra 'serve', got none; {todo}")
         return [], ["server: not compared, as the extra 'serve' is not installed"]
     from mmjax.serving.parity import compare_live, compare_server
 

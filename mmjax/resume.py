@@ -233,7 +233,7 @@ def recorded(run: Chosen, config: Config, tell: Tell) -> Iterator[Record]:
     except KeyboardInterrupt:
         _save_end(record, status="interrupted")
         known = run.named or record.content.get("data_sha256")
-        tell(f"interrupted: the same command {f'goes on with {run.folder}' if known else 'starts anew'}")
+        tell(f"resume: the same command {f'goes on with {run.folder}' if known else 'starts anew'}")
         raise
     except DataChanged:
         _save_end(record, **(msgspec.to_builtins(before) if before else {"status": "failed"}))

@@ -80,7 +80,7 @@ def serve(settings: Settings) -> dict[str, Any]:
             echo(f"{event}: {', '.join(f'{key} {value}' for key, value in facts.items())}")
 
         watch = make_watch(engine, limits=limits, log=log)
-        app = make_app(engine, warmed=warmed, watch=watch)
+        app = make_app(engine, warmed=warmed, watch=watch, tell=echo)
         plan = Plan(source, settings.drain_delay_s, settings.watch_s, GRACE_S, tell)
         server = Server(_uvicorn_config(app, limits, engine, watch), engine, plan)
         names = [str(model) for model in engine.models]
@@ -113,7 +113,8 @@ def _check_packages() -> None:
     absent = [name for name in ("litestar", "uvicorn", "httptools") if importlib.util.find_spec(name) is None]
     if absent:
         raise ConfigError(
-            f"serving: expected the packages of the extra 'serve', got no {', '.join(absent)}; pip install mmjax[serve]"
+            f"serving: expected the packages of the extra 'serve', got no {', '.join(absent)}; run make install, or "
+            "pip install '.[serve]' in a clone of mmjax"
         )
 
 
@@ -131,7 +132,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         told = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"--host {host} --port {port}: expected an address of this machine with a free port, got: {told}"
+            f"--host {host} --port {port}: expected an address of this machine with a free port, got: {told}; "
+            "name another port, or 0 for any that is free"
         ) from error
     return listener
 

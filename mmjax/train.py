@@ -21,7 +21,7 @@ from mmjax.analysis.answers import answer_lines
 from mmjax.analysis.baselines import Judgement, judge
 from mmjax.analysis.bootstrap import intervals, resample
 from mmjax.analysis.card import model_card
-from mmjax.analysis.evaluation import Evaluation, answers_of_scores, evaluate_scores
+from mmjax.analysis.evaluation import Evaluation, Leak, answers_of_scores, evaluate_scores, leak_of
 from mmjax.analysis.log import get_logger
 from mmjax.analysis.present import closing_lines, print_results
 from mmjax.analysis.report import OUT_OF_FOLD, Report, ReportInput, build_report, write_report
@@ -36,9 +36,10 @@ from mmjax.backend import Backend, configure, fast_bfloat16, versions
 from mmjax.cli import echo, json_option
 from mmjax.cli import run as run_door
 from mmjax.config import Config
-from mmjax.config_load import config_to_dict, config_to_yaml, load_config
+from mmjax.config_load import config_to_recipe, config_to_yaml, load_config
 from mmjax.data.audit import refuse
-from mmjax.data.findings import audit_lines, finding_line
+from mmjax.data.audit_rows import counted
+from mmjax.data.findings import audit_lines, finding_json, finding_line, leaked_rows
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.prepared import class_counts, rows_to_learn, split_sizes
 from mmjax.data.quarantine import QUARANTINE, quarantine_lines, write_quarantine
@@ -166,11 +167,12 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             states, facts = _decided(config, setup, states)
             evaluations, answers = _evaluate(config, setup, states, calibrated="calibration" in facts)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
+            leak = _leak(setup, states)
         with record.stage("baselines"):
             judged = _judged(config, prepared, answers)
         with record.stage("bundle"):
             report = _report(
-                config, prepared, decisions, setup, result, evaluations, judged, facts, record.seconds, members
+                config, prepared, decisions, setup, result, evaluations, judged, facts, leak, record.seconds, members
             )
             for line in answer_lines(report):
                 options.tell(line)
@@ -209,7 +211,7 @@ def _tell_resumed(run: Run, loaded: Loaded, tell: Callable[[str], None]) -> None
         where = "from the start, as there is no whole checkpoint"
     else:
         position, step = loaded.snapshot.position, steps_done(loaded.snapshot.state)
-        under_way = f"epoch {position.epoch}, {position.batch} batches of it done"
+        under_way = f"epoch {position.epoch}, {counted(position.batch, 'batch')} of it done"
         where = f"from step {step} ({'training is over' if position.over else under_way})"
     tell(f"resume: going on with {run.path} {where}")
     get_logger().info("resumed", where=where, notes=loaded.notes)
@@ -246,7 +248,7 @@ def _save_inputs(run_dir: Path, config: Config, prepared: Prepared, decisions: t
     (run_dir / "schema.json").write_bytes(schema_to_json(prepared.schema))
     with (run_dir / "split.json").open("w", encoding="utf-8") as file:
         file.writelines(split_json(prepared.split, prepared.names))
-    write_json_atomic(run_dir / "audit.json", [finding._asdict() for finding in prepared.findings])
+    write_json_atomic(run_dir / "audit.json", [finding_json(finding) for finding in prepared.findings])
     if prepared.quarantined:
         write_quarantine(run_dir / QUARANTINE, prepared.quarantined)
 
@@ -278,9 +280,10 @@ def _tell_all(
         tell(line)
         get_logger().info("told", line=line)
     if decisions:
-        decided = ", ".join(f"{d.key.partition('.')[2] or d.key}={_short(d.value)}" for d in decisions)
+        decided = ", ".join(f"{d.key}={_short(d.value)}" for d in decisions)
         width = min(100, shutil.get_terminal_size((100, 24)).columns)
-        tell(textwrap.fill(f"decided: {decided}", width, subsequent_indent="  ", break_on_hyphens=False))
+        told = f"decided: {decided}; why: {run_dir / 'decisions.json'}"
+        tell(textwrap.fill(told, width, subsequent_indent="  ", break_on_hyphens=False))
     get_logger().info("decided", decisions=[decision._asdict() for decision in decisions])
 
 
@@ -353,6 +356,14 @@ def _judged(config: Config, prepared: Prepared, answers: dict[str, Answers]) -> 
     return _Judged(spread, found)
 
 
+def _leak(setup: Setup, states: States) -> Leak | None:
+    """Return what the test rows say that are no copies of training rows; None where the audit told of no copy."""
+    prepared = setup.scorer.prepared
+    if not len(leaked_rows(prepared.findings)):
+        return None
+    return leak_of(prepared, *setup.scorer.scores(states, "test"))
+
+
 def _report(
     config: Config,
     prepared: Prepared,
@@ -362,13 +373,14 @@ def _report(
     evaluations: dict[str, Evaluation],
     judged: _Judged,
     facts: Facts,
+    leak: Leak | None,
     seconds: dict[str, float],
     members: dict[str, Any] | None,
 ) -> Report:
     """Return the report of the run."""
     return build_report(
         ReportInput(
-            config_dict=config_to_dict(config),
+            config_dict=config_to_recipe(config),
             schema=prepared.schema,
             split_sizes=split_sizes(prepared),
             class_counts=class_counts(prepared) or None,
@@ -387,6 +399,7 @@ def _report(
             intervals=judged.intervals,
             baselines=plain(judged.baselines),
             answers=with_facts(facts, {name: evaluation.trust for name, evaluation in evaluations.items()}),
+            leak=None if leak is None else leak._asdict(),
         )
     )
 

@@ -41,7 +41,11 @@ def test_copies_are_counted_within_and_across_splits_with_their_lines():
     (across,) = found(rows, "overlap")
     assert across.what == ("exact copies across splits: 2 validation rows also in train, 1 test row also in train")
     assert across.examples[1:] == ("line 5 (validation) = line 204 (train)", "line 7 (train) = line 205 (test)")
-    assert "split.strategy: group" in across.advice
+    assert across.leaked == (203,)
+    assert across.advice == (
+        "scores on them are too good: remove the copies, or add a column that numbers equal rows and keep these "
+        "together (split.strategy: group)"
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -101,6 +105,7 @@ def test_rows_equal_but_for_an_identifier_are_told():
     (finding,) = found(rows, "overlap")
     assert finding.what.startswith("equal in all features and the answer, though not in 'name', across splits: ")
     assert finding.examples == ("line 6 (test) = line 202 (train)", "line 11 (test) = line 203 (train)")
+    assert finding.leaked == (4, 9)
     declared = table_rows(columns, parts=thirds(202), id_column="name")
     (finding,) = found(declared, "overlap")
     assert finding.what == "exact copies across splits: 2 test rows also in train"

@@ -204,7 +204,7 @@ COLUMNS = {
                                              "expected column 'when', got none of that name"]),
     "misspelt": (("size", "color", "open", "when"), [
         "expected column 'colour', got none of that name",
-        "unknown column 'color'; did you mean 'colour'?; rename or remove it"]),
+        "unknown column 'color'; rename or remove it; did you mean 'colour'?"]),
     "extra": (("size", "colour", "open", "when", "more"), ["unknown column 'more'; rename or remove it"]),
     "doubled": (("size", "colour", "open", "when", "size"), [
         "1: expected different column names, got 'size' at positions 1, 5"]),
@@ -284,7 +284,7 @@ def test_the_rules_of_the_schema_file_are_told_where_answers_are_given(
     assert made.document["notes"] == [line + "predicted all the same" for line in expected]
     assert all(line + "predicted all the same" in made.err for line in expected)
     assert (made.code, made.document["rows"], made.document["unknown"]) == (0, 12, {"colour": 1})
-    assert "column 'colour': 1 cells hold a category unknown" not in made.err
+    assert "column 'colour': 1 cell of a category unknown" not in made.err
     scored = door(capsys, evaluate.command, "--model", ruled.bundle, "--data", source, "--json")
     assert scored.document["notes"] == [line + "scored all the same" for line in expected]
     assert (scored.code, scored.document["rows"]) == (0, 12)

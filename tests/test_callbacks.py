@@ -45,6 +45,11 @@ def shown(events: list[Event], stream: io.StringIO) -> str:
     return stream.getvalue()
 
 
+def test_without_early_stopping_all_epochs_are_promised():
+    started, *rest = run(4)
+    assert "\n4 epochs of 4 x 32 rows; best by" in shown([started._replace(may_stop=False), *rest], io.StringIO())
+
+
 def test_plain_lines_read_so():
     assert shown(run(4, best=2, last=3), io.StringIO()) == (
         "iris: 105 rows to train on, 15 to validate on; 12,345 parameters\n"

@@ -104,7 +104,8 @@ Rows are true classes, columns predicted ones.
 - Classes with fewer than 30 test rows, whose scores say little: no (10), yes (10).
 - Always answering no would have an accuracy of 0.500 on the test rows.
 - A category that was not in the training rows is treated like every other unknown one.
-- Numbers and dates outside the range of the training rows are extrapolated without warning.
+- Numbers and dates outside the range of the training rows get an answer too, with no warning unless the schema \
+file gives their column a minimum or maximum.
 - The splits are as good as the rows are independent: rows of one person, place or day in two splits make the numbers \
 above too good.
 
@@ -147,6 +148,13 @@ def test_regression_of_images():
     assert "| rmse | 3.5000 |\n" in card
     assert not re.search("## (Classes|Confusion|What was done)", card)
     assert any("Images unlike those" in line for line in limits(report))
+
+
+def test_copies_of_training_rows_in_the_test_split_are_told_first():
+    leak = {"rows": 8, "of": 20, "metrics": {"accuracy": 0.75}}
+    told = "8 of 20 test rows are copies of training rows: scores on them are too good."
+    assert limits(report_of(("no", "yes"), leak=leak))[0] == f"{told} On the others accuracy is 0.7500, not 0.9000."
+    assert limits(report_of(("no", "yes"), leak=leak | {"metrics": {}}))[0] == told
 
 
 def test_without_a_test_split_the_card_says_so():

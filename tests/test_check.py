@@ -47,6 +47,22 @@ def checked(capsys, *argv: str | Path) -> Ended:
     return ended
 
 
+def test_the_cost_of_a_step_does_not_hang_on_the_precision(tmp_path: Path) -> None:
+    write_images(tmp_path / "shades")
+    content = {
+        "name": "cost",
+        "data": {"image": {"path": str(tmp_path / "shades")}},
+        "model": {"architecture": {"stages": [1], "width": 8}},
+        "training": {"epochs": 1, "batch_size": 8},
+    }
+    f32, bf16 = (
+        check(config_from_dict(content | {"precision": precision}, "test")).flops_per_step
+        for precision in ("float32", "bfloat16")
+    )
+    assert f32 > 1e6
+    assert bf16 == pytest.approx(f32, rel=0.05)
+
+
 def test_of_streamed_rows_a_window_is_on_the_device_not_all(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(home / "shades", each=20)
     image = {"path": "shades", "image_size": [32, 32]}

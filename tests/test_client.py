@@ -213,7 +213,8 @@ def test_a_refusal_says_what_is_wrong(client: mmjax.Client, place: tuple[str, st
     assert error.problems[0] == "column 'size', row 1: expected a number or null, got the text \"much\""
     assert f"POST /predict/tabular: 400 bad-cell (request {error.request_id}): column 'size'" in str(error)
     assert isinstance(error, mmjax.MmjaxError)
-    assert "unknown column 'sise'; did you mean 'size'?" in str(refusal(client, {"sise": [1]}, model="kinds"))
+    misspelt = str(refusal(client, {"sise": [1]}, model="kinds"))
+    assert "unknown column 'sise'; rename or remove it; did you mean 'size'?" in misspelt
     assert "there are kinds:1 (table), numbers:1 (table), price:1 (table), shades:1 (image)" in str(
         refusal(client, [[1.0]])
     )

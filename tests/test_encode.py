@@ -238,7 +238,7 @@ def test_columns_that_are_known_missing_or_unknown():
     assert caught.value.problems == (
         "t.csv: expected column 'age', got none of that name",
         "t.csv: expected column 'paid', got none of that name",
-        "t.csv: unknown column 'aged'; did you mean 'age'?; rename or remove it",
+        "t.csv: unknown column 'aged'; rename or remove it; did you mean 'age'?",
         "t.csv: unknown column 'zzz'; rename or remove it",
     )
     assert problems_of({"age": cells("1"), "city": cells("a")}) == (

@@ -216,6 +216,7 @@ def test_a_bad_row_far_down_leaves_what_was_there(flat: Trained, tmp_path: Path)
     assert caught.value.problems == (
         f"{source}:{CHUNK_ROWS + 7}: column 'size': expected a number, got 'abc'",
         f"{source}:{CHUNK_ROWS + 92}: column 'when': expected a date (ISO 8601), got '2024-13-01'",
+        "mend these cells, or leave those of the features empty that are not known",
     )
     assert (tmp_path / "out.csv").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
@@ -255,6 +256,7 @@ def test_labels_that_are_no_class_are_named_by_line(flat: Trained, tmp_path: Pat
     assert caught.value.problems == (
         f"{source}:7: column 'kind': expected one of 'a', 'b', 'c', got 'd'",
         f"{source}:7: column 'size': expected a number, got '1e99'",
+        "mend these cells, or leave those of the features empty that are not known",
     )
     with pytest.raises(DataError, match="expected the column 'kind', got size"):
         evaluate_model(flat.result.predictor, inputs(tmp_path / "no.csv", rows))

@@ -191,7 +191,7 @@ def test_one_at_a_time_and_sigterm_keeps_the_step_reached(home: Path, capsys, ex
     assert (running.returncode, err) == (143, "error: terminated\n")
     assert lasted < 20  # within seconds, on a busy machine too
     assert record(home / "run")["status"] == "interrupted"
-    assert out.splitlines()[-1].startswith("interrupted: the same command goes on")
+    assert out.splitlines()[-1].startswith("resume: the same command goes on")
     newest = steps_in(home / "run" / "checkpoints")[0]
     logged = [json.loads(line)["step"] for line in (home / "run" / "metrics.jsonl").read_text().splitlines()]
     assert max(logged, default=0) <= newest < EPOCHS * 3  # what was told is kept

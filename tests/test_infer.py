@@ -246,11 +246,11 @@ def test_names_that_are_not_there_come_all_at_once():
         declared=declared,
     ) == (
         f"target_column: no column 'Y'; {listed}",
-        f"id_column: no column 'nme'; did you mean 'name'?; {listed}",
+        f"id_column: no column 'nme'; {listed}; did you mean 'name'?",
         f"weight_column: no column 'v'; {listed}",
-        f"ignore_columns: no column 'citty'; did you mean 'city'?; {listed}",
-        f"split.column: no column 'prt'; did you mean 'part'?; {listed}",
-        "s.json: no column 'agee'; did you mean 'age'? in the table",
+        f"ignore_columns: no column 'citty'; {listed}; did you mean 'city'?",
+        f"split.column: no column 'prt'; {listed}; did you mean 'part'?",
+        "s.json: no column 'agee' in the table; did you mean 'age'?",
     )  # fmt: skip
 
 

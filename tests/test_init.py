@@ -113,7 +113,7 @@ def test_a_wrong_guess_says_what_to_name(tmp_path: Path) -> None:
         "target column 'w': expected at least two classes, got 'same'",
         "--target: none was named, so 'w' was taken; name the column to predict",
     )
-    with pytest.raises(DataError, match=r"no column 'vv'; did you mean 'v'\?"):
+    with pytest.raises(DataError, match=r"no column 'vv'; .*; did you mean 'v'\?"):
         draft(data, Wish(target="vv"))
 
 
@@ -298,7 +298,8 @@ def test_a_list_with_images_without_an_answer_trains(tmp_path: Path) -> None:
     data = image_list(tmp_path, ("dark/0.png", " ", "9"), ("dark/1.png", "NA", "9"))
     made, config, prepared = take(tmp_path, data, target="{shade}")
     assert f"{data}: dropped 2 of 18 rows without a value of '{{shade}}', the first is dark/0.png" in made.notes
-    assert "on_invalid: drop  # 2 are left out;" in made.config
+    line = "on_invalid: drop  # 2 are left out; files that are no readable image: fail (default), drop or report\n"
+    assert line in made.config
     assert config.data.image is not None
     assert (config.data.image.on_invalid, len(prepared.names)) == ("drop", 16)
 
@@ -377,5 +378,6 @@ def test_a_folder_with_bad_files_gets_a_config_that_trains(tmp_path: Path, capsy
     ended = door(capsys, command, "--data", "pics", "--json")
     assert ended.code == 0
     assert any("note.jpg" in note for note in ended.document["notes"])
-    assert "on_invalid: drop  # 1 are left out;" in (tmp_path / "pics.yaml").read_text()
+    assert any("left out (on_invalid: drop)" in note for note in ended.document["notes"])
+    assert "on_invalid: drop  # 1 is left out; files that are" in (tmp_path / "pics.yaml").read_text()
     assert len(prepare(load_config("pics.yaml")).names) == 8

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -158,6 +159,20 @@ def test_a_client_that_hangs_up_is_499_and_no_fault(server: Thread):
 
 
 # ---- ids and the log
+
+
+def test_a_path_that_is_not_there_is_logged_short_and_escaped(server: Thread):
+    ids = ("n1", "n2", "n3")
+    for path, request_id in zip(("/perdict?secret=1", "/a%1b[31m" + "b" * 300, "/models/none"), ids, strict=True):
+        server.client.ask("GET", path, headers={"X-Request-ID": request_id})
+    found: dict[str, Any] = {}
+    while "n3" not in found:
+        line = json.loads(server.log.readline())
+        found[line["request_id"]] = line.get("path")
+    told = [found[request_id] for request_id in ids]
+    assert told == ["/perdict", told[1], None]
+    assert told[1].startswith("/a\\x1b[31mbbb")
+    assert len(told[1]) == 200
 
 
 def test_a_line_a_request_and_never_a_body(server: Thread):

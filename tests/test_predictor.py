@@ -120,7 +120,7 @@ def test_a_bundle_that_is_moved_still_answers(
 REFERENCES = [
     ("no-bundle/here", "no-bundle/here: expected the folder of a bundle, got nothing there; name one, or a registered"),
     ("tiny:2", "tiny has no version 2; there are 1"),
-    ("tinny", r"no model 'tinny'; did you mean 'tiny'\?; there are tiny"),
+    ("tinny", r"no model 'tinny'; there are tiny; did you mean 'tiny'\?"),
     ("tiny:x", "'tiny:x': expected NAME, NAME:VERSION or NAME@ALIAS"),
 ]
 
@@ -217,7 +217,7 @@ def test_a_bad_cell_is_named_by_its_row_however_far_down(predictor: Predictor) -
         ([{"size": 1, "colour": "red", "open": "no"}], "rows: expected column 'when', got none of that name"),
         (
             [{**rows(1)[0], "colours": "red"}],
-            r"rows: unknown column 'colours'; did you mean 'colour'\?; rename or remove it",
+            r"rows: unknown column 'colours'; rename or remove it; did you mean 'colour'\?",
         ),
         ([rows(1)[0], {"size": 1}], "row 2: expected a value for 'colour' as in other rows, got none"),
         ({"size": [1], "colour": [1, 2], "open": [1], "when": [1]}, "expected columns of equal length"),

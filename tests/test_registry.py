@@ -96,7 +96,7 @@ def test_a_name_alone_is_production_else_the_newest(root):
 @pytest.mark.parametrize(
     ("ref", "message"),
     [
-        ("irsi", "no model 'irsi'; did you mean 'iris'?; there are iris, wine"),
+        ("irsi", "no model 'irsi'; there are iris, wine; did you mean 'iris'?"),
         ("iris:9", "iris has no version 9; there are 1, 2, 3"),
         (
             "iris@staging",
@@ -129,7 +129,7 @@ def test_the_hint_is_a_command_that_can_be_typed(root, monkeypatch):
 
 def test_unknown_alias_lists_the_others(root):
     promote(root, "iris:1", "staging")
-    with pytest.raises(BundleError, match="no alias 'stagin'; did you mean 'staging'\\?; there are staging"):
+    with pytest.raises(BundleError, match="no alias 'stagin'; there are staging; did you mean 'staging'\\?"):
         resolve(root, "iris@stagin")
 
 

@@ -102,7 +102,9 @@ def test_the_same_command_goes_on_and_ends_the_same(home: Path, expected: FitRes
     run = interrupted(config())
     result, lines = told(config())
     step = max(int(line.split("from step ")[1].split()[0]) for line in lines)
-    where = f"from step {step} (epoch {1 + step // 3}, {step % 3} batches of it done)"
+    batches = step % 3
+    done = f"{batches} batch{'' if batches == 1 else 'es'} of it done"
+    where = f"from step {step} (epoch {1 + step // 3}, {done})"
     assert lines == [f"resume: going on with {run} {where}"]
     assert result.run_dir == run
     assert (digest(result), result.metrics, result.version) == (digest(expected), expected.metrics, 1)
@@ -202,7 +204,7 @@ def test_interrupted_before_the_data_are_known_no_going_on_is_promised(home: Pat
         lines: list[str] = []
         with pytest.raises(KeyboardInterrupt):
             fit(config(), tell=tell, **options)
-        assert lines[-1] == f"interrupted: the same command {promised}"
+        assert lines[-1] == f"resume: the same command {promised}"
         lines = []
         fit(config(), registry=None, tell=lines.append, **options)
         assert any(line.startswith("resume: going on with") for line in lines) == (promised != "starts anew")

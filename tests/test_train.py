@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import mmjax
+from mmjax.analysis.present import results_text
 from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.predictor import golden_problems
 from mmjax.artifact.registry import resolve
@@ -95,6 +96,35 @@ def test_the_same_config_gives_the_same_bits(story, tmp_path: Path) -> None:
     assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+def test_the_card_tells_how_to_make_the_model_again(story, tmp_path: Path) -> None:
+    _, first = story
+    card = (first.bundle / "card.md").read_text()
+    (tmp_path / "config.yaml").write_text(card.split("```json\n")[1].split("```")[0])
+    again = fit(load_config(tmp_path / "config.yaml"), runs_dir=tmp_path / "runs", registry=None)
+    pairs = zip(jax.tree.leaves(again.predictor.states), jax.tree.leaves(first.predictor.states), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+    assert again.metrics == first.metrics
+
+
+def test_what_copies_in_the_test_split_do_to_its_scores_is_told(tmp_path: Path) -> None:
+    lines = write_table(tmp_path / "table.csv").read_text().splitlines()
+    (tmp_path / "table.csv").write_text("\n".join([*lines, *lines[1:81]]) + "\n")
+    result = fit(table_config(tmp_path / "table.csv"), runs_dir=tmp_path / "runs", registry=None)
+    split = json.loads((result.run_dir / "split.json").read_text())
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    trained = [rows[place] for place in split["train"]]
+    others = [rows[place] for place in split["test"] if rows[place] not in trained]
+    answers = result.predictor.predict(others).prediction
+    right = [answer == row["kind"] for answer, row in zip(answers, others, strict=True)]
+    leak, accuracy = result.report["leak"], f"{np.mean(right):.4f}"
+    assert (leak["rows"], leak["of"]) == (len(split["test"]) - len(others), len(split["test"]))
+    told = f"{leak['rows']} of 48 test rows are copies of training rows: scores on them are too good. "
+    told += f"On the others accuracy is {accuracy}, not {result.metrics['test']['accuracy']:.4f}."
+    assert f"## Limits\n\n- {told}\n" in (result.run_dir / "card.md").read_text()
+    assert told in " ".join(results_text(result.report, width=80).split())
+
+
 def test_another_seed_gives_another_model(story, tmp_path: Path) -> None:
     home, first = story
     other = fit(table_config(home / "table.csv", seed=1), runs_dir=tmp_path, registry=None)
@@ -152,7 +182,7 @@ def test_predictions_refuse_unknown_and_missing_columns(story, tmp_path: Path) -
     text = str(caught.value)
     assert "expected column 'size'" in text
     assert "expected column 'when'" in text
-    assert "unknown column 'siez'; did you mean 'size'?" in text
+    assert "unknown column 'siez'; rename or remove it; did you mean 'size'?" in text
     assert not (tmp_path / "out.csv").exists()
 
 

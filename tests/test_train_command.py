@@ -139,4 +139,4 @@ def test_a_signal_ends_training_in_good_order(home: Path, number: signal.Signals
     assert damages(home / "run" / "checkpoints" / str(newest)) == []
     logged = (home / "run" / "metrics.jsonl").read_text().splitlines()
     assert newest >= json.loads(logged[-1])["step"]  # nothing that was told is lost
-    assert "interrupted: the same command goes on with run" in err
+    assert "resume: the same command goes on with run" in err

@@ -18,6 +18,7 @@ from mmjax.analysis.report import (
     evaluated_splits,
     headline_split,
     interval_cell,
+    leak_line,
     member_spreads,
     members_title,
 )
@@ -26,7 +27,7 @@ from mmjax.analysis.tables import count, number, printable
 MOST_CLASSES = 20
 FEW_ROWS = 30
 """A class with fewer rows than this in the test split has scores that say little."""
-UNUSED_KINDS = ("identifier", "constant", "text", "ignored")
+UNUSED_KINDS = ("identifier", "constant", "text", "ignored", "target")
 
 
 def model_card(report: Report) -> str:
@@ -58,7 +59,10 @@ def limits(report: Report) -> list[str]:
     if "categorical" in kinds or "boolean" in kinds:
         found.append("A category that was not in the training rows is treated like every other unknown one.")
     if "numeric" in kinds or "datetime" in kinds:
-        found.append("Numbers and dates outside the range of the training rows are extrapolated without warning.")
+        found.append(
+            "Numbers and dates outside the range of the training rows get an answer too, with no warning unless the "
+            "schema file gives their column a minimum or maximum."
+        )
     if report["data"]["image_size_px"] is not None:
         found.append("Images unlike those it was trained on get an answer too, with no sign that they differ.")
     found.append(
@@ -72,7 +76,7 @@ def _limits_of_scores(report: Report, split: str | None) -> list[str]:
     if split is None:
         return ["It was never evaluated."]
     rows, metrics = report["data"]["split_sizes"].get(split, 0), report["metrics"][split]
-    found = []
+    found = [line] if (line := leak_line(report)) else []
     if split != "test":
         found.append(f"There was no test split: the numbers are from {split} rows, which also shaped it; expect worse.")
     if rows and metrics.get("accuracy") is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from mmjax.analysis.report import HEADLINES
 from mmjax.analysis.tables import Table, number
 from mmjax.config import Config
 from mmjax.config_load import diff_configs
@@ -14,7 +15,6 @@ Metrics = Mapping[str, Mapping[str, float | None]]
 """split -> metric -> value; None or NaN where it is undefined."""
 
 SPLITS = ("test", "validation", "train")
-HEADLINES = ("accuracy", "rmse")
 NONE: Mapping[str, tuple[float, float]] = MappingProxyType({})
 NOISE = ("95 % of difference", "than noise")
 

@@ -7,6 +7,9 @@ import numpy as np
 
 from mmjax.analysis.trust import Figures, trust_figures
 from mmjax.artifact.answers import Answers, row_ids
+from mmjax.data.findings import leaked_rows
+from mmjax.data.pipeline import take
+from mmjax.data.prepared import Prepared
 from mmjax.schema import Batch, Schema
 from mmjax.training.metrics import confusion_matrix, per_class_metrics
 from mmjax.training.scoring import Scores, metrics_of
@@ -23,6 +26,26 @@ class Evaluation(NamedTuple):
     """[K][K], rows are the truth; empty for regression."""
     trust: Figures
     """What `trust_figures` gives: calibration, threshold, coverage, abstaining."""
+
+
+class Leak(NamedTuple):
+    """What the test rows say that are no copies of training rows."""
+
+    rows: int
+    """Test rows that are copies of training rows."""
+    of: int
+    """Test rows in all."""
+    metrics: dict[str, float]
+    """On the other test rows; empty where there is none."""
+
+
+def leak_of(prepared: Prepared, scores: Scores, batch: Batch) -> Leak:
+    """Return the Leak in the Scores of all test rows and their labels (and weights), as far as the audit tells."""
+    test = prepared.split.test
+    kept = np.flatnonzero(~np.isin(test, leaked_rows(prepared.findings)))
+    others = scores.map(lambda array: array[kept])
+    metrics = metrics_of(prepared.schema, others, take(batch, kept)) if len(kept) else {}
+    return Leak(len(test) - len(kept), len(test), metrics)
 
 
 def evaluate_scores(

@@ -18,6 +18,7 @@ from mmjax.analysis.report import (
     evaluated_splits,
     headline_split,
     interval_cell,
+    leak_line,
     member_spreads,
     members_title,
 )
@@ -73,7 +74,7 @@ def result_tables(report: Report, *, width: int) -> tuple[Table, ...]:
     split = headline_split(report)
     if split is None:
         return ()
-    tables = [_metrics_table(report), *_members_table(report)]
+    tables = [_metrics_table(report, width), *_members_table(report)]
     if (baselines := baseline_table(report, seconds=True)) is not None:
         lines = [line for note in baselines.note.splitlines() for line in textwrap.wrap(note, width)]
         tables.append(baselines._replace(note="\n".join(lines)))
@@ -99,7 +100,7 @@ def _summary(report: Report) -> str:
     return f"{model['name']}: {what}{classes}{kept}"
 
 
-def _metrics_table(report: Report) -> Table:
+def _metrics_table(report: Report, width: int) -> Table:
     by_split = {split: report["metrics"][split] for split in evaluated_splits(report)}
     first, *others = by_split
     spread = [f"95 % of {first}"] if report.get("intervals", {}).get(first) else []
@@ -118,7 +119,8 @@ def _metrics_table(report: Report) -> Table:
     )
     positive = report["model"]["positive_class"]
     about = f"precision, recall, f1, roc_auc and pr_auc are about class {printable(positive)}" if positive else ""
-    return Table("Metrics", ("metric", first, *spread, *others), rows, note=about)
+    lines = ([about] if about else []) + textwrap.wrap(leak_line(report), width)
+    return Table("Metrics", ("metric", first, *spread, *others), rows, note="\n".join(lines))
 
 
 def _members_table(report: Report) -> Iterator[Table]:

@@ -16,6 +16,9 @@ REPORT_FORMAT = 1
 OUT_OF_FOLD = "out_of_fold"
 """The training rows, each answered by the models of its fold, which have not seen it."""
 
+HEADLINES = ("accuracy", "rmse")
+"""The metric that sums a model up, by task."""
+
 Report = dict[str, Any]
 """JSON-able; no NaN or infinity: an undefined number is None."""
 
@@ -24,7 +27,7 @@ class ReportInput(NamedTuple):
     """What a report is made from."""
 
     config_dict: dict[str, Any]
-    """The config as it was used: the recipe's decisions filled in, absent keys left out."""
+    """The config as it was used, the recipe's decisions filled in, without what does nothing in it: it loads again."""
     schema: Schema
     split_sizes: dict[str, int]
     """Rows by split: `train`, `validation`, `test`."""
@@ -57,6 +60,8 @@ class ReportInput(NamedTuple):
     """A `mmjax.analysis.baselines.Judgement`; None where none was asked for."""
     answers: Mapping[str, Any] = MappingProxyType({})
     """`calibration`, `threshold`, `conformal`, `abstention`: what was fitted, and `splits` with figures by split."""
+    leak: dict[str, Any] | None = None
+    """`{"rows", "of", "metrics"}`: test rows that are copies of training rows, and the metrics on the others."""
 
 
 def build_report(given: ReportInput) -> Report:
@@ -70,6 +75,7 @@ def build_report(given: ReportInput) -> Report:
             "metrics": given.metrics,
             "intervals": {split: dict(found) for split, found in given.intervals.items()},
             "baselines": given.baselines,
+            "leak": given.leak,
             "per_class": given.per_class,
             "confusion": given.confusion,
             "answers": dict(given.answers),
@@ -149,6 +155,19 @@ def baseline_table(report: Report, *, seconds: bool) -> Table | None:
 
 def _seconds(spent: float | None) -> str:
     return "" if spent is None else f"{spent:.1f}"
+
+
+def leak_line(report: Report) -> str:
+    """Return the sentence about test rows that are copies of training rows; empty where there is none."""
+    leak = report.get("leak")
+    if not leak:
+        return ""
+    told = f"{count(leak['rows'])} of {count(leak['of'])} test rows are copies of training rows: scores on them are too"
+    for name in HEADLINES:
+        if leak["metrics"].get(name) is not None:
+            here, all_rows = number(leak["metrics"][name]), number(report["metrics"]["test"][name])
+            return f"{told} good. On the others {name} is {here}, not {all_rows}."
+    return f"{told} good."
 
 
 def headline_split(report: Report) -> str | None:
@@ -231,7 +250,7 @@ def _model(given: ReportInput) -> dict[str, Any]:
 def _data(given: ReportInput) -> dict[str, Any]:
     schema = given.schema
     columns = [
-        {"name": c.name, "kind": c.kind, "reason": c.reason}
+        {"name": c.name, "kind": "target" if c.name == schema.target.column else c.kind, "reason": c.reason}
         | ({"categories": len(c.vocabulary)} if c.kind in ("categorical", "boolean") else {})
         for c in schema.columns
     ]

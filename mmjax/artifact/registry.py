@@ -122,13 +122,13 @@ def resolve(root: Path, ref: str) -> ModelRef:
     if not versions:
         models = list_models(root)
         there = f"there are {', '.join(models)}" if models else "it has none; train one first"
-        raise BundleError(f"{_named(root)}: no model '{name}'{did_you_mean(name, models)}; {there}")
+        raise BundleError(f"{_named(root)}: no model '{name}'; {there}{did_you_mean(name, models)}")
     aliases = {alias: found.version for alias, found in read_aliases(root, name).aliases.items()}
     if mark == "@":
         if which not in aliases:
             promote_it = _promoting(root, versions[max(versions)], which)
             there = f"there are {', '.join(aliases)}" if aliases else f"promote one with `{promote_it}`"
-            raise BundleError(f"{_named(root)}: {name} has no alias '{which}'{did_you_mean(which, aliases)}; {there}")
+            raise BundleError(f"{_named(root)}: {name} has no alias '{which}'; {there}{did_you_mean(which, aliases)}")
         number = aliases[which]
     else:
         number = int(which) if which else aliases.get(PRODUCTION, max(versions))

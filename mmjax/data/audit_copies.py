@@ -129,10 +129,19 @@ def _findings(rows: Rows, parts: np.ndarray, where: _Where, what: str) -> list[F
         )
         apart = (where.counts > 0).sum(axis=1) - 1
         examples = _examples(rows, parts, where, apart > 0)
-        advice = "scores on them are too good: remove the copies, or keep them together (split.strategy: group)"
+        together = "add a column that numbers equal rows and keep these together (split.strategy: group)"
+        advice = f"scores on them are too good: remove the copies, or {together}"
         total = int(np.clip(apart, 0, None).sum())
-        found.append(finding("overlap", f"{what} across splits: {listed}", total, examples, advice))
+        told = finding("overlap", f"{what} across splits: {listed}", total, examples, advice)
+        found.append(told._replace(leaked=_leaked(parts, where)))
     return found
+
+
+def _leaked(parts: np.ndarray, where: _Where) -> tuple[int, ...]:
+    """Return the test rows with a copy among the training rows."""
+    rows, group = where.copies.rows, where.copies.group
+    of_train = where.counts[:, PARTS.index("train")] > 0
+    return tuple(np.sort(rows[of_train[group] & (parts[rows] == PARTS.index("test"))]).tolist())
 
 
 def _examples(rows: Rows, parts: np.ndarray, where: _Where, groups: np.ndarray) -> list[str]:

@@ -74,7 +74,8 @@ def look_alike_findings(rows: Rows) -> list[Finding]:
         counts = [(a, b, int((ends == (a, b)).all(axis=1).sum())) for a, b in ((0, 1), (0, 2), (1, 2))]
         listed = ", ".join(f"{n:,} {PARTS[a]}-{PARTS[b]}" for a, b, n in counts if n)
         said = f"{what}, across splits: {(~same).sum():,} ({listed})"
-        advice = "scores on them are too good: remove them, or keep them together (split.strategy: group)"
+        together = "number them in a column and keep them together (split.strategy: group)"
+        advice = f"scores on them are too good: remove them, or {together}"
         found.append(finding("near_duplicates", said, int((~same).sum()), _shown(rows, parts, pairs[~same]), advice))
     return found + _labelled_apart(rows, parts, pairs)
 

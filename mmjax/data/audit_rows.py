@@ -150,10 +150,10 @@ def noun(rows: Rows) -> str:
 def counted(number: int, what: str) -> str:
     """Return a count in words.
 
-    >>> counted(1, "row"), counted(1177, "row"), counted(2, "class")
-    ('1 row', '1,177 rows', '2 classes')
+    >>> counted(1, "row"), counted(1177, "row"), counted(2, "class"), counted(2, "batch")
+    ('1 row', '1,177 rows', '2 classes', '2 batches')
     """
-    ending = "" if number == 1 else "es" if what.endswith("s") else "s"
+    ending = "" if number == 1 else "es" if what.endswith(("s", "ch")) else "s"
     return f"{number:,} {what}{ending}"
 
 

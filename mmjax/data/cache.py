@@ -27,7 +27,7 @@ from mmjax.data.loading import in_units
 from mmjax.errors import DataError
 from mmjax.schema import Batch
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 GIB = 1 << 30
 
 Tell = Callable[[str], None]

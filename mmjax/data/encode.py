@@ -93,7 +93,7 @@ def check_columns(schema: Schema, names: Iterable[str], *, where: str) -> tuple[
     known = dict.fromkeys([*needed, *(c.name for c in schema.columns), target, *(name for name in extra if name)])
     problems = [f"{where}: expected column '{name}', got none of that name" for name in missing_columns(schema, names)]
     problems += [
-        f"{where}: unknown column '{name}'{did_you_mean(name, known)}; rename or remove it"
+        f"{where}: unknown column '{name}'; rename or remove it{did_you_mean(name, known)}"
         for name in names
         if name not in known
     ]

@@ -1,7 +1,10 @@
 """What the audit found, in lines for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mmjax.data.audit_rows import counted
 from mmjax.data.prepared import Finding
@@ -16,6 +19,16 @@ def finding_line(finding: Finding) -> str:
     more = ", ..." if finding.found > EXAMPLES or len(finding.examples) > EXAMPLES else ""
     examples = f" ({', '.join(finding.examples[:EXAMPLES])}{more})" if finding.examples else ""
     return f"audit.{finding.check}: {finding.what}{examples}; {finding.advice}"
+
+
+def finding_json(finding: Finding) -> dict[str, Any]:
+    """Return what a file holds of a finding: all but its rows one by one."""
+    return {name: value for name, value in finding._asdict().items() if name != "leaked"}
+
+
+def leaked_rows(findings: Iterable[Finding]) -> np.ndarray:
+    """Return the test rows that are copies of training rows, i64[M] in order: places in the batch."""
+    return np.array(sorted({row for finding in findings for row in finding.leaked}), np.int64)
 
 
 def audit_lines(findings: Sequence[Finding], kept: Path | None = None) -> list[str]:

@@ -170,7 +170,7 @@ def _check_names(
     used = [(key, name) for key, name in named.items() if name is not None]
     used += [("ignore_columns", name) for name in ignore_columns] + [("split.column", name) for name in exclude]
     problems = [
-        f"{key}: no column '{name}'{did_you_mean(name, columns)}; the columns are {', '.join(columns)}"
+        f"{key}: no column '{name}'; the columns are {', '.join(columns)}{did_you_mean(name, columns)}"
         for key, name in used
         if name not in columns
     ]
@@ -180,7 +180,7 @@ def _check_names(
             problems.append(f"column '{name}': expected one use, got {' and '.join(keys)}")
     if declared is not None:
         unknown = [name for name in declared.columns if name not in columns]
-        problems += [f"{declared.path}: no column '{n}'{did_you_mean(n, columns)} in the table" for n in unknown]
+        problems += [f"{declared.path}: no column '{n}' in the table{did_you_mean(n, columns)}" for n in unknown]
     if problems:
         raise DataError(problems)
 

@@ -47,6 +47,8 @@ class Finding(NamedTuple):
     """Rows, files or columns, at most a dozen."""
     advice: str
     """What to do."""
+    leaked: tuple[int, ...] = ()
+    """The test rows (by their place in the batch) that are copies of training rows: scores on them are too good."""
 
 
 class Prepared(NamedTuple):
@@ -120,7 +122,7 @@ def split_cells(config: Config, columns: Mapping[str, T]) -> T | None:
         return None
     if name not in columns:
         hint = did_you_mean(name, columns)
-        raise DataError(f"split.column: no column '{name}'{hint}; the columns are {', '.join(columns)}")
+        raise DataError(f"split.column: no column '{name}'; the columns are {', '.join(columns)}{hint}")
     return columns[name]
 
 

@@ -64,8 +64,10 @@ def restore(cached: Cached) -> Prepared:
     )
 
 
-def _finding(check: str, severity: str, what: str, found: int, examples: list[str], advice: str) -> Finding:
-    return Finding(check, severity, what, found, tuple(examples), advice)
+def _finding(
+    check: str, severity: str, what: str, found: int, examples: list[str], advice: str, leaked: list[int]
+) -> Finding:
+    return Finding(check, severity, what, found, tuple(examples), advice, tuple(leaked))
 
 
 def _names(cached: Cached) -> np.ndarray:

@@ -121,7 +121,7 @@ def _no_constant(name: str) -> float:
 
 def _unknown(where: str, found: Mapping[str, Any], known: tuple[str, ...]) -> list[str]:
     return [
-        f"{where}: unknown keyword '{key}'{did_you_mean(key, known)}; expected one of {', '.join(known)}"
+        f"{where}: unknown keyword '{key}'; expected one of {', '.join(known)}{did_you_mean(key, known)}"
         for key in found
         if key not in known
     ]
@@ -132,7 +132,7 @@ def _required(path: str, found: Any, properties: Mapping[str, Any], problems: li
         problems.append(f"{path}: required: expected a list of column names")
         return frozenset()
     problems += [
-        f"{path}: required: unknown column '{name}'{did_you_mean(name, properties)}; list it under properties"
+        f"{path}: required: unknown column '{name}'; list it under properties{did_you_mean(name, properties)}"
         for name in found
         if name not in properties
     ]

@@ -148,8 +148,14 @@ def of_rows(fault: Fault, codes: np.ndarray) -> Fault:
     return fault._replace(rows=rows, values=[fault.values[i] for i in place[codes[rows]].tolist()])
 
 
+MEND_CELLS = "mend these cells, or leave those of the features empty that are not known"
+
+
 def refuse_cells(schema: Schema, table: Table, *, label: bool = False) -> None:
-    """Raise DataError with file and line of every number and date (with `label`, answer) that `encode` cannot take."""
+    """Raise DataError with file and line of every number and date (with `label`, answer) that `encode` cannot take.
+
+    Its last line says what to do.
+    """
     columns = [
         Column(name=column.name, kind=column.kind, datetime_format=column.datetime_format)
         for column in schema.of_kind("numeric", "datetime")
@@ -158,7 +164,10 @@ def refuse_cells(schema: Schema, table: Table, *, label: bool = False) -> None:
     columns += [Column(name=name, kind="ignored") for name in answers if name is not None]
     wanted = {column.name: table.columns[column.name] for column in columns if column.name in table.columns}
     plain = msgspec.structs.replace(schema, columns=tuple(columns))
-    validate_rows(wanted, plain, table.lines, table.path, "fail")
+    try:
+        validate_rows(wanted, plain, table.lines, table.path, "fail")
+    except DataError as error:
+        raise DataError([*error.problems, MEND_CELLS]) from error
 
 
 def broken_rules(columns: Columns, schema: Schema, lines: np.ndarray, *, label: bool = False) -> BrokenRules:

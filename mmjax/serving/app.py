@@ -29,13 +29,22 @@ LONGEST_MEANT = 40
 """Characters of a path for which one like it is looked for."""
 
 
-def make_app(engine: Engine, *, warmed: Callable[[BaseException | None], None], watch: Watch | None = None) -> ASGIApp:
-    """Return the ASGI app. It warms the engine beside the event loop and then calls `warmed(error or None)`."""
+def make_app(
+    engine: Engine,
+    *,
+    warmed: Callable[[BaseException | None], None],
+    watch: Watch | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> ASGIApp:
+    """Return the ASGI app. It warms the engine beside the event loop and then calls `warmed(error or None)`.
+
+    `tell` hears a line when a model is ready, in another thread.
+    """
     watch = watch or make_watch(engine)
 
     @contextlib.asynccontextmanager
     async def living(app: Litestar) -> AsyncIterator[None]:
-        warming = asyncio.get_running_loop().run_in_executor(engine.keeper, warm, engine)
+        warming = asyncio.get_running_loop().run_in_executor(engine.keeper, warm, engine, tell)
         warming.add_done_callback(lambda done: None if done.cancelled() else warmed(done.exception()))
         beating = asyncio.create_task(watch.pulse.beat())
         try:

@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -149,6 +149,9 @@ def load_served(
         predictor = abstaining_predictor(predictor, abstain_below, where="--abstain-below")
     schema, name = predictor.schema, ModelName(predictor.config.name, located.version)
     modality: Modality = "table" if schema.image is None else "image"
+    told_schema = plain(schema)
+    for column in told_schema["columns"]:
+        column["kind"] = "target" if column["name"] == schema.target.column else column["kind"]
     description = {
         "name": name.name,
         "version": name.version,
@@ -159,7 +162,7 @@ def load_served(
         "classes": schema.target.classes,
         "features": [column.name for column in schema.features],
         "uncertainty": member_count(predictor.config) > 1,
-        "schema": schema,
+        "schema": told_schema,
         "metrics": contents.metrics,
         "card": public_card(contents.card, predictor.config),
     }
@@ -206,16 +209,18 @@ class Stopped(Exception):
     """The engine was stopped while a model was being made ready."""
 
 
-def warm(engine: Engine) -> None:
+def warm(engine: Engine, tell: Callable[[str], None] = lambda line: None) -> None:
     """Compile, run and prove every bucket of every model, then be ready. Not on the event loop: it takes seconds.
 
-    Raises BundleError when a model does not give its golden answers.
+    `tell` hears a line when one is. Raises BundleError when a model does not give its golden answers.
     """
     with contextlib.suppress(Stopped):
         for reference, model in engine.serving.items():
+            started = time.perf_counter()
             served = warmed(engine, model)
             engine.serving[reference] = served
             engine.metrics.served(served.name.name, served.name.version, served.predictor.digest)
+            tell(f"{served} ready in {time.perf_counter() - started:.1f} s, {len(buckets(served.largest))} programs")
         engine.ready.set()
 
 

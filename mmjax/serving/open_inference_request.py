@@ -1,6 +1,7 @@
 """The body of `POST /v2/models/NAME/infer`: JSON, then perhaps raw tensors, become an InferRequest, strictly."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import msgspec
 
 from mmjax.errors import did_you_mean
 from mmjax.serving.open_inference_tensors import DTYPES, Tensor, check_shape, from_binary, from_json
-from mmjax.serving.wire import LONGEST_PLACE, MAX_ROWS, MAX_TABLE_BYTES, Refused, refuse_doubled
+from mmjax.serving.wire import MAX_ROWS, MAX_TABLE_BYTES, Refused, json_words, no_json, refuse_doubled
 
 Parameters = dict[str, str | int | float | bool | None] | msgspec.UnsetType | None
 
@@ -102,13 +103,26 @@ def _parsed(header: bytes) -> WireInfer:
     try:
         return _decoder.decode(header)
     except msgspec.ValidationError as error:
-        told = str(error)
-        raise Refused(400, "bad-request", f"body: {told[0].lower()}{told[1:LONGEST_PLACE]}") from error
+        raise Refused(400, "bad-request", _told(str(error))) from error
     except RecursionError as error:
         raise Refused(400, "bad-json", "body: expected data of at most 4 dimensions, got a deeper nesting") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        told = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise Refused(400, "bad-json", f"body: expected JSON, got something else: {told}") from error
+        told = no_json(header, error, instead="write null for a missing number, or send binary data")
+        raise Refused(400, "bad-json", f"body: expected JSON, got {told}") from error
+
+
+_PLACE = re.compile(r" - at `\$\.?(.*)`$")
+
+
+def _told(message: str) -> str:
+    """Return msgspec's message in the words of JSON, with the place in front.
+
+    >>> _told("Expected `int`, got `float` - at `$.inputs[0].shape[1]`")
+    'inputs[0].shape[1]: expected a whole number, got a number'
+    """
+    found = _PLACE.search(message, max(len(message) - LONGEST_PLACE, 0))
+    told = json_words(message[0].lower() + message[1 : min(found.start() if found else LONGEST_PLACE, LONGEST_PLACE)])
+    return f"{found[1] if found else 'body'}: {told}"
 
 
 def _keys(wire: WireInfer) -> int:
@@ -216,7 +230,7 @@ def _known(given: Parameters, known: Mapping[str, type], where: str) -> dict[str
         if unsupported:
             wrong.append(f"{where}, {name[:100]}: {unsupported} not supported; send the data with each request")
         elif name not in known:
-            wrong.append(f"{where}: unknown parameter '{name[:100]}'{did_you_mean(name[:100], known)}; remove it")
+            wrong.append(f"{where}: unknown parameter '{name[:100]}'; remove it{did_you_mean(name[:100], known)}")
         elif type(value) is not known[name]:
             wrong.append(f"{where}, {name}: expected {known[name].__name__}, got {type(value).__name__}")
     if wrong:

@@ -5,6 +5,7 @@ its length as a little-endian u32, then the bytes.
 """
 
 import math
+import re
 import struct
 from collections.abc import Sequence
 from itertools import chain
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 
 from mmjax.serving.open_inference_model import TensorSpec
-from mmjax.serving.wire import Refused
+from mmjax.serving.wire import Refused, json_words
 
 MOST_DIMENSIONS = 4
 """Of a tensor: a batch of images."""
@@ -151,7 +152,7 @@ def from_json(datatype: str, shape: Sequence[int], data: bytes | memoryview, whe
     try:
         values = _JSON[datatype][depth - 1].decode(data)
     except msgspec.ValidationError as error:
-        raise Refused(400, "bad-tensor", f"{where}, data: {_lowered(str(error))}") from error
+        raise Refused(400, "bad-tensor", f"{where}, data{_told(str(error))}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(400, "bad-json", f"{where}, data: expected JSON, got something else: {error}") from error
     values = _flat(values, shape if depth > 1 or len(shape) == 1 else (math.prod(shape),), where)
@@ -193,8 +194,19 @@ def _counted(size: int) -> str:
     return f"{size:,} element{'' if size == 1 else 's'}"
 
 
-def _lowered(message: str) -> str:
-    return message[0].lower() + message[1:]
+_PLACE = re.compile(r" - at `\$((?:\[\d+\])+)`$")
+
+
+def _told(message: str) -> str:
+    """Return msgspec's message in the words of JSON, with the element in front, counted from 1 in each dimension.
+
+    >>> _told("Expected `float | null`, got `str` - at `$[0][3]`")
+    ', element 1, 4: expected a number or null, got a text'
+    """
+    found = _PLACE.search(message)
+    element = ", ".join(str(int(index) + 1) for index in re.findall(r"\d+", found[1])) if found else ""
+    told = json_words(message[0].lower() + message[1 : found.start() if found else None])
+    return f"{f', element {element}' if element else ''}: {told}"
 
 
 def _short(number: int) -> str:

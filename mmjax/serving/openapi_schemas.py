@@ -57,10 +57,12 @@ def cell_schema(column: Column, schema: Schema) -> Json:
     missing = [{"enum": [None, "", *schema.missing_markers]}]
     match column.kind:
         case "numeric":
-            return {"anyOf": [{"type": "number", "minimum": -LARGEST, "maximum": LARGEST}, *missing]}
+            number = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
+            return {"description": "a number, or missing (null)", "anyOf": [number, *missing]}
         case "datetime" if column.datetime_format == "iso":
             return {
-                "anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}, *missing]
+                "description": "a date (ISO 8601), or missing (null)",
+                "anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}, *missing],
             }
         case "datetime":
             return {"type": ["string", "null"], "description": f"a date as {column.datetime_format}"}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from mmjax.analysis.tables import printable
 from mmjax.serving.engine import Engine, no_room
 from mmjax.serving.limits import Gate, Limits
 from mmjax.serving.log import RequestLog
@@ -25,6 +26,8 @@ UNLIMITED = Limits()
 """No keys and no rate."""
 UNMATCHED = "(unmatched)"
 """The route of paths that are not there."""
+MOST_PATH = 200
+"""Characters that the log has of a path that is not there."""
 SHED_ROUTE = "(shed)"
 """The route of requests that are turned away before it is known."""
 SHED = frozenset({429, 503, 504})
@@ -175,6 +178,8 @@ def _finish(watch: Watch, visit: Visit) -> None:
     elif status >= 400 and reason == "ok":
         reason = str(status)
     route = visit.scope.get("path_template") or (SHED_ROUTE if status in SHED else UNMATCHED)
+    if route == UNMATCHED:
+        visit.notes["path"] = printable(visit.path[:MOST_PATH])[:MOST_PATH]
     quiet = visit.path.startswith(QUIET)
     answered(
         watch,

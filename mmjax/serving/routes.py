@@ -9,7 +9,7 @@ from litestar import MediaType, Request, Response, get, post
 from litestar.exceptions import HTTPException, InternalServerException
 from litestar.params import FromPath
 
-from mmjax.errors import DataError
+from mmjax.errors import DataError, did_you_mean
 from mmjax.schema import Columns
 from mmjax.serving.answering import CLIENT_LEFT, Answered, Encoded, answer, client_gone, deadline_of, in_thread
 from mmjax.serving.engine import Engine, Served, admitted, select
@@ -198,7 +198,8 @@ def _query(request: AnyRequest, *known: str) -> tuple[str | None, int | None]:
     names = [name for name, _ in given]
     if wrong := [name for i, name in enumerate(names) if name not in known or name in names[:i]]:
         there = " and ".join(known) if known else "no names"
-        raise Refused(400, "bad-query", f"query: expected {there}, each once, got '{wrong[0][:80]}'")
+        meant = did_you_mean(wrong[0][:80], set(known) - {wrong[0]})
+        raise Refused(400, "bad-query", f"query: expected {there}, each once, got '{wrong[0][:80]}'{meant}")
     found = dict(given)
     version = found.get("version")
     if version is not None and not (version.isascii() and version.isdecimal() and len(version) < 10):

@@ -16,7 +16,7 @@ import numpy as np
 from mmjax.artifact.predictor import set_texts, to_predictions
 from mmjax.data.cells import missing_texts
 from mmjax.data.encode import SHOWN, check_columns
-from mmjax.errors import DataError, MmjaxError
+from mmjax.errors import DataError, MmjaxError, did_you_mean
 from mmjax.schema import Columns, Schema
 from mmjax.training.scoring import Scores
 
@@ -126,19 +126,19 @@ def decode_table(body: bytes) -> TableRequest[Cell]:
     except msgspec.ValidationError as error:
         raise Refused(400, "bad-request", _told(str(error))) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refused(400, "bad-json", f"body: expected JSON, got {_instead(body, error)}") from error
+        raise Refused(400, "bad-json", f"body: expected JSON, got {no_json(body, error)}") from error
     _check_table(request, body)
     return request
 
 
-def _instead(body: bytes, error: Exception) -> str:
-    """Return what a body is that is no JSON."""
+def no_json(body: bytes, error: Exception, *, instead: str = "write null for a missing cell") -> str:
+    """Return what a body is that is no JSON; `instead` is what to do where it has a NaN."""
     if not body.strip():
         return "nothing"
     if isinstance(error, UnicodeDecodeError):
         return "something else: not UTF-8"
     if len(body) <= LEGIBLE_BYTES and (found := _NO_NUMBER.search(_STRING.sub(b"", body))):
-        return f"{found[0].decode()}, which JSON has not; write null for a missing cell"
+        return f"{found[0].decode()}, which JSON has not; {instead}"
     return f"something else: {error}"
 
 
@@ -176,7 +176,11 @@ _WORDS = {
     "str": "a text",
 }
 """msgspec's names of types, in the words of JSON."""
-_FIELDS = "expected `features` (rows of cells) or `rows` (rows by column name), and perhaps `model`, `version`"
+_FIELDS = (
+    "expected `features` (rows of cells) or `rows` (rows by column name), and perhaps `model`, `version`, "
+    "`deterministic`"
+)
+_UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 _HINTS = {
     ("features", True): "; put each row in a list: [[...], [...]]",
     ("features", False): "; give a list of rows: [[...], [...]]",
@@ -200,8 +204,10 @@ def _told(message: str) -> str:
     found = PLACE.search(message, max(len(message) - LONGEST_PLACE, 0))
     if found is None:
         told = message[0].lower() + message[1:LONGEST_PLACE]
-        return f"body: {told}; {_FIELDS}" if "unknown field" in told else f"body: {_plain(told)}"
-    told = _plain(message[0].lower() + message[1 : min(found.start(), LONGEST_PLACE)])
+        if unknown := _UNKNOWN.search(told):
+            return f"body: {told}; {_FIELDS}{did_you_mean(unknown[1], TableRequest.__struct_fields__)}"
+        return f"body: {json_words(told)}"
+    told = json_words(message[0].lower() + message[1 : min(found.start(), LONGEST_PLACE)])
     field, row, cell = found.groups()
     place = field or "body"
     place += f", row {int(row) + 1}" if row else ""
@@ -209,7 +215,7 @@ def _told(message: str) -> str:
     return f"{place}: {told}{'' if cell else _HINTS.get((field, bool(row)), '')}"
 
 
-def _plain(message: str) -> str:
+def json_words(message: str) -> str:
     """Return msgspec's message with types in the words of JSON."""
 
     def words(found: re.Match[str]) -> str:
@@ -343,7 +349,7 @@ def _from_mappings(schema: Schema, names: list[str], rows: list[dict[str, C]]) -
 def _refuse_texts(schema: Schema, columns: Columns) -> None:
     gaps = missing_texts(schema.missing_markers)
     wrong = [
-        f"column '{column.name}', row {i}: expected a number or null, got {_shown(cell)}"
+        f"column '{column.name}', row {i}: expected a number or null, got {_shown(cell)}{_unquote(cell)}"
         for column in schema.of_kind("numeric")
         for i, cell in enumerate(columns[column.name].tolist(), 1)
         if type(cell) in NO_NUMBERS and (isinstance(cell, bool) or cell.strip() not in gaps)
@@ -374,6 +380,20 @@ def _shown(cell: str | bool) -> str:
     return f"the text {json.dumps(cell[:80])}" if isinstance(cell, str) else json.dumps(cell)
 
 
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+"""A number as JSON writes it."""
+
+
+def _unquote(cell: str | bool) -> str:
+    """Return what to do where a number was sent as a text.
+
+    >>> _unquote("5.1"), _unquote("much")
+    ('; write 5.1 without quotes', '')
+    """
+    number = isinstance(cell, str) and len(cell) <= 80 and _NUMBER.fullmatch(cell.strip())
+    return f"; write {number[0]} without quotes" if number else ""
+
+
 # ---- images
 
 
@@ -389,11 +409,15 @@ def image_files(content_type: str, body: bytes) -> list[bytes]:
         raise Refused(
             415,
             "bad-content-type",
-            f"Content-Type: expected image/* (the file as the body) or multipart/form-data, got '{content_type[:80]}'",
+            f"Content-Type: expected image/* (the file as the body) or multipart/form-data, got '{content_type[:80]}'; "
+            "with curl add -H 'Content-Type: image/png'",
         )
     if not body:
         raise Refused(400, "bad-image", "body: expected an image file, got nothing")
     return [body]
+
+
+_SAY_FILE = f"; with curl write -F {IMAGE_PART}=@PATH: the @ sends the file"
 
 
 def _parts(boundary: str, body: bytes) -> list[bytes]:
@@ -409,7 +433,8 @@ def _parts(boundary: str, body: bytes) -> list[bytes]:
                             400,
                             "bad-multipart",
                             f"part {len(files) + 1}: expected a file in a part named '{IMAGE_PART}', got "
-                            f"{'a field' if event.filename is None else 'a file'} named {(event.name or '')[:80]!r}",
+                            f"{'a field' if event.filename is None else 'a file'} named {(event.name or '')[:80]!r}"
+                            f"{_SAY_FILE if event.filename is None else ''}",
                         )
                     files.append(bytearray())
                 elif event:

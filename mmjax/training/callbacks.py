@@ -227,7 +227,7 @@ def _started_lines(event: Started) -> tuple[str, str]:
     epochs = f"{event.epochs:,} epoch{'' if event.epochs == 1 else 's'}"
     return (
         f"{event.name}: {event.train_rows:,} rows to train on{held_out}; {event.parameters:,} parameters",
-        f"up to {epochs} of {event.steps_per_epoch:,} x {event.batch_size:,} rows{best}",
+        f"{'up to ' if event.may_stop else ''}{epochs} of {event.steps_per_epoch:,} x {event.batch_size:,} rows{best}",
     )
 
 

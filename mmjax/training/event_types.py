@@ -22,6 +22,8 @@ class Started(NamedTuple):
     monitor: str
     """The metric that decides which epoch is best, such as `val_log_loss`; empty where nothing does."""
     direction: Literal["min", "max"]
+    may_stop: bool = True
+    """Whether early stopping may end the run sooner."""
 
 
 class Progressed(NamedTuple):

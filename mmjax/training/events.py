@@ -141,6 +141,7 @@ def train_events(
         task.parameters,
         plan.monitor,
         direction,
+        may_stop=plan.training.early_stopping.enabled is True,
     )
     started = time.perf_counter()
     program, clock, finite = _make_program(task, plan), _Clock(batch_size * task.models), compiled(_all_finite)

@@ -80,6 +80,7 @@ function followed(schema) {
 function words(given) {
   const schema = followed(given ?? {});
   if (schema.enum) return schema.enum.map((value) => JSON.stringify(value)).join(" | ");
+  if (schema.anyOf && schema.description) return schema.description;
   if (schema.anyOf || schema.oneOf) return (schema.anyOf ?? schema.oneOf).map(words).join(" | ");
   const bounds = [schema.format, schema.minimum != null && `≥ ${schema.minimum}`, schema.maximum != null && `≤ ${schema.maximum}`];
   return [[schema.type ?? "anything"].flat().join(" | "), ...bounds.filter(Boolean)].join(" ");

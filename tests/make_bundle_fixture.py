@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from mmjax.artifact.bundle import BundleContents, Golden, save_bundle
-from mmjax.config import Architecture, Config, Data, Model, TabularData
+from mmjax.config import Architecture, Config, Data, Model, TabularData, Training
 from mmjax.schema import Column, ImageSpec, Schema, Target
 
 
@@ -23,6 +23,7 @@ def example_contents() -> BundleContents:
             name="flowers",
             data=Data(tabular=TabularData(path="flowers.csv", target_column="species")),
             model=Model(architecture=Architecture(hidden_layers=(8, 4))),
+            training=Training(gradient_clip_norm=None),
             precision="float32",
         ),
         schema=Schema(

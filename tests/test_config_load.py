@@ -116,12 +116,12 @@ def test_a_loaded_config_agrees_with_msgspec(write) -> None:
 STRUCTURE = {
     "unknown key": (
         TABLE + "modle: {}",
-        ["c.yaml:2: modle: unknown key; options: name, data, preset, split, audit, model, training, seed, device, "
-         "precision, threads, golden_rows; did you mean 'model'?"],
+        ["c.yaml:2: modle: unknown key; options: name, data, preset, split, audit, model, training, "
+         "evaluation, seed, device, precision, threads, golden_rows; did you mean 'model'?"],
     ),
     "unknown key in its own section's words": (
         TABLE + "split: {colum: a}",
-        ["c.yaml:2: split.colum: unknown key; options: strategy, column; did you mean 'column'?"],
+        ["c.yaml:2: split.colum: unknown key; options: strategy, column, folds; did you mean 'column'?"],
     ),
     "key of another section": (
         TABLE + "model:\n  dropout: 0.1",
@@ -135,12 +135,12 @@ STRUCTURE = {
     ),
     "dotted key": (
         TABLE + "split.column: c",
-        ["c.yaml:2: 'split.column': unknown key; options: name, data, preset, split, audit, model, training, seed, "
-         "device, precision, threads, golden_rows; nest it: one section a line, each indented further"],
+        ["c.yaml:2: 'split.column': unknown key; options: name, data, preset, split, audit, model, training, "
+         "evaluation, seed, device, precision, threads, golden_rows; nest it: one section a line, each indented further"],
     ),
     "merge key": (
         TABLE + "split: {<<: {strategy: random}}",
-        ["c.yaml:2: split.'<<': unknown key; options: strategy, column"],
+        ["c.yaml:2: split.'<<': unknown key; options: strategy, column, folds"],
     ),
     "missing required": (
         "data:\n  tabular:\n    path: a.csv",
@@ -192,7 +192,8 @@ STRUCTURE = {
         ["c.yaml:2: training: expected a mapping with epochs, batch_size, learning_rate, optimizer, momentum, "
          "weight_decay, adam_b2, decay_schedule, schedule, warmup_fraction, step_every, step_factor, loss, "
          "label_smoothing, calibration, threshold, coverage, abstain_below, class_weights, "
-         "focal_gamma, huber_delta, gradient_clip_norm, accumulate_steps, ema_decay, early_stopping, checkpoint, got "
+         "focal_gamma, huber_delta, gradient_clip_norm, accumulate_steps, ema_decay, members, "
+         "seeds, member_loop, early_stopping, checkpoint, got "
          "nothing; give a value or remove the key",
          "c.yaml:3: seed: expected a whole number >= 0, got nothing; give a value or remove the key"],
     ),
@@ -242,7 +243,7 @@ STRUCTURE = {
     "mapping for a list, list for a mapping, scalar for a mapping": (
         TABLE + "model: {architecture: {hidden_layers: {a: 1}}}\nsplit: [1]\ntraining: {checkpoint: 5}",
         ["c.yaml:2: model.architecture.hidden_layers: expected a list, each a whole number >= 1, got a mapping",
-         "c.yaml:3: split: expected a mapping with strategy, column, got a list of 1",
+         "c.yaml:3: split: expected a mapping with strategy, column, folds, got a list of 1",
          "c.yaml:4: training.checkpoint: expected a mapping with enabled, save_best, path, every_seconds, "
          "every_epochs, keep, got the number 5"],
     ),

@@ -124,6 +124,7 @@ def test_refused_cells_are_those_that_encode_refuses(tmp_path: Path) -> None:
     expected = [
         f"{table.path}:3: column 'size': expected a number, got 'x'",
         f"{table.path}:6: column 'when': expected a date (ISO 8601), got '31.12.2024'",
+        "mend these cells, or leave those of the features empty that are not known",
     ]
     with pytest.raises(DataError) as caught:
         refuse_cells(schema, table)

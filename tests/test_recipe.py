@@ -27,8 +27,8 @@ SCHEMAS = {
     "number": Schema(target=NUMBER, columns=COLUMNS),
     "images": Schema(target=CLASSES, image=ImageSpec(height_px=32, width_px=32)),
 }
-LEFT_OPEN = {"split.strategy", "training.checkpoint.every_epochs"}
-"""These follow from the layout of the data, which notes say, and from the clock."""
+LEFT_OPEN = {"split.strategy", "training.checkpoint.every_epochs", "training.member_loop"}
+"""These follow from the layout of the data, which notes say, from the clock, and from a trial."""
 
 
 def config_for(kind: str, **sections: dict) -> Config:

@@ -136,7 +136,8 @@ STRUCTURE = {
     "dotted key": (
         TABLE + "split.column: c",
         ["c.yaml:2: 'split.column': unknown key; options: name, data, preset, split, audit, model, training, "
-         "evaluation, seed, device, precision, threads, golden_rows; nest it: one section a line, each indented further"],
+         "evaluation, seed, device, precision, threads, golden_rows; nest it: one section a line, each indented "
+         "further"],
     ),
     "merge key": (
         TABLE + "split: {<<: {strategy: random}}",

@@ -28,8 +28,7 @@ from mmjax.errors import ConfigError, TrainingError
 from mmjax.parts import build_parts
 from mmjax.recipe import Decision, resolve
 from mmjax.schema import Batch
-from mmjax.training.members import member_of
-from mmjax.training.setup import Setup, set_up
+from mmjax.training.setup import Setup, first_member, set_up
 from mmjax.training.steps import empty_totals, make_train_chunk
 from mmjax.transforms.augment import build_augment
 
@@ -82,7 +81,7 @@ def _timed(
     config: Config, decisions: tuple[Decision, ...], prepared: Prepared, backend: Backend, setup: Setup
 ) -> Checked:
     """Compile one step, ask XLA what it costs, and time it."""
-    models, setup = setup.task.models, _first_member(setup)
+    models, setup = setup.task.models, first_member(setup)
     epochs, batch_size = config.training.epochs, config.training.batch_size
     assert isinstance(epochs, int), "the recipe decides the epochs"
     assert isinstance(batch_size, int), "the recipe decides the batch size"
@@ -108,16 +107,6 @@ def _timed(
         steps=steps,
         estimated_seconds=estimated,
     )
-
-
-def _first_member(setup: Setup) -> Setup:
-    """Return the Setup of the first of several members, as a model of its own; of one model itself."""
-    members, (transform_state, output_state) = setup.task.members, setup.task.fitted
-    if members is None:
-        return setup
-    fitted = (member_of(transform_state, 0) if members.folds else transform_state, output_state)
-    task = setup.task._replace(rows=members.rows[0], members=None, fitted=fitted)
-    return setup._replace(state=member_of(setup.state, 0), task=task, fitted=fitted)
 
 
 def _on_device(setup: Setup, order: np.ndarray) -> tuple[Batch, jax.Array]:

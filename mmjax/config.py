@@ -530,6 +530,21 @@ class Config(Section, frozen=True, kw_only=True):
         ),
     ]
     data: Data
+    budget: Annotated[
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^[0-9]+(\.[0-9]+)?(s|m|h)$",
+                extra={"pattern_means": "a number and s, m or h, such as 90s, 10m or 2h"},
+            ),
+        ]
+        | None,
+        Meta(
+            description="How long the run may take, such as 10m (90s, 2h): after a timed epoch members, then folds, "
+            "then epochs are cut until it fits, and training ends when the time is over; what was cut is told. A run "
+            "that is gone on with has all of it again."
+        ),
+    ] = None
     preset: Annotated[
         Literal["fast", "default", "best"],
         Meta(

@@ -19,12 +19,14 @@ DECISIONS = "decisions.json"
 MEMBER_LOOP = "training.member_loop"
 
 
-def tried_before(run_dir: Path) -> Decision | None:
-    """Return how members were computed when a run was left, which it goes on with: another way rounds otherwise."""
+def decided_before(run_dir: Path) -> tuple[Decision, ...]:
+    """Return the decisions of a run that was left; what a trial or the clock decided is not decided anew."""
     path = run_dir / DECISIONS
-    if not path.is_file():
-        return None
-    known = [Decision(**one) for one in json.loads(path.read_bytes())]
+    return tuple(Decision(**one) for one in json.loads(path.read_bytes())) if path.is_file() else ()
+
+
+def tried_before(known: tuple[Decision, ...]) -> Decision | None:
+    """Return how members were computed when a run was left, which it goes on with: another way rounds otherwise."""
     return next((one for one in known if one.key == MEMBER_LOOP), None)
 
 

@@ -3,7 +3,6 @@
 Read `fit` from top to bottom: it is the whole story.
 """
 
-import datetime as dt
 import math
 import shutil
 import sys
@@ -14,39 +13,42 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 from msgspec import UNSET
 
 from mmjax.analysis.answers import answer_lines
-from mmjax.analysis.baselines import Judgement, judge
-from mmjax.analysis.bootstrap import intervals, resample
-from mmjax.analysis.card import model_card
-from mmjax.analysis.evaluation import Evaluation, Leak, answers_of_scores, evaluate_scores, leak_of
 from mmjax.analysis.log import get_logger
 from mmjax.analysis.present import closing_lines, print_results
-from mmjax.analysis.report import OUT_OF_FOLD, Report, ReportInput, build_report, write_report
-from mmjax.analysis.trust import with_facts
-from mmjax.artifact.answers import Answers, kept_answers
-from mmjax.artifact.bundle import BundleContents, save_bundle
-from mmjax.artifact.files import parse_object, plain, write_json_atomic
-from mmjax.artifact.predictor import Predictor, load_predictor, make_golden, make_predictor
+from mmjax.analysis.report import Report
+from mmjax.artifact.answers import kept_answers
+from mmjax.artifact.files import parse_object, write_json_atomic
+from mmjax.artifact.predictor import Predictor, load_predictor, make_predictor
 from mmjax.artifact.registry import check_writable, register
 from mmjax.artifact.runs import Run
-from mmjax.backend import Backend, configure, fast_bfloat16, versions
+from mmjax.backend import Backend, configure, fast_bfloat16
+from mmjax.budget import cut_before, cuts, ends_at, measured_cost
 from mmjax.cli import echo, json_option
 from mmjax.cli import run as run_door
 from mmjax.config import Config
-from mmjax.config_load import config_to_recipe, config_to_yaml, load_config
+from mmjax.config_load import config_to_yaml, load_config
 from mmjax.data.audit import refuse
 from mmjax.data.audit_rows import counted
-from mmjax.data.findings import audit_lines, finding_json, finding_line, leaked_rows
+from mmjax.data.findings import audit_lines, finding_json
 from mmjax.data.prepare import Prepared, prepare
-from mmjax.data.prepared import class_counts, rows_to_learn, split_sizes
+from mmjax.data.prepared import rows_to_learn, split_sizes
 from mmjax.data.quarantine import QUARANTINE, quarantine_lines, write_quarantine
-from mmjax.data.split import PARTS, split_json
-from mmjax.ensembles import DECISIONS, first_seed, members_report, tried_before, try_ways
+from mmjax.data.split import split_json
+from mmjax.ensembles import DECISIONS, decided_before, first_seed, members_report, tried_before, try_ways
 from mmjax.errors import BundleError, DataError
 from mmjax.interrupts import held
+from mmjax.outcome import (
+    evaluate_splits,
+    fit_output,
+    judged_answers,
+    leak_in_test,
+    provenance_of,
+    run_report,
+    save_run_bundle,
+)
 from mmjax.parts import States, build_parts
 from mmjax.recipe import Decision, decided, resolve
 from mmjax.resume import (
@@ -61,7 +63,6 @@ from mmjax.resume import (
 from mmjax.schema import schema_to_json
 from mmjax.training.callbacks import metrics_logger, progress
 from mmjax.training.checkpoint import Loaded, checkpointer, load_newest
-from mmjax.training.decide import Facts, Rows, decide, fits_on_validation, predicted
 from mmjax.training.event_types import Event
 from mmjax.training.events import TrainResult, steps_done, train_events, watch
 from mmjax.training.setup import Setup, set_up
@@ -124,7 +125,7 @@ class _Options(NamedTuple):
 
 def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
     """Return the FitResult of one run in its folder, new or gone on with."""
-    registry, run_dir, tell = options.registry, run.folder, options.tell
+    registry, run_dir, tell, started = options.registry, run.folder, options.tell, time.monotonic()
     with recorded(run, config, tell) as record:
         with record.stage("setup"):
             if registry is not None:
@@ -144,7 +145,7 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 validation_rows=validation_rows,
                 fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
             )
-            tried = tried_before(run_dir) if run.resumed is not None else None
+            before = decided_before(run_dir) if run.resumed is not None else ()
             _save_inputs(run_dir, config, prepared, decisions)
             _tell_all(tell, run_dir, backend, prepared, decisions)
             refuse(prepared.findings)
@@ -153,39 +154,66 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             setup = set_up(config, prepared, build_parts(config, prepared.schema))
             if not setup.plan.loop:
                 tell("steps: one call each, as XLA lays out convolutions badly inside a loop on a CPU")
+            if config.budget is not None:
+                left_s = (ends_at(config, started) or 0.0) - time.monotonic()
+                cut = cut_before(before) or cuts(config, measured_cost(setup), left_s)
+                config, prepared, setup = _cut(config, prepared, setup, cut, tell)
+                decisions = _with(decisions, cut)
+                setup = setup._replace(plan=setup.plan._replace(ends_at=ends_at(config, started)))
             if setup.task.members is not None and config.training.member_loop is UNSET:
-                chosen = tried or try_ways(setup, tell)
-                config, decisions = decided(config, chosen), (*decisions, chosen)
+                chosen = tried_before(before) or try_ways(setup, tell)
+                config, decisions = decided(config, chosen), _with(decisions, (chosen,))
                 setup = setup._replace(plan=setup.plan._replace(training=config.training))
-                _save_decisions(run_dir, config, decisions)
+            _save_decisions(run_dir, config, decisions)
             result = _train(config, run, setup, backend, options)
         with record.stage("evaluate"):
             states = States(result.variables, *setup.fitted)
             members = members_report(setup, states, result)
             if config.training.seeds:
                 config, setup, states = first_seed(config, setup, states)
-            states, facts = _decided(config, setup, states)
-            evaluations, answers = _evaluate(config, setup, states, calibrated="calibration" in facts)
+            states, facts = fit_output(config, setup, states)
+            evaluations, answers = evaluate_splits(config, setup, states, calibrated="calibration" in facts)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
-            leak = _leak(setup, states)
+            leak = leak_in_test(setup, states)
         with record.stage("baselines"):
-            judged = _judged(config, prepared, answers)
+            judged = judged_answers(config, prepared, answers)
         with record.stage("bundle"):
-            report = _report(
+            report = run_report(
                 config, prepared, decisions, setup, result, evaluations, judged, facts, leak, record.seconds, members
             )
             for line in answer_lines(report):
                 options.tell(line)
             predictor = make_predictor(config, prepared.schema, states)
-            provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **_provenance(prepared, backend)}
+            provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **provenance_of(prepared, backend)}
             kept = kept_answers(answers["test"], config.evaluation.answer_rows) if "test" in answers else None
-            bundle = _save_bundle(run_dir, config, prepared, predictor, metrics, report, provenance, kept)
+            bundle = save_run_bundle(run_dir, config, prepared, predictor, metrics, report, provenance, kept)
             version = None
             if registry is not None:
                 version = _register(registry, config.name, bundle, str(provenance["run_id"]))
                 bundle = registry / config.name / str(version)
         record.finish(model=config.name, version=version, bundle=str(bundle), metrics=metrics)
     return FitResult(run_dir, config.name, version, bundle, metrics, report, predictor, record.seconds)
+
+
+def _cut(
+    config: Config, prepared: Prepared, setup: Setup, cut: tuple[Decision, ...], tell: Callable[[str], None]
+) -> tuple[Config, Prepared, Setup]:
+    """Return config, rows and setup after what the budget cuts; the rows are dealt anew where there are fewer folds."""
+    if not cut:
+        return config, prepared, setup
+    folds = config.split.folds
+    for decision in cut:
+        config = decided(config, decision)
+        tell(f"{decision.key}: {decision.value}: {decision.why}")
+    if config.split.folds != folds:
+        prepared = prepare(config, tell)
+    return config, prepared, set_up(config, prepared, build_parts(config, prepared.schema))
+
+
+def _with(decisions: tuple[Decision, ...], later: tuple[Decision, ...]) -> tuple[Decision, ...]:
+    """Return decisions with later ones in the place of those of the same key."""
+    keys = {decision.key for decision in later}
+    return (*(decision for decision in decisions if decision.key not in keys), *later)
 
 
 def _train(config: Config, run: Chosen, setup: Setup, backend: Backend, options: _Options) -> TrainResult:
@@ -302,151 +330,6 @@ def _checkpoint_dir(config: Config, run: Chosen) -> Path:
             f"training.checkpoint.path: expected no checkpoints of another run, got {folder}; name another path or run"
         )
     return folder
-
-
-def _decided(config: Config, setup: Setup, states: States) -> tuple[States, Facts]:
-    """Return the states with what the config asks for fitted on the validation rows, and what that is."""
-    training, schema = config.training, setup.scorer.prepared.schema
-    rows = Rows(*setup.scorer.scores(states, "validation")) if fits_on_validation(training) else None
-    output, facts = decide(training, schema, setup.output, states.output, rows)
-    return states._replace(output=output), facts
-
-
-def _evaluate(
-    config: Config, setup: Setup, states: States, *, calibrated: bool
-) -> tuple[dict[str, Evaluation], dict[str, Answers]]:
-    """Return the Evaluation of each split that has rows, and the Answers to those that were not trained on.
-
-    With folds, every row that is not for test is answered by the models that have not seen it.
-    """
-    evaluations, answers, prepared = {}, {}, setup.scorer.prepared
-    for name in PARTS:
-        if len(rows := setup.scorer.rows_of(name)):
-            told = OUT_OF_FOLD if name == "validation" and config.split.folds else name
-            scores, batch = setup.scorer.scores(states, name)
-            output = setup.output if name == "validation" else setup.whole
-            plain_state = setup.fitted[1]
-            before = predicted(output, plain_state, scores.outputs).probabilities if calibrated else None
-            before = None if before is None else np.asarray(before)
-            evaluation = evaluate_scores(prepared.schema, scores, batch, state=states.output, before=before)
-            loss = {"loss": setup.scorer.loss(scores.outputs, batch)}
-            evaluations[told] = evaluation._replace(metrics=loss | evaluation.metrics)
-            if name != "train":
-                answers[told] = answers_of_scores(prepared.schema, scores, batch, prepared.names[rows])
-    return evaluations, answers
-
-
-class _Judged(NamedTuple):
-    """How sure the numbers are of the split that counts, and how the network stands beside simple models."""
-
-    intervals: dict[str, dict[str, tuple[float, float]]]
-    baselines: Judgement | None
-
-
-def _judged(config: Config, prepared: Prepared, answers: dict[str, Answers]) -> _Judged:
-    """Return intervals and baselines on the rows that count: test, else validation, else (no baselines) out of fold."""
-    split = next((name for name in ("test", "validation", OUT_OF_FOLD) if name in answers), None)
-    if split is None:
-        return _Judged({}, None)
-    spread = {split: intervals(resample(answers[split], seed=config.seed))}
-    if config.evaluation.baselines == "none" or split == OUT_OF_FOLD:
-        return _Judged(spread, None)
-    boost = config.evaluation.baselines == "all"
-    found = judge(prepared, answers[split], split, boost=boost, seed=config.seed)
-    return _Judged(spread, found)
-
-
-def _leak(setup: Setup, states: States) -> Leak | None:
-    """Return what the test rows say that are no copies of training rows; None where the audit told of no copy."""
-    prepared = setup.scorer.prepared
-    if not len(leaked_rows(prepared.findings)):
-        return None
-    return leak_of(prepared, *setup.scorer.scores(states, "test"))
-
-
-def _report(
-    config: Config,
-    prepared: Prepared,
-    decisions: tuple[Decision, ...],
-    setup: Setup,
-    result: TrainResult,
-    evaluations: dict[str, Evaluation],
-    judged: _Judged,
-    facts: Facts,
-    leak: Leak | None,
-    seconds: dict[str, float],
-    members: dict[str, Any] | None,
-) -> Report:
-    """Return the report of the run."""
-    return build_report(
-        ReportInput(
-            config_dict=config_to_recipe(config),
-            schema=prepared.schema,
-            split_sizes=split_sizes(prepared),
-            class_counts=class_counts(prepared) or None,
-            notes=(*prepared.notes, *(finding_line(finding) for finding in prepared.findings)),
-            decisions=tuple(decision._asdict() for decision in decisions),
-            metrics={name: evaluation.metrics for name, evaluation in evaluations.items()},
-            per_class={name: evaluation.per_class for name, evaluation in evaluations.items() if evaluation.per_class},
-            confusion={name: evaluation.confusion for name, evaluation in evaluations.items() if evaluation.confusion},
-            history=list(result.history),
-            best_epoch=result.best_epoch,
-            seconds=dict(seconds),
-            samples_per_second=result.samples_per_second,
-            parameters=setup.task.parameters,
-            versions=versions(),
-            members=members,
-            intervals=judged.intervals,
-            baselines=plain(judged.baselines),
-            answers=with_facts(facts, {name: evaluation.trust for name, evaluation in evaluations.items()}),
-            leak=None if leak is None else leak._asdict(),
-        )
-    )
-
-
-def _provenance(prepared: Prepared, backend: Backend) -> dict[str, Any]:
-    """Return where the model comes from: what tells this run and its data from others."""
-    return {
-        "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "data_sha256": prepared.fingerprint,
-        "platform": backend.platform,
-        "device": backend.device,
-        "threads": backend.threads,
-        "versions": versions(),
-    }
-
-
-def _save_bundle(
-    run_dir: Path,
-    config: Config,
-    prepared: Prepared,
-    predictor: Predictor,
-    metrics: dict[str, dict[str, float]],
-    report: Report,
-    provenance: dict[str, Any],
-    answers: Answers | None,
-) -> Path:
-    """Save the bundle in the run's folder, with golden rows that were not trained on if there are any."""
-    card = model_card(report)
-    (run_dir / "card.md").write_text(card, encoding="utf-8")
-    write_report(run_dir / "report.json", report)
-    golden = make_golden(predictor, prepared.golden)
-    states = predictor.states
-    contents = BundleContents(
-        config=config,
-        schema=prepared.schema,
-        states={"model": states.variables, "transform": states.transform, "output": states.output},
-        metrics=metrics,
-        golden=golden,
-        report=report,
-        card=card,
-        provenance=provenance,
-        answers=answers,
-    )
-    for old in (run_dir / "bundle", *run_dir.glob(".bundle.*.tmp")):  # of this run, killed before it was registered
-        shutil.rmtree(old, ignore_errors=True)
-    save_bundle(run_dir / "bundle", contents)
-    return run_dir / "bundle"
 
 
 @click.command(name="train", help="Train, test and register a model from a config.")

@@ -116,7 +116,7 @@ def test_a_loaded_config_agrees_with_msgspec(write) -> None:
 STRUCTURE = {
     "unknown key": (
         TABLE + "modle: {}",
-        ["c.yaml:2: modle: unknown key; options: name, data, preset, split, audit, model, training, "
+        ["c.yaml:2: modle: unknown key; options: name, data, budget, preset, split, audit, model, training, "
          "evaluation, seed, device, precision, threads, golden_rows; did you mean 'model'?"],
     ),
     "unknown key in its own section's words": (
@@ -135,7 +135,7 @@ STRUCTURE = {
     ),
     "dotted key": (
         TABLE + "split.column: c",
-        ["c.yaml:2: 'split.column': unknown key; options: name, data, preset, split, audit, model, training, "
+        ["c.yaml:2: 'split.column': unknown key; options: name, data, budget, preset, split, audit, model, training, "
          "evaluation, seed, device, precision, threads, golden_rows; nest it: one section a line, each indented "
          "further"],
     ),

@@ -113,6 +113,7 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("threads", Key(1000, "run")),
     ("golden_rows", Key(3, "golden")),
     ("split.folds", Key(3, "split")),
+    ("budget", Key("1s", "run")),
     ("evaluation.baselines", Key("none", "judged")),
     ("evaluation.answer_rows", Key(5, "judged", {**TABLE, "evaluation.baselines": "none"})),
     ("data.tabular.path", Key("odd.csv", "rows")),

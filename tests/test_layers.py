@@ -56,6 +56,8 @@ LAYERS: dict[int, dict[str, str]] = {
         "resume": "resume",
         "drill": "drill",
         "ensembles": "ensembles",
+        "outcome": "outcome",
+        "budget": "budget",
         "serving": """serving/answering serving/app serving/batcher serving/client serving/compression serving/device
             serving/engine serving/express serving/health serving/life serving/limits serving/log serving/numbers
             serving/observe serving/open_inference serving/open_inference_extras serving/open_inference_inputs

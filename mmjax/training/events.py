@@ -68,6 +68,8 @@ class Plan(NamedTuple):
     """The compute type that the network was built for."""
     threads: int = 1
     """Of the device: as many members run at once where each is a program of its own."""
+    ends_at: float | None = None
+    """By `time.monotonic`: no epoch begins that would not end before it."""
 
 
 class TrainResult(NamedTuple):
@@ -159,13 +161,17 @@ def train_events(
             raise TrainingError(_not_finite(bad, steps_done(state), epoch, plan.training))
         now, improved = _after_epoch(now, _measured(now, task), plan, direction)
         metrics = now.position.history[-1]
-        good = _kept(now)
         rate = float(task.learning_rates[epoch - 1])
         seconds = time.perf_counter() - epoch_started
+        late = plan.ends_at is not None and time.monotonic() + seconds > plan.ends_at and not now.position.over
+        if late:
+            now = now._replace(position=now.position._replace(over=True))
+        good = _kept(now)
         yield EpochEnded(epoch, epochs, steps_done(state), metrics, rate, seconds, clock.rate(), improved)
         yield now
         if now.position.over and epoch < epochs:
-            yield Stopped(epoch, f"{plan.monitor} has not improved for {plan.training.early_stopping.patience} epochs")
+            patience = f"{plan.monitor} has not improved for {plan.training.early_stopping.patience} epochs"
+            yield Stopped(epoch, "the budget is used up" if late else patience)
     seconds = time.perf_counter() - started
     history, best_epoch = now.position.history, now.position.best_epoch
     value = history[best_epoch - 1].get(plan.monitor, float("nan"))
@@ -277,6 +283,29 @@ def member_trials(state: TrainState, task: Task, plan: Plan) -> list[Trial]:
     return try_member_loops(
         lambda how: _member_chunk(task, plan, how), arguments, steps=steps, most=batches if plan.loop else 1
     )
+
+
+def timed_epoch(state: TrainState, task: Task, plan: Plan) -> float:
+    """Return about the seconds of an epoch of one model with its look at the validation rows, compilation left out.
+
+    At most a second of steps is timed, or one step; the state stays as it is.
+    """
+    program = _make_program(task, plan)
+    first = Position(epoch=1, batch=0, history=(), best_epoch=0, stop=init_stop("min"), over=False)
+    window, clock = next(iter(program.windows(1, 0))), _Clock(1)
+    now = _on_device(Snapshot(state, empty_totals(), None, first))
+    count = window.stop - window.start
+    for _ in range(3):  # the first compiles
+        steps = min(clock.chunk_steps(), count)
+        began = time.perf_counter()
+        carry = jax.block_until_ready(program.run(now, window, window.start, steps))
+        clock = clock.add(steps, time.perf_counter() - began)
+        now = now._replace(state=carry[0], totals=carry[1])
+    variables = eval_variables(now.state)
+    task.measure(variables)
+    began = time.perf_counter()
+    task.measure(variables)
+    return program.batches / clock.rate() + time.perf_counter() - began
 
 
 def _resident(task: Task, seed: int, batch_size: int) -> Callable[[int, int], Iterator[_Window]]:

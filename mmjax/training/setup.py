@@ -177,6 +177,16 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output)
 
 
+def first_member(setup: Setup) -> Setup:
+    """Return the Setup of the first of several members, as a model of its own; of one model itself."""
+    members, (transform_state, output_state) = setup.task.members, setup.task.fitted
+    if members is None:
+        return setup
+    fitted = (member_of(transform_state, 0) if members.folds else transform_state, output_state)
+    task = setup.task._replace(rows=members.rows[0], members=None, fitted=fitted)
+    return setup._replace(state=member_of(setup.state, 0), task=task, fitted=fitted)
+
+
 def make_members(config: Config, split: Split) -> Members | None:
     """Return who is trained; None for one model."""
     training, folds = config.training, split.folds

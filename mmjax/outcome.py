@@ -1,0 +1,176 @@
+"""What a trained model is worth, and what is kept of it: metrics, intervals, baselines, report, card and bundle."""
+
+import datetime as dt
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmjax.analysis.baselines import Judgement, judge
+from mmjax.analysis.bootstrap import intervals, resample
+from mmjax.analysis.card import model_card
+from mmjax.analysis.evaluation import Evaluation, Leak, answers_of_scores, evaluate_scores, leak_of
+from mmjax.analysis.report import OUT_OF_FOLD, Report, ReportInput, build_report, write_report
+from mmjax.analysis.trust import with_facts
+from mmjax.artifact.answers import Answers
+from mmjax.artifact.bundle import BundleContents, save_bundle
+from mmjax.artifact.files import plain
+from mmjax.artifact.predictor import Predictor, make_golden
+from mmjax.backend import Backend, versions
+from mmjax.config import Config
+from mmjax.config_load import config_to_recipe
+from mmjax.data.findings import finding_line, leaked_rows
+from mmjax.data.prepare import Prepared
+from mmjax.data.prepared import class_counts, split_sizes
+from mmjax.data.split import PARTS
+from mmjax.parts import States
+from mmjax.recipe import Decision
+from mmjax.training.decide import Facts, Rows, decide, fits_on_validation, predicted
+from mmjax.training.events import TrainResult
+from mmjax.training.setup import Setup
+
+
+def fit_output(config: Config, setup: Setup, states: States) -> tuple[States, Facts]:
+    """Return the states with what the config asks for fitted on the validation rows, and what that is."""
+    training, schema = config.training, setup.scorer.prepared.schema
+    rows = Rows(*setup.scorer.scores(states, "validation")) if fits_on_validation(training) else None
+    output, facts = decide(training, schema, setup.output, states.output, rows)
+    return states._replace(output=output), facts
+
+
+def evaluate_splits(
+    config: Config, setup: Setup, states: States, *, calibrated: bool
+) -> tuple[dict[str, Evaluation], dict[str, Answers]]:
+    """Return the Evaluation of each split that has rows, and the Answers to those that were not trained on.
+
+    With folds, every row that is not for test is answered by the models that have not seen it.
+    """
+    evaluations, answers, prepared = {}, {}, setup.scorer.prepared
+    for name in PARTS:
+        if len(rows := setup.scorer.rows_of(name)):
+            told = OUT_OF_FOLD if name == "validation" and config.split.folds else name
+            scores, batch = setup.scorer.scores(states, name)
+            output = setup.output if name == "validation" else setup.whole
+            plain_state = setup.fitted[1]
+            before = predicted(output, plain_state, scores.outputs).probabilities if calibrated else None
+            before = None if before is None else np.asarray(before)
+            evaluation = evaluate_scores(prepared.schema, scores, batch, state=states.output, before=before)
+            loss = {"loss": setup.scorer.loss(scores.outputs, batch)}
+            evaluations[told] = evaluation._replace(metrics=loss | evaluation.metrics)
+            if name != "train":
+                answers[told] = answers_of_scores(prepared.schema, scores, batch, prepared.names[rows])
+    return evaluations, answers
+
+
+class Judged(NamedTuple):
+    """How sure the numbers are of the split that counts, and how the network stands beside simple models."""
+
+    intervals: dict[str, dict[str, tuple[float, float]]]
+    baselines: Judgement | None
+
+
+def judged_answers(config: Config, prepared: Prepared, answers: dict[str, Answers]) -> Judged:
+    """Return intervals and baselines on the rows that count: test, else validation, else (no baselines) out of fold."""
+    split = next((name for name in ("test", "validation", OUT_OF_FOLD) if name in answers), None)
+    if split is None:
+        return Judged({}, None)
+    spread = {split: intervals(resample(answers[split], seed=config.seed))}
+    if config.evaluation.baselines == "none" or split == OUT_OF_FOLD:
+        return Judged(spread, None)
+    boost = config.evaluation.baselines == "all"
+    found = judge(prepared, answers[split], split, boost=boost, seed=config.seed)
+    return Judged(spread, found)
+
+
+def leak_in_test(setup: Setup, states: States) -> Leak | None:
+    """Return what the test rows say that are no copies of training rows; None where the audit told of no copy."""
+    prepared = setup.scorer.prepared
+    if not len(leaked_rows(prepared.findings)):
+        return None
+    return leak_of(prepared, *setup.scorer.scores(states, "test"))
+
+
+def run_report(
+    config: Config,
+    prepared: Prepared,
+    decisions: tuple[Decision, ...],
+    setup: Setup,
+    result: TrainResult,
+    evaluations: dict[str, Evaluation],
+    judged: Judged,
+    facts: Facts,
+    leak: Leak | None,
+    seconds: dict[str, float],
+    members: dict[str, Any] | None,
+) -> Report:
+    """Return the report of the run."""
+    return build_report(
+        ReportInput(
+            config_dict=config_to_recipe(config),
+            schema=prepared.schema,
+            split_sizes=split_sizes(prepared),
+            class_counts=class_counts(prepared) or None,
+            notes=(*prepared.notes, *(finding_line(finding) for finding in prepared.findings)),
+            decisions=tuple(decision._asdict() for decision in decisions),
+            metrics={name: evaluation.metrics for name, evaluation in evaluations.items()},
+            per_class={name: evaluation.per_class for name, evaluation in evaluations.items() if evaluation.per_class},
+            confusion={name: evaluation.confusion for name, evaluation in evaluations.items() if evaluation.confusion},
+            history=list(result.history),
+            best_epoch=result.best_epoch,
+            seconds=dict(seconds),
+            samples_per_second=result.samples_per_second,
+            parameters=setup.task.parameters,
+            versions=versions(),
+            members=members,
+            intervals=judged.intervals,
+            baselines=plain(judged.baselines),
+            answers=with_facts(facts, {name: evaluation.trust for name, evaluation in evaluations.items()}),
+            leak=None if leak is None else leak._asdict(),
+        )
+    )
+
+
+def provenance_of(prepared: Prepared, backend: Backend) -> dict[str, Any]:
+    """Return where the model comes from: what tells this run and its data from others."""
+    return {
+        "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "data_sha256": prepared.fingerprint,
+        "platform": backend.platform,
+        "device": backend.device,
+        "threads": backend.threads,
+        "versions": versions(),
+    }
+
+
+def save_run_bundle(
+    run_dir: Path,
+    config: Config,
+    prepared: Prepared,
+    predictor: Predictor,
+    metrics: dict[str, dict[str, float]],
+    report: Report,
+    provenance: dict[str, Any],
+    answers: Answers | None,
+) -> Path:
+    """Save the bundle in the run's folder, with golden rows that were not trained on if there are any."""
+    card = model_card(report)
+    (run_dir / "card.md").write_text(card, encoding="utf-8")
+    write_report(run_dir / "report.json", report)
+    golden = make_golden(predictor, prepared.golden)
+    states = predictor.states
+    contents = BundleContents(
+        config=config,
+        schema=prepared.schema,
+        states={"model": states.variables, "transform": states.transform, "output": states.output},
+        metrics=metrics,
+        golden=golden,
+        report=report,
+        card=card,
+        provenance=provenance,
+        answers=answers,
+    )
+    for old in (run_dir / "bundle", *run_dir.glob(".bundle.*.tmp")):  # of this run, killed before it was registered
+        shutil.rmtree(old, ignore_errors=True)
+    save_bundle(run_dir / "bundle", contents)
+    return run_dir / "bundle"

@@ -1,0 +1,102 @@
+"""A budget of time: what is cut, in which order, and that the run ends in time and says so."""
+
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmjax.budget import RESERVE_S, RESERVE_SHARE, Cost, cuts, ends_at
+from mmjax.config import Config
+from mmjax.config_load import config_from_dict
+from mmjax.errors import ConfigError
+from mmjax.train import fit
+from mmjax.training.event_types import EpochEnded, Stopped
+from tests.doors import write_table
+
+
+def config_of(path: Path | str = "table.csv", *, budget: str = "1m", folds: int = 0, **training: object) -> Config:
+    content = {
+        "name": "hurry",
+        "budget": budget,
+        "data": {"tabular": {"path": str(path), "target_column": "kind", "id_column": "id"}},
+        "split": {"folds": folds},
+        "model": {"name": "mlp", "architecture": {"hidden_layers": [4]}},
+        "training": {"epochs": 100, "batch_size": 16, "early_stopping": {"enabled": False}} | training,
+    }
+    return config_from_dict(content, "test")
+
+
+def cut(config: Config, cost: Cost, left_s: float) -> dict[str, int]:
+    return {decision.key: decision.value for decision in cuts(config, cost, left_s)}
+
+
+ORDER = [
+    (300.0, {}),
+    (140.0, {"training.members": 2}),
+    (90.0, {"training.members": 1}),
+    (45.0, {"training.members": 1, "split.folds": 4}),
+    (15.0, {"training.members": 1, "split.folds": 0}),
+    (5.0, {"training.members": 1, "split.folds": 0, "training.epochs": 50}),
+    (0.0, {"training.members": 1, "split.folds": 0, "training.epochs": 1}),
+]
+
+
+@pytest.mark.parametrize(("left_s", "expected"), ORDER)
+def test_members_go_first_then_folds_then_epochs(left_s: float, expected: dict[str, int]):
+    config = config_of(folds=5, members=3)
+    assert cut(config, Cost(compile_s=0.0, epoch_s=0.1), left_s) == expected
+
+
+@given(
+    st.floats(0.0, 1e4), st.floats(1e-3, 100.0), st.floats(0.0, 50.0), st.integers(1, 400), st.integers(1, 20),
+    st.sampled_from([0, 2, 3, 10]),
+)  # fmt: skip
+def test_what_is_left_fits_or_is_the_least(left_s, epoch_s, compile_s, epochs, members, folds):
+    config = config_of(folds=folds, members=members, epochs=epochs)
+    wanted = {"training.members": members, "split.folds": folds, "training.epochs": epochs}
+    found = wanted | cut(config, Cost(compile_s, epoch_s), left_s)
+    assert all(found[key] <= wanted[key] for key in wanted)
+    assert found["split.folds"] != 1
+    models = max(found["split.folds"], 1) * found["training.members"]
+    needed = compile_s + models * found["training.epochs"] * epoch_s
+    assert needed <= left_s * (1 + 1e-9) or (models, found["training.epochs"]) == (1, 1)
+
+
+@pytest.mark.parametrize("text", ["10", "ten minutes", "-1m", "1d", "1 m"])
+def test_other_durations_are_refused(text: str):
+    with pytest.raises(ConfigError, match=r"budget: expected a number and s, m or h, such as 90s, 10m or 2h"):
+        config_of(budget=text)
+
+
+def test_the_end_leaves_time_for_what_follows():
+    assert ends_at(config_of(budget="2m"), 1000.0) == pytest.approx(1000 + 120 * (1 - RESERVE_SHARE) - RESERVE_S)
+
+
+def test_a_run_ends_in_time_and_says_what_was_cut(tmp_path: Path):
+    path, lines, events = write_table(tmp_path / "table.csv", rows=120), [], []
+    config = config_of(path, budget="20s", folds=3, epochs=1_000_000)
+    began = time.monotonic()
+    result = fit(config, runs_dir=tmp_path / "runs", registry=None, tell=lines.append, callbacks=(events.append,))
+    assert time.monotonic() - began < 20
+    assert any(line.startswith("split.folds: 0: budget 20s: an epoch of one model takes") for line in lines)
+    assert any(line.startswith("training.epochs: ") and "1000000 are too many" in line for line in lines)
+    assert result.predictor.config.split.folds == 0
+    done = [event for event in events if isinstance(event, EpochEnded)]
+    assert len(done) > 10
+    assert len(done) == result.predictor.config.training.epochs or isinstance(events[-2], Stopped)
+    decided = {one["key"]: one["value"] for one in result.report["decisions"]}
+    assert decided["split.folds"] == 0
+    assert msgspec.structs.asdict(result.predictor.config)["budget"] == "20s"
+
+
+def test_training_stops_when_the_time_is_over(tmp_path: Path):
+    """An estimate that was too low: the clock ends the run, with the best epoch so far."""
+    path, events = write_table(tmp_path / "table.csv", rows=120), []
+    config = config_of(path, budget="6s", epochs=1_000_000, early_stopping={"enabled": True, "patience": 1_000_000})
+    result = fit(config, runs_dir=tmp_path / "runs", registry=None, callbacks=(events.append,))
+    stopped = [event for event in events if isinstance(event, Stopped)]
+    assert [event.reason for event in stopped] == ["the budget is used up"]
+    assert result.report["training"]["best_epoch"] >= 1

@@ -58,7 +58,7 @@ class Answers(NamedTuple):
     sets: np.ndarray | None = None
     """bool[N, K]: the classes in each row's set; None unless the model was trained with `training.coverage`."""
     intervals: np.ndarray | None = None
-    """f64[N, 2], lower and upper end; None unless the model was trained with `training.coverage`."""
+    """f64[N, 2], lower and upper end; None unless trained with `training.coverage` or the loss `pinball`."""
     abstained: np.ndarray | None = None
     """bool[N]: rows that the model is too unsure of; None where it never abstains."""
 

@@ -46,7 +46,7 @@ ModelName = Literal[
 OptimizerName = Literal["sgd", "adam", "adamw", "lion", "muon"]
 ScheduleName = Literal["constant", "cosine", "warmup_cosine", "one_cycle", "step", "coslog4"]
 MemberLoop = Literal["vmap", "map", "loop"]
-LossName = Literal["cross_entropy", "focal", "bce", "mse", "mae", "huber"]
+LossName = Literal["cross_entropy", "focal", "bce", "mse", "mae", "huber", "pinball"]
 
 CLASSIFICATION_METRICS = (
     "loss",
@@ -466,6 +466,13 @@ class Training(Section, frozen=True, kw_only=True):
     huber_delta: Annotated[
         Positive, Meta(description="huber: where it turns linear, in standard deviations of the target.")
     ] = 1.0
+    quantiles: Annotated[
+        Annotated[tuple[WithinOne, ...], Meta(min_length=1)],
+        Meta(
+            description="pinball: the quantiles of the target that are learnt, ascending, 0.5 among them, which is the "
+            "prediction; the first and the last are the interval."
+        ),
+    ] = (0.05, 0.5, 0.95)
     gradient_clip_norm: Annotated[
         Positive | UnsetType | None, Meta(description="Clip gradients to this global norm; left out: tabm to 1.")
     ] = UNSET

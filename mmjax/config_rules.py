@@ -7,7 +7,7 @@ override holds it; only what is given can be idle.
 import functools
 from collections import Counter
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 from msgspec import UNSET
@@ -53,6 +53,7 @@ _NEEDS = (
     _Needs("training.adam_b2", "training.optimizer", ("adam", "adamw", UNSET)),
     _Needs("training.focal_gamma", "training.loss", ("focal",)),
     _Needs("training.huber_delta", "training.loss", ("huber",)),
+    _Needs("training.quantiles", "training.loss", ("pinball",)),
     _Needs("training.label_smoothing", "training.loss", ("cross_entropy", UNSET)),
     _Needs("training.momentum", "training.optimizer", ("sgd", "muon")),
     _Needs("training.step_every", "training.schedule", ("step",)),
@@ -89,7 +90,7 @@ _FIELDS = {
     "resnet50": _RESNET[2:],
 }
 _EFFICIENTNET = ("dropout",)
-_LOSSES = {"classification": ("cross_entropy", "focal", "bce"), "regression": ("mse", "mae", "huber")}
+_LOSSES = {"classification": ("cross_entropy", "focal", "bce"), "regression": ("mse", "mae", "huber", "pinball")}
 _METRICS = {"classification": CLASSIFICATION_METRICS, "regression": REGRESSION_METRICS}
 
 
@@ -99,6 +100,7 @@ def find_conflicts(config: Config, given: Given) -> Iterator[Conflict]:
     yield from _class_weights(config)
     yield from _without_effect(config, given)
     yield from _members(config, given)
+    yield from _quantiles(config)
     tabular, image = config.data.tabular, config.data.image
     if tabular is not None and image is not None:
         message = "images together with a table cannot be learnt from yet; keep one of data.tabular and data.image"
@@ -179,6 +181,15 @@ def _members(config: Config, given: Given) -> Iterator[Conflict]:
     if "training.member_loop" in given and not (folds or training.members > 1 or training.seeds):
         message = "has no effect: expected `training.members`, `training.seeds` or `split.folds` with it; remove this"
         yield Conflict(("training.member_loop", "training.members"), message, idle=True)
+
+
+def _quantiles(config: Config) -> Iterator[Conflict]:
+    quantiles = config.training.quantiles
+    ascending = all(low < high for low, high in pairwise(quantiles))
+    if not ascending or 0.5 not in quantiles:
+        listed = ", ".join(f"{quantile:g}" for quantile in quantiles)
+        message = f"expected ascending numbers with 0.5, the prediction, among them, got {listed}"
+        yield Conflict(("training.quantiles",), message)
 
 
 def _column_roles(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:

@@ -1,5 +1,6 @@
 """The three pairs of pure functions that a resolved config and a schema name: training fits them, serving replays."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from msgspec import UNSET
@@ -39,7 +40,8 @@ def build_parts(config: Config, schema: Schema) -> Parts:
     """Return the Parts of a resolved config (no field UNSET that they read)."""
     transform = build_transform(config, schema)
     name, own, positive = loss_name(config), network_members(config), schema.positive_index
-    single = build_output(schema.target, name, positive_index=positive, members=own)
+    build = partial(build_output, schema.target, name, positive_index=positive, quantiles=config.training.quantiles)
+    single = build(members=own)
     assert isinstance(config.precision, str), "the recipe decides the precision"
     tabular = config.data.tabular
     codes = embedded_cardinalities(tabular.preprocessing, schema) if tabular else ()
@@ -51,8 +53,8 @@ def build_parts(config: Config, schema: Schema) -> Parts:
     if ensemble_size(config) == 1:
         return Parts(transform, model, single, member, member, single)
     folded, of_fold = bool(config.split.folds), config.training.members * own
-    whole = build_output(schema.target, name, positive_index=positive, members=member_count(config))
-    held_out = build_output(schema.target, name, positive_index=positive, members=of_fold) if folded else whole
+    whole = build(members=member_count(config))
+    held_out = build(members=of_fold) if folded else whole
     forward = make_ensemble_forward(model, transform, whole, folded=folded)
     return Parts(transform, model, whole, forward, member, held_out)
 

@@ -193,7 +193,7 @@ STRUCTURE = {
         ["c.yaml:2: training: expected a mapping with epochs, batch_size, learning_rate, optimizer, momentum, "
          "weight_decay, adam_b2, decay_schedule, schedule, warmup_fraction, step_every, step_factor, loss, "
          "label_smoothing, calibration, threshold, coverage, abstain_below, class_weights, "
-         "focal_gamma, huber_delta, gradient_clip_norm, accumulate_steps, ema_decay, members, "
+         "focal_gamma, huber_delta, quantiles, gradient_clip_norm, accumulate_steps, ema_decay, members, "
          "seeds, member_loop, early_stopping, checkpoint, got "
          "nothing; give a value or remove the key",
          "c.yaml:3: seed: expected a whole number >= 0, got nothing; give a value or remove the key"],
@@ -223,7 +223,8 @@ STRUCTURE = {
         ["c.yaml:2: device: expected one of auto, cpu, gpu, got text 'cuda'",
          "c.yaml:3: training.optimizer: expected one of adam, adamw, lion, muon, sgd, got text 'Adam'; did you mean "
          "'adam'?",
-         "c.yaml:3: training.loss: expected one of bce, cross_entropy, focal, huber, mae, mse, got the number 5",
+         "c.yaml:3: training.loss: expected one of bce, cross_entropy, focal, huber, mae, mse, pinball, got the number "
+         "5",
          "c.yaml:4: precision: expected one of bfloat16, float32, got true"],
     ),
     "lists": (

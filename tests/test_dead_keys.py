@@ -231,6 +231,10 @@ KEYS: tuple[tuple[str, Key], ...] = (
         "training.huber_delta",
         Key(0.5, "program", {**TABLE, "data.tabular.target_column": "length", "training.loss": "huber"}),
     ),
+    (
+        "training.quantiles",
+        Key([0.5], "program", {**TABLE, "data.tabular.target_column": "length", "training.loss": "pinball"}),
+    ),
     ("training.gradient_clip_norm", Key(0.5, "program")),
     ("training.accumulate_steps", Key(2, "program")),
     ("training.ema_decay", Key(0.9, "program")),

@@ -120,7 +120,7 @@ def test_bfloat16_outputs_give_float32_probabilities():
     [
         (THREE, "bce", "training.loss: bce expected a target of 2 classes, got 3 in 'y'; use cross_entropy"),
         (THREE, "mse", "training.loss: expected one of cross_entropy, focal, bce for classification, got 'mse'"),
-        (NUMBER, "focal", "training.loss: expected one of mse, mae, huber for regression, got 'focal'"),
+        (NUMBER, "focal", "training.loss: expected one of mse, mae, huber, pinball for regression, got 'focal'"),
     ],
 )
 def test_losses_that_do_not_suit_the_target_are_refused(target, loss, message):

@@ -57,6 +57,11 @@ def _conformal(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str
     size = f"{figures['mean_size']:.2f} classes" if sized else f"a width of {number(figures['mean_width'])}"
     empty = figures.get("sizes", {}).get("0")
     none = f", {empty:.1%} of them empty" if empty else ""
+    if "quantiles" in fact:
+        low, high = fact["quantiles"]
+        asked = f"{high - low:.4g} of cases, were the quantiles {low:.4g} and {high:.4g} exact"
+        held = f"{where} {number(figures['coverage'])} do, with {size} in the mean"
+        return f"coverage: intervals that hold the number in {asked}; {held}"
     return (
         f"coverage: {what} to hold {holds} in {fact['coverage']:.4g} of cases, fitted on {_rows(fact)}; {where} "
         f"{number(figures['coverage'])} do, with {size} in the mean{none}"

@@ -42,7 +42,7 @@ class Predictions(NamedTuple):
     sets: np.ndarray | None = None
     """bool[N, K]: the classes in each row's set; None unless trained with `training.coverage`."""
     intervals: np.ndarray | None = None
-    """f64[N, 2], lower and upper end; None unless trained with `training.coverage`."""
+    """f64[N, 2], lower and upper end; None unless trained with `training.coverage` or the loss `pinball`."""
     abstained: np.ndarray | None = None
     """bool[N]: rows that are too unsure to be answered; None without `training.abstain_below`."""
 

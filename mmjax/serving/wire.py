@@ -92,7 +92,7 @@ class Reply(msgspec.Struct, frozen=True):
     sets: list[list[str]] | msgspec.UnsetType = msgspec.UNSET
     """[N]: the class texts in each row's conformal set; only of classifiers trained with `training.coverage`."""
     intervals: list[list[float]] | msgspec.UnsetType = msgspec.UNSET
-    """[N][2], lower and upper end; only of regressions trained with `training.coverage`."""
+    """[N][2], lower and upper end; only of regressions trained with `training.coverage` or `loss: pinball`."""
     abstained: list[bool] | msgspec.UnsetType = msgspec.UNSET
     """[N]: rows that the model is too unsure of to answer; only with `abstain_below`."""
 

@@ -9,6 +9,8 @@ worse than the `ceil((n + 1) * coverage)`-th of n such scores with a probability
   are the smallest there are on average and need no random number, which adaptive sets (APS) do to be exact. A set may
   be empty: no class is as probable as true ones are.
 - Numbers: the score is the absolute error, so the interval is as wide for every row (arXiv 1604.04173, algorithm 2).
+  Of quantiles it is how far the truth is outside their interval, which is then widened by as much, or narrowed where
+  it held too many (Romano, Patterson & Candes 2019, arXiv 1905.03222, equation 6).
 """
 
 import math
@@ -57,3 +59,13 @@ def half_widths(
     """Return `f32[T]`, half the width of the intervals around `predictions [N, T]`; infinite with too few rows."""
     errors = np.abs(np.asarray(predictions, np.float64) - np.asarray(targets, np.float64))
     return np.array([conformal_quantile(e, coverage, weight) * (1.0 + ROUNDING) for e in errors.T], np.float32)
+
+
+def widening(
+    intervals: np.ndarray, targets: np.ndarray, coverage: float, weight: np.ndarray | None = None
+) -> np.ndarray:
+    """Return `f32[T]`: by how much both ends of `intervals [N, T, 2]` give way; infinite with too few rows."""
+    low, high = np.moveaxis(np.asarray(intervals, np.float64), -1, 0)
+    outside = np.maximum(low - targets, targets - high)
+    found = np.array([conformal_quantile(column, coverage, weight) for column in outside.T])
+    return (found + ROUNDING * np.abs(found)).astype(np.float32)

@@ -12,7 +12,7 @@ from mmjax.backend import compiled
 from mmjax.config import Training
 from mmjax.errors import TrainingError
 from mmjax.schema import Batch, Schema
-from mmjax.training.conformal import half_widths, least_probability, rows_needed
+from mmjax.training.conformal import half_widths, least_probability, rows_needed, widening
 from mmjax.training.outputs import Output, Prediction
 from mmjax.training.scoring import Scores
 from mmjax.training.threshold import best_threshold
@@ -50,6 +50,8 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
         state, facts["threshold"] = _threshold(training.threshold, schema, state, found, rows)
     if training.coverage is not None and found is not None and rows is not None:
         state, facts["conformal"] = _conformal(training.coverage, state, found, rows.batch)
+    elif training.loss == "pinball":
+        facts["conformal"] = {"quantiles": [training.quantiles[0], training.quantiles[-1]]}
     if training.abstain_below is not None:
         state, facts["abstention"] = abstaining(state, training.abstain_below), {"below": training.abstain_below}
     return state, facts
@@ -90,7 +92,10 @@ def _conformal(coverage: float, state: Any, found: Prediction, batch: Batch) -> 
         least = least_probability(np.asarray(found.probabilities), labels, coverage, weight)
         bounded, key, value = least > 0, "least_probability", least
     else:
-        value = half_widths(np.asarray(found.prediction), labels, coverage, weight)
+        if found.intervals is None:
+            value = half_widths(np.asarray(found.prediction), labels, coverage, weight)
+        else:
+            value = widening(np.asarray(found.intervals), labels, coverage, weight)
         bounded, key = bool(np.isfinite(value).all()), "half_width"
     if not bounded:
         raise TrainingError(

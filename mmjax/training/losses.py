@@ -27,7 +27,7 @@ def make_loss(training: Training, *, task: Task, class_weights: np.ndarray | Non
     """
     name = training.loss
     assert name is not UNSET
-    fits = "regression" if name in ("mse", "mae", "huber") else "classification"
+    fits = "regression" if name in ("mse", "mae", "huber", "pinball") else "classification"
     if fits != task:
         raise ConfigError(f"training.loss: expected a loss for {task}, got '{name}', which is for {fits}")
     weights = None if class_weights is None else np.asarray(class_weights, np.float32)
@@ -46,6 +46,8 @@ def make_loss(training: Training, *, task: Task, class_weights: np.ndarray | Non
             return _of_rows(mean_absolute_error)
         case "huber":
             return _of_rows(partial(huber, delta=training.huber_delta))
+        case "pinball":
+            return _of_rows(partial(pinball, quantiles=training.quantiles))
         case _:
             assert_never(name)
 
@@ -163,6 +165,18 @@ def huber(outputs: jax.Array, targets: jax.Array, *, delta: float = 1.0, weight:
     error = jnp.abs(_errors(outputs, targets, weight))
     small = jnp.minimum(error, delta)
     return _mean((0.5 * small**2 + delta * (error - small)).mean(axis=-1), weight)
+
+
+def pinball(
+    outputs: jax.Array, targets: jax.Array, *, quantiles: Sequence[float], weight: jax.Array | None = None
+) -> jax.Array:
+    """Return the mean over rows and Q quantiles of `max(q * e, (q - 1) * e)`, e the target less the output.
+
+    `outputs f32[B, Q]`, `targets f32[B, 1]`. Its least value is at the quantiles. Koenker & Bassett 1978, equation 3.1.
+    """
+    error = _without_padding(targets, weight) - _without_padding(outputs, weight)
+    share = jnp.asarray(quantiles, jnp.float32)[None, :]
+    return _mean(jnp.maximum(share * error, (share - 1.0) * error).mean(axis=-1), weight)
 
 
 def _of_label(values: jax.Array, labels: jax.Array) -> jax.Array:

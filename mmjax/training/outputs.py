@@ -16,7 +16,7 @@ from mmjax.schema import Target
 from mmjax.training.calibration import best_temperature, log_of
 
 CLASSIFICATION_LOSSES = ("cross_entropy", "focal", "bce")
-REGRESSION_LOSSES = ("mse", "mae", "huber")
+REGRESSION_LOSSES = ("mse", "mae", "huber", "pinball")
 
 
 class Prediction(NamedTuple):
@@ -53,13 +53,15 @@ class Output(NamedTuple):
     were not trained on; None for a number."""
 
 
-def build_output(target: Target, loss: str, *, positive_index: int = 1, members: int = 1) -> Output:
+def build_output(
+    target: Target, loss: str, *, positive_index: int = 1, members: int = 1, quantiles: tuple[float, ...] = (0.5,)
+) -> Output:
     """Return the Output for a target and a loss; ConfigError where they do not suit each other.
 
-    Of several members it is that of their mean. What `mmjax.training.decide` adds to the state of any of them is
-    applied after it, see `decided`.
+    Of several members it is that of their mean; `quantiles` are those of the loss `pinball`. What
+    `mmjax.training.decide` adds to the state of any of them is applied after it, see `decided`.
     """
-    output = _plain_output(target, loss)
+    output = _plain_output(target, loss, quantiles)
     output = mean_of_members(output, members) if members > 1 else output
 
     def apply(state: Any, outputs: jax.Array) -> Prediction:
@@ -72,14 +74,16 @@ def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Predic
     """Return the Prediction with what the state says of threshold, sets, intervals and abstaining; it may say nothing.
 
     `threshold f32[]`, of two classes: the positive one where its probability reaches it. `least_probability f32[]`:
-    classes as probable are in the set. `half_width f32[T]`: of the intervals. `abstain_below f32[]`.
+    classes as probable are in the set. `half_width f32[T]`: of the intervals, or what widens those of quantiles.
+    `abstain_below f32[]`.
     """
     probabilities = found.probabilities
     if probabilities is None:
         if "half_width" not in state:
             return found
         half = state["half_width"][None, :]
-        return found._replace(intervals=jnp.stack([found.prediction - half, found.prediction + half], axis=-1))
+        low, high = (found.prediction,) * 2 if found.intervals is None else jnp.moveaxis(found.intervals, -1, 0)
+        return found._replace(intervals=jnp.stack([low - half, high + half], axis=-1))
     if "threshold" in state:
         positive = probabilities[:, positive_index] >= state["threshold"]
         found = found._replace(prediction=jnp.where(positive, positive_index, 1 - positive_index).astype(jnp.int32))
@@ -90,12 +94,12 @@ def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Predic
     return found
 
 
-def _plain_output(target: Target, loss: str) -> Output:
+def _plain_output(target: Target, loss: str, quantiles: tuple[float, ...]) -> Output:
     fitting = REGRESSION_LOSSES if target.task == "regression" else CLASSIFICATION_LOSSES
     if loss not in fitting:
         raise ConfigError(f"training.loss: expected one of {', '.join(fitting)} for {target.task}, got '{loss}'")
     if target.task == "regression":
-        return standardized_output(1)
+        return quantile_output(quantiles) if loss == "pinball" else standardized_output(1)
     if loss != "bce":
         return softmax_output(len(target.classes))
     if len(target.classes) != 2:
@@ -178,6 +182,26 @@ def standardized_output(size: int) -> Output:
     return Output(size, fit, targets, apply)
 
 
+def quantile_output(quantiles: tuple[float, ...]) -> Output:
+    """Return the Output of Q quantiles `f32[B, Q]` of one target `f32[B, 1]`, learnt as `standardized_output` does.
+
+    The median is the prediction, the first and the last quantile are the interval. Quantiles that cross are put in
+    order (Chernozhukov et al. 2010, "Quantile and Probability Curves Without Crossing"). The state has `half_width
+    f32[1]` too, 0: what `training.coverage` widens the interval by (negative: narrows).
+    """
+    one, middle = standardized_output(1), quantiles.index(0.5)
+
+    def fit(labels: np.ndarray) -> dict[str, np.ndarray]:
+        return one.fit(labels) | {"half_width": np.zeros(1, np.float32)}
+
+    def apply(state: dict[str, jax.Array], outputs: jax.Array) -> Prediction:
+        values = jnp.sort(outputs.astype(jnp.float32), axis=-1) * state["std"][None, :] + state["mean"][None, :]
+        ends = jnp.stack([values[:, 0], values[:, -1]], axis=-1)
+        return Prediction(values[:, middle, None], None, intervals=ends[:, None, :])
+
+    return Output(len(quantiles), fit, one.targets, apply)
+
+
 def mean_of_members(output: Output, members: int) -> Output:
     """Return the Output of a network that answers `f32[B, E, O]`: what `output` makes of each of E members, averaged.
 
@@ -198,7 +222,8 @@ def mean_of_members(output: Output, members: int) -> Output:
         each = of_members(state, outputs)
         if each.probabilities is None:
             mean = each.prediction.mean(axis=1)
-            return Prediction(mean, None, _deviation(each.prediction - mean[:, None, :]))
+            intervals = None if each.intervals is None else each.intervals.mean(axis=1)
+            return Prediction(mean, None, _deviation(each.prediction - mean[:, None, :]), intervals=intervals)
         mean = each.probabilities.mean(axis=1)
         distance = 0.5 * jnp.abs(each.probabilities - mean[:, None, :]).sum(axis=-1)
         probabilities = jax.nn.softmax(_tempered(state, jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))))

@@ -1,0 +1,122 @@
+"""Quantile regression: the pinball loss is least at the quantiles; medians and intervals travel like other answers."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import mean_pinball_loss
+
+from mmjax.artifact.predictor import load_predictor
+from mmjax.config_load import config_from_dict
+from mmjax.errors import ConfigError
+from mmjax.schema import Target
+from mmjax.train import fit
+from mmjax.training.conformal import widening
+from mmjax.training.losses import pinball
+from mmjax.training.outputs import build_output
+from tests.doors import write_csv
+
+QUANTILES = (0.1, 0.5, 0.8)
+
+
+def test_the_loss_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    outputs, targets, weight = rng.normal(size=(50, 3)), rng.normal(size=(50, 1)), rng.integers(0, 3, 50)
+    wanted = np.mean(
+        [
+            mean_pinball_loss(targets[:, 0], outputs[:, i], alpha=q, sample_weight=weight)
+            for i, q in enumerate(QUANTILES)
+        ]
+    )
+    arrays = (jnp.asarray(values, jnp.float32) for values in (outputs, targets))
+    found = pinball(*arrays, quantiles=QUANTILES, weight=jnp.asarray(weight, jnp.float32))
+    assert float(found) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_least_loss_is_at_the_quantiles():
+    targets = np.random.default_rng(1).exponential(size=(999, 1)).astype(np.float32)
+    outputs = jnp.zeros((1, 3))
+    step = jax.jit(jax.grad(lambda o: pinball(jnp.broadcast_to(o, (999, 3)), targets, quantiles=QUANTILES)))
+    for rate in (3.0, 0.3, 0.03):
+        for _ in range(200):
+            outputs = outputs - rate * step(outputs)
+    np.testing.assert_allclose(outputs[0], np.quantile(targets, QUANTILES), atol=0.02)
+
+
+TARGET = Target(column="y", task="regression", classes=())
+
+
+@settings(deadline=None, max_examples=20)  # the first call of each size compiles
+@given(st.integers(0, 1000), st.integers(1, 4))
+def test_the_output_is_the_median_within_its_interval(seed: int, members: int):
+    rng = np.random.default_rng(seed)
+    output = build_output(TARGET, "pinball", quantiles=QUANTILES, members=members)
+    state = output.fit(rng.normal(5.0, 3.0, size=(20, 1)))
+    shape = (7, 3) if members == 1 else (7, members, 3)
+    logits = rng.normal(size=shape).astype(np.float32)
+    found = output.apply(state, jnp.asarray(logits))
+    values = np.sort(logits, axis=-1) * state["std"][0] + state["mean"][0]
+    values = values if members == 1 else values.mean(axis=1)
+    np.testing.assert_allclose(found.prediction[:, 0], values[:, 1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.intervals[:, 0], values[:, [0, 2]], rtol=1e-5, atol=1e-5)
+    wider = output.apply(state | {"half_width": np.full(1, 2.0, np.float32)}, jnp.asarray(logits))
+    np.testing.assert_allclose(wider.intervals - found.intervals, [[[-2.0, 2.0]]] * 7, atol=1e-4)
+
+
+def test_a_single_median_has_an_interval_of_no_width():
+    output = build_output(TARGET, "pinball", quantiles=(0.5,))
+    found = output.apply(output.fit(np.zeros((3, 1))), jnp.ones((2, 1)))
+    np.testing.assert_array_equal(found.intervals[:, 0], [[1.0, 1.0]] * 2)
+
+
+def test_intervals_give_way_until_enough_are_held():
+    rng = np.random.default_rng(2)
+    targets = rng.normal(size=(500, 1))
+    intervals = np.stack([np.full((500, 1), -0.5), np.full((500, 1), 0.5)], axis=-1)
+    width = widening(intervals, targets, 0.9)
+    inside = (targets >= -0.5 - width) & (targets <= 0.5 + width)
+    assert inside.sum() == int(np.ceil(501 * 0.9))
+    assert widening(10 * intervals, targets, 0.9)[0] < 0  # too wide: narrowed
+    assert np.isinf(widening(intervals[:5], targets[:5], 0.9)[0])
+
+
+@pytest.mark.parametrize("quantiles", [[0.1, 0.9], [0.5, 0.1], [0.5, 0.5]])
+def test_other_quantiles_are_refused(quantiles: list[float]):
+    with pytest.raises(ConfigError, match=r"training.quantiles: expected ascending numbers with 0.5"):
+        config_of("t.csv", quantiles=quantiles)
+
+
+def config_of(path: Path | str, **training: object):
+    return config_from_dict(
+        {
+            "name": "quantiles",
+            "data": {"tabular": {"path": str(path), "target_column": "y", "train_split": 0.5,
+                                 "validation_split": 0.25, "test_split": 0.25}},
+            "model": {"name": "mlp", "architecture": {"hidden_layers": [16]}},
+            "evaluation": {"baselines": "none"},
+            "training": {"loss": "pinball", "epochs": 30, "learning_rate": 0.01} | training,
+        },
+        "test",
+    )  # fmt: skip
+
+
+def test_a_run_learns_where_the_spread_is(tmp_path: Path):
+    rng = np.random.default_rng(3)
+    x = rng.uniform(0, 1, 1200)
+    y = 10 * x + rng.normal(size=1200) * (0.1 + 2 * x)
+    path = write_csv(tmp_path / "t.csv", ("x", "y"), [(f"{a:.4f}", f"{b:.4f}") for a, b in zip(x, y, strict=True)])
+    told: list[str] = []
+    config = config_of(path, quantiles=[0.05, 0.5, 0.95], coverage=0.9)
+    result = fit(config, runs_dir=tmp_path / "runs", registry=None, tell=told.append)
+    assert result.report["answers"]["conformal"]["splits"]["test"]["coverage"] == pytest.approx(0.9, abs=0.05)
+    answers = load_predictor(result.bundle).predict({"x": [0.05, 0.95]})
+    widths = np.diff(answers.intervals, axis=1)[:, 0]
+    assert widths[1] > 2.5 * widths[0]
+    assert (answers.intervals[:, 0] < answers.prediction).all()
+    plain = fit(config_of(path, epochs=3), runs_dir=tmp_path / "runs", registry=None, tell=told.append)
+    assert load_predictor(plain.bundle).predict({"x": [0.5]}).intervals is not None
+    assert any("were the quantiles 0.05 and 0.95 exact" in line for line in told)

@@ -3,7 +3,7 @@
 import time
 from typing import NamedTuple
 
-from mmjax.config import Config
+from mmjax.config import Config, fold_count
 from mmjax.recipe import Decision
 from mmjax.training.events import timed_epoch
 from mmjax.training.setup import Setup, first_member
@@ -58,7 +58,7 @@ def cuts(config: Config, cost: Cost, left_s: float) -> tuple[Decision, ...]:
     """
     epochs = config.training.epochs
     assert isinstance(epochs, int), "the recipe decides the epochs"
-    members, folds = config.training.members, config.split.folds
+    members, folds = config.training.members, fold_count(config)
     seeds = max(len(config.training.seeds), 1)
     spare = max(left_s - cost.compile_s, 0.0)
     share = STOPPED_SHARE if config.training.early_stopping.enabled is True else 1.0

@@ -26,7 +26,7 @@ from mmjax.data.stream import gather, window_steps
 from mmjax.drill import Drill, resume_drill
 from mmjax.errors import ConfigError, TrainingError
 from mmjax.parts import build_parts
-from mmjax.recipe import Decision, resolve
+from mmjax.recipe import Decision, before_data, resolve
 from mmjax.schema import Batch
 from mmjax.training.setup import Setup, first_member, set_up
 from mmjax.training.steps import empty_totals, make_train_chunk
@@ -65,6 +65,7 @@ class Checked(NamedTuple):
 def check(config: Config, tell: Callable[[str], None] = lambda line: None) -> Checked:
     """Return the Checked config: everything of a run but the training. Raises what training would raise."""
     backend = configure(device=config.device, threads=config.threads, precision=config.precision)
+    config, early = before_data(config)
     prepared = prepare(config, tell)
     config, decisions = resolve(
         config,
@@ -74,7 +75,7 @@ def check(config: Config, tell: Callable[[str], None] = lambda line: None) -> Ch
         fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
     )
     setup = set_up(config, prepared, build_parts(config, prepared.schema))
-    return _timed(config, decisions, prepared, backend, setup)
+    return _timed(config, (*early, *decisions), prepared, backend, setup)
 
 
 def _timed(

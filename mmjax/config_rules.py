@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET
 
-from mmjax.config import CLASSIFICATION_METRICS, METRIC_NAMES, REGRESSION_METRICS, Config, ImageData, TabularData
+from mmjax.config import (
+    CLASSIFICATION_METRICS,
+    METRIC_NAMES,
+    REGRESSION_METRICS,
+    Config,
+    ImageData,
+    TabularData,
+    fold_count,
+)
 from mmjax.errors import did_you_mean
 
 Given = frozenset[str]
@@ -49,7 +57,6 @@ _NEEDS = (
         ("embedding", "onehot_or_embedding", UNSET),
     ),
     _Needs(f"{_SCALING}.onehot_categories", f"{_SCALING}.categorical_encoding", ("onehot_or_embedding", UNSET)),
-    _Needs("preset", "model.name", (UNSET,)),
     _Needs("training.adam_b2", "training.optimizer", ("adam", "adamw", UNSET)),
     _Needs("training.focal_gamma", "training.loss", ("focal",)),
     _Needs("training.huber_delta", "training.loss", ("huber",)),
@@ -166,7 +173,7 @@ def _split_strategy(config: Config) -> Iterator[Conflict]:
 
 
 def _members(config: Config, given: Given) -> Iterator[Conflict]:
-    training, folds, strategy = config.training, config.split.folds, config.split.strategy
+    training, folds, strategy = config.training, fold_count(config), config.split.strategy
     if folds == 1:
         yield Conflict(("split.folds",), "expected 2 or more, or 0 for none, got 1; it would hold out all rows")
     if folds and strategy in ("column", "folders", "time"):
@@ -259,6 +266,9 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
     model = config.model
     if model.type is not UNSET and model.type != kind:
         yield Conflict(("model.type", section), f"expected {kind} for {section}, got {model.type}")
+    if "preset" in given and config.preset != "best" and model.name is not UNSET:
+        told = f"has no effect: expected no `model.name` with {config.preset}, which only chooses it; remove one"
+        yield Conflict(("preset", "model.name"), told, idle=True)
     if kind == "vision" and "preset" in given:
         told = "has no effect: expected a table, whose network it chooses, got data.image; name one with `model.name`"
         yield Conflict(("preset", section), told, idle=True)
@@ -281,7 +291,7 @@ def _monitor(config: Config, given: Given, section: str, data: TabularData | Ima
     stopping, save_best = config.training.early_stopping, config.training.checkpoint.save_best
     path, enabled = f"{_STOPPING}.monitor", f"{_STOPPING}.enabled"
     dealt = config.split.strategy not in ("column", "folders")
-    unvalidated = data.validation_split == 0.0 and dealt and not config.split.folds
+    unvalidated = data.validation_split == 0.0 and dealt and not fold_count(config)
     monitor = stopping.monitor
     if monitor is UNSET:
         if stopping.enabled is True and unvalidated:

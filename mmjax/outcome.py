@@ -18,7 +18,7 @@ from mmjax.artifact.bundle import BundleContents, save_bundle
 from mmjax.artifact.files import plain
 from mmjax.artifact.predictor import Predictor, make_golden
 from mmjax.backend import Backend, versions
-from mmjax.config import Config
+from mmjax.config import Config, fold_count
 from mmjax.config_load import config_to_recipe
 from mmjax.data.findings import finding_line, leaked_rows
 from mmjax.data.prepare import Prepared
@@ -49,7 +49,7 @@ def evaluate_splits(
     evaluations, answers, prepared = {}, {}, setup.scorer.prepared
     for name in PARTS:
         if len(rows := setup.scorer.rows_of(name)):
-            told = OUT_OF_FOLD if name == "validation" and config.split.folds else name
+            told = OUT_OF_FOLD if name == "validation" and fold_count(config) else name
             scores, batch = setup.scorer.scores(states, name)
             output = setup.output if name == "validation" else setup.whole
             plain_state = setup.fitted[1]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET
 
-from mmjax.config import Config, LossName
+from mmjax.config import Config, LossName, fold_count
 from mmjax.models.base import Model
 from mmjax.models.build import build_model
 from mmjax.schema import Schema
@@ -52,7 +52,7 @@ def build_parts(config: Config, schema: Schema) -> Parts:
     member = make_forward(model, transform, single)
     if ensemble_size(config) == 1:
         return Parts(transform, model, single, member, member, single)
-    folded, of_fold = bool(config.split.folds), config.training.members * own
+    folded, of_fold = bool(fold_count(config)), config.training.members * own
     whole = build(members=member_count(config))
     held_out = build(members=of_fold) if folded else whole
     forward = make_ensemble_forward(model, transform, whole, folded=folded)
@@ -66,7 +66,7 @@ def member_count(config: Config) -> int:
 
 def ensemble_size(config: Config) -> int:
     """Return how many networks answer together. Seeds are trained beside each other, but only the first is kept."""
-    return max(config.split.folds, 1) * config.training.members
+    return max(fold_count(config), 1) * config.training.members
 
 
 def network_members(config: Config) -> int:

@@ -28,7 +28,7 @@ from mmjax.backend import Backend, configure, fast_bfloat16
 from mmjax.budget import cut_before, cuts, ends_at, measured_cost
 from mmjax.cli import echo, json_option
 from mmjax.cli import run as run_door
-from mmjax.config import Config
+from mmjax.config import Config, fold_count
 from mmjax.config_load import config_to_yaml, load_config
 from mmjax.data.audit import refuse
 from mmjax.data.audit_rows import counted
@@ -50,7 +50,7 @@ from mmjax.outcome import (
     save_run_bundle,
 )
 from mmjax.parts import States, build_parts
-from mmjax.recipe import Decision, decided, resolve
+from mmjax.recipe import Decision, before_data, decided, resolve
 from mmjax.resume import (
     Chosen,
     DataChanged,
@@ -132,6 +132,7 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 check_writable(registry)  # now, not when the training is done
             backend = configure(device=config.device, threads=config.threads, precision=config.precision)
         with record.stage("data"):
+            config, early = before_data(config)
             prepared = prepare(config, tell)
             if run.resumed is not None:
                 refuse_other_data(run.resumed, prepared)
@@ -145,6 +146,7 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 validation_rows=validation_rows,
                 fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
             )
+            decisions = (*early, *decisions)
             before = decided_before(run_dir) if run.resumed is not None else ()
             _save_inputs(run_dir, config, prepared, decisions)
             _tell_all(tell, run_dir, backend, prepared, decisions)
@@ -201,11 +203,11 @@ def _cut(
     """Return config, rows and setup after what the budget cuts; the rows are dealt anew where there are fewer folds."""
     if not cut:
         return config, prepared, setup
-    folds = config.split.folds
+    folds = fold_count(config)
     for decision in cut:
         config = decided(config, decision)
         tell(f"{decision.key}: {decision.value}: {decision.why}")
-    if config.split.folds != folds:
+    if fold_count(config) != folds:
         prepared = prepare(config, tell)
     return config, prepared, set_up(config, prepared, build_parts(config, prepared.schema))
 

@@ -27,8 +27,8 @@ SCHEMAS = {
     "number": Schema(target=NUMBER, columns=COLUMNS),
     "images": Schema(target=CLASSES, image=ImageSpec(height_px=32, width_px=32)),
 }
-LEFT_OPEN = {"split.strategy", "training.checkpoint.every_epochs", "training.member_loop"}
-"""These follow from the layout of the data, which notes say, from the clock, and from a trial."""
+LEFT_OPEN = {"split.strategy", "split.folds", "training.checkpoint.every_epochs", "training.member_loop"}
+"""These follow from the layout of the data, which notes say, from a preset, from the clock, and from a trial."""
 
 
 def config_for(kind: str, **sections: dict) -> Config:
@@ -167,7 +167,7 @@ def test_a_preset_chooses_the_network_of_a_table(preset: str, name: str) -> None
 )
 def test_tabm_gets_its_constants(rows: int, batch_size: int) -> None:
     """Those of TabM's `example.ipynb`, and AutoGluon's batches by rows, each as it starts."""
-    config = config_for("classes", preset="best")
+    config = config_for("classes", model={"name": "tabm"})
     resolved, _ = resolve(config, SCHEMAS["classes"], train_rows=rows, validation_rows=rows // 4)
     training, shape = resolved.training, resolved.model.architecture
     assert training.batch_size == batch_size

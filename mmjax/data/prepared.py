@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from mmjax.config import Config, ImageData, TabularData
+from mmjax.config import Config, ImageData, TabularData, fold_count
 from mmjax.data.cells import missing_mask, texts
 from mmjax.data.encode import encode_label
 from mmjax.data.split import PARTS, Split, Strategy, deal_folds, split_rows
@@ -154,7 +154,7 @@ def deal(
         _refuse_gaps(assigned, what, schema.missing_markers, places)
     classes = schema.target.classes
     labels = encode_label(schema, columns) if classes else None
-    folds = config.split.folds
+    folds = fold_count(config)
     shares = (data.train_split, data.validation_split, data.test_split)
     split = split_rows(
         n,

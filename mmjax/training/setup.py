@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.backend import compiled, platform, threads_in_use
-from mmjax.config import Config, Training
+from mmjax.config import Config, Training, fold_count
 from mmjax.data.pipeline import Picked, batch_rows, take
 from mmjax.data.prepare import Prepared
 from mmjax.data.prepared import rows_to_learn
@@ -191,10 +191,10 @@ def make_members(config: Config, split: Split) -> Members | None:
     """Return who is trained; None for one model."""
     training, folds = config.training, split.folds
     if folds is not None:
-        of_fold = range(config.split.folds * training.members)
+        of_fold = range(fold_count(config) * training.members)
         each = [folds == number // training.members for number in of_fold]
         held = tuple(split.train[own] for own in each)
-        return Members(tuple(of_fold), tuple(split.train[~own] for own in each), held, config.split.folds)
+        return Members(tuple(of_fold), tuple(split.train[~own] for own in each), held, fold_count(config))
     numbers = training.seeds or tuple(range(training.members))
     if len(numbers) == 1 and not training.seeds:
         return None

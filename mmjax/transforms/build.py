@@ -4,7 +4,7 @@ from typing import assert_never
 
 from msgspec import UNSET
 
-from mmjax.config import Config, Preprocessing, Scaler
+from mmjax.config import Config, Preprocessing, Scaler, fold_count
 from mmjax.schema import Schema
 from mmjax.transforms.base import Transform, chain, identity
 from mmjax.transforms.image import scale_image
@@ -27,7 +27,7 @@ def build_transform(config: Config, schema: Schema) -> Transform:
     """Return the Transform of a resolved config: dates, gaps, scale, categories of tables; scaled pixels of images."""
     parts = []
     if config.data.tabular is not None:
-        if config.split.folds and schema.cardinalities:
+        if fold_count(config) and schema.cardinalities:
             parts.append(only_seen(schema.cardinalities))
         apart = config.model.name == "tabm"
         parts.append(table_transform(config.data.tabular.preprocessing, schema, codes_apart=apart))

@@ -12,9 +12,11 @@ UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 RESERVE_SHARE, RESERVE_S = 0.15, 3.0
 """Kept for what follows the training: scores, baselines, the bundle."""
 CUT = "budget"
-"""How the reason of what was cut begins."""
+"""The key, and how the reason of what was cut begins."""
 STOPPED_SHARE = 0.5
 """Of its epochs that a run with early stopping is taken to need; one that needs more ends with the budget."""
+COMPILED_OFTEN = 4
+"""Programs of several models that are compiled: a trial of three ways, and the run."""
 KEYS = ("training.members", "split.folds", "training.epochs")
 """What is cut, in this order: more models add less than longer training does."""
 
@@ -48,33 +50,51 @@ def measured_cost(setup: Setup) -> Cost:
     one = first_member(setup)
     began = time.perf_counter()
     epoch_s = timed_epoch(one.state, one.task, one.plan)
-    return Cost(time.perf_counter() - began, epoch_s)
+    return Cost(max(time.perf_counter() - began - epoch_s, 0.0), epoch_s)
 
 
 def cuts(config: Config, cost: Cost, left_s: float) -> tuple[Decision, ...]:
-    """Return what has to be decided otherwise so that the training fits into `left_s` seconds; nothing where it does.
+    """Return what fits into `left_s` seconds: a Decision about the budget, and one for each key that is cut.
 
-    Members go first, then folds (none at all where two are too many), then epochs, of which one is left.
+    Members go first, then folds (none at all where two are too many), then epochs, of which one is left. The program of
+    the run is compiled once more, that of several models up to four times: each way to compute them is tried.
     """
     epochs = config.training.epochs
     assert isinstance(epochs, int), "the recipe decides the epochs"
-    members, folds = config.training.members, fold_count(config)
-    seeds = max(len(config.training.seeds), 1)
-    spare = max(left_s - cost.compile_s, 0.0)
-    share = STOPPED_SHARE if config.training.early_stopping.enabled is True else 1.0
-    models = int(spare / max(share * epochs * cost.epoch_s, 1e-9))
+    members, folds, seeds = config.training.members, fold_count(config), max(len(config.training.seeds), 1)
     wanted = {"training.members": members, "split.folds": folds, "training.epochs": epochs}
-    if models < max(folds, 1) * members * seeds:
-        members = max(1, min(members, models // max(folds, 1)))
-        folds = folds if folds <= models else models if models >= 2 else 0
-        epochs = max(1, min(epochs, int(spare / (max(folds, 1) * members * seeds * max(cost.epoch_s, 1e-9)))))
-    why = f"{CUT} {config.budget}: an epoch of one model takes {cost.epoch_s:.2g} s, {max(left_s, 0.0):.0f} s are left"
-    found = zip(KEYS, (members, folds, epochs), strict=True)
-    return tuple(
-        Decision(key, value, f"{why}; {wanted[key]} are too many") for key, value in found if value != wanted[key]
+    epoch_s = max(cost.epoch_s, 1e-9)
+    share = STOPPED_SHARE if config.training.early_stopping.enabled is True else 1.0
+    beside = left_s - COMPILED_OFTEN * cost.compile_s
+    if (models := max(folds, 1) * members * seeds) > 1 and beside < share * epochs * epoch_s * models:
+        fitting = max(int(beside / (share * epochs * epoch_s)), 0)
+        members = max(1, min(members, fitting // max(folds, 1)))
+        folds = folds if folds <= fitting else fitting if fitting >= 2 else 0
+    models = max(folds, 1) * members * seeds
+    compile_s = COMPILED_OFTEN * cost.compile_s if models > 1 else cost.compile_s
+    whole_s = compile_s + share * epochs * models * epoch_s
+    if whole_s > left_s:
+        epochs = max(1, min(epochs, int((left_s - compile_s) / (models * epoch_s))))
+    found = dict(zip(KEYS, (members, folds, epochs), strict=True))
+    taken = f"an epoch of one model takes {cost.epoch_s:.2g} s and compiling {cost.compile_s:.2g} s"
+    left = f"{max(left_s, 0.0):.0f} s are left for the training"
+    fits = (
+        f"about {whole_s:.0f} s are needed"
+        if found == wanted
+        else f"about {_all_s(wanted, cost, seeds):.0f} s would fit all"
     )
+    told = Decision(CUT, config.budget, f"{taken}, {left}, {fits}")
+    why = f"{CUT} {config.budget}: {{}} are too many"
+    cut = (Decision(key, value, why.format(wanted[key])) for key, value in found.items() if value != wanted[key])
+    return (told, *cut)
+
+
+def _all_s(wanted: dict[str, int], cost: Cost, seeds: int) -> float:
+    """Return the seconds of a training without cuts."""
+    models = max(wanted["split.folds"], 1) * wanted["training.members"] * seeds
+    return (COMPILED_OFTEN if models > 1 else 1) * cost.compile_s + models * wanted["training.epochs"] * cost.epoch_s
 
 
 def cut_before(known: tuple[Decision, ...]) -> tuple[Decision, ...]:
-    """Return what was cut when a run was left, which it goes on with."""
-    return tuple(decision for decision in known if decision.why.startswith(CUT))
+    """Return what the budget decided when a run was left, which it goes on with."""
+    return tuple(decision for decision in known if decision.key == CUT or decision.why.startswith(CUT))

@@ -132,21 +132,13 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 check_writable(registry)  # now, not when the training is done
             backend = configure(device=config.device, threads=config.threads, precision=config.precision)
         with record.stage("data"):
-            config, early = before_data(config)
-            prepared = prepare(config, tell)
+            asked, early = before_data(config)
+            prepared = prepare(asked, tell)
             if run.resumed is not None:
                 refuse_other_data(run.resumed, prepared)
                 if run.resumed.record.status == "finished":
                     return _finished(run.resumed, tell)
-            train_rows, validation_rows = rows_to_learn(prepared.split)
-            config, decisions = resolve(
-                config,
-                prepared.schema,
-                train_rows=train_rows,
-                validation_rows=validation_rows,
-                fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
-            )
-            decisions = (*early, *decisions)
+            config, decisions = _resolved(asked, prepared, early)
             before = decided_before(run_dir) if run.resumed is not None else ()
             _save_inputs(run_dir, config, prepared, decisions)
             _tell_all(tell, run_dir, backend, prepared, decisions)
@@ -157,9 +149,16 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             if not setup.plan.loop:
                 tell("steps: one call each, as XLA lays out convolutions badly inside a loop on a CPU")
             if config.budget is not None:
-                left_s = (ends_at(config, started) or 0.0) - time.monotonic()
-                cut = cut_before(before) or cuts(config, measured_cost(setup), left_s)
-                config, prepared, setup = _cut(config, prepared, setup, cut, tell)
+                cut = cut_before(before)
+                if not cut:
+                    cost = measured_cost(setup)
+                    cut = cuts(config, cost, (ends_at(config, started) or 0.0) - time.monotonic())
+                for decision in cut:
+                    tell(f"{decision.key}: {decision.value}: {decision.why}")
+                if len(cut) > 1:
+                    asked, prepared = _cut(asked, prepared, cut, tell)
+                    config, decisions = _resolved(asked, prepared, early)
+                    setup = set_up(config, prepared, build_parts(config, prepared.schema))
                 decisions = _with(decisions, cut)
                 setup = setup._replace(plan=setup.plan._replace(ends_at=ends_at(config, started)))
             if setup.task.members is not None and config.training.member_loop is UNSET:
@@ -173,6 +172,7 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             members = members_report(setup, states, result)
             if config.training.seeds:
                 config, setup, states = first_seed(config, setup, states)
+                result = result._replace(best_epoch=(*result.best_epochs, result.best_epoch)[0])
             states, facts = fit_output(config, setup, states)
             evaluations, answers = evaluate_splits(config, setup, states, calibrated="calibration" in facts)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
@@ -197,19 +197,27 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
     return FitResult(run_dir, config.name, version, bundle, metrics, report, predictor, record.seconds)
 
 
+def _resolved(config: Config, prepared: Prepared, early: tuple[Decision, ...]) -> tuple[Config, tuple[Decision, ...]]:
+    """Return the config with every field decided, and all that was decided, `early` among it."""
+    train_rows, validation_rows = rows_to_learn(prepared.split)
+    config, decisions = resolve(
+        config,
+        prepared.schema,
+        train_rows=train_rows,
+        validation_rows=validation_rows,
+        fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
+    )
+    return config, (*early, *decisions)
+
+
 def _cut(
-    config: Config, prepared: Prepared, setup: Setup, cut: tuple[Decision, ...], tell: Callable[[str], None]
-) -> tuple[Config, Prepared, Setup]:
-    """Return config, rows and setup after what the budget cuts; the rows are dealt anew where there are fewer folds."""
-    if not cut:
-        return config, prepared, setup
+    config: Config, prepared: Prepared, cut: tuple[Decision, ...], tell: Callable[[str], None]
+) -> tuple[Config, Prepared]:
+    """Return config and rows after what the budget cuts; the rows are dealt anew where there are fewer folds."""
     folds = fold_count(config)
     for decision in cut:
         config = decided(config, decision)
-        tell(f"{decision.key}: {decision.value}: {decision.why}")
-    if fold_count(config) != folds:
-        prepared = prepare(config, tell)
-    return config, prepared, set_up(config, prepared, build_parts(config, prepared.schema))
+    return config, prepare(config, tell) if fold_count(config) != folds else prepared
 
 
 def _with(decisions: tuple[Decision, ...], later: tuple[Decision, ...]) -> tuple[Decision, ...]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmjax.budget import RESERVE_S, RESERVE_SHARE, Cost, cuts, ends_at
+from mmjax.budget import COMPILED_OFTEN, RESERVE_S, RESERVE_SHARE, Cost, cuts, ends_at
 from mmjax.config import Config
 from mmjax.config_load import config_from_dict
 from mmjax.errors import ConfigError
@@ -30,7 +30,10 @@ def config_of(path: Path | str = "table.csv", *, budget: str = "1m", folds: int 
 
 
 def cut(config: Config, cost: Cost, left_s: float) -> dict[str, int]:
-    return {decision.key: decision.value for decision in cuts(config, cost, left_s)}
+    told, *found = cuts(config, cost, left_s)
+    assert (told.key, told.value) == ("budget", config.budget)
+    assert ("would fit all" in told.why) == bool(found)
+    return {decision.key: decision.value for decision in found}
 
 
 ORDER = [
@@ -61,7 +64,7 @@ def test_what_is_left_fits_or_is_the_least(left_s, epoch_s, compile_s, epochs, m
     assert all(found[key] <= wanted[key] for key in wanted)
     assert found["split.folds"] != 1
     models = max(found["split.folds"], 1) * found["training.members"]
-    needed = compile_s + models * found["training.epochs"] * epoch_s
+    needed = (COMPILED_OFTEN if models > 1 else 1) * compile_s + models * found["training.epochs"] * epoch_s
     assert needed <= left_s * (1 + 1e-9) or (models, found["training.epochs"]) == (1, 1)
 
 
@@ -81,8 +84,10 @@ def test_a_run_ends_in_time_and_says_what_was_cut(tmp_path: Path):
     began = time.monotonic()
     result = fit(config, runs_dir=tmp_path / "runs", registry=None, tell=lines.append, callbacks=(events.append,))
     assert time.monotonic() - began < 20
-    assert any(line.startswith("split.folds: 0: budget 20s: an epoch of one model takes") for line in lines)
+    assert any(line.startswith("budget: 20s: an epoch of one model takes") for line in lines)
+    assert "split.folds: 0: budget 20s: 3 are too many" in lines
     assert any(line.startswith("training.epochs: ") and "1000000 are too many" in line for line in lines)
+    assert any(key == "training.calibration" and value == "none" for key, value in decisions(result))  # decided anew
     assert result.predictor.config.split.folds == 0
     done = [event for event in events if isinstance(event, EpochEnded)]
     assert len(done) > 10
@@ -90,6 +95,17 @@ def test_a_run_ends_in_time_and_says_what_was_cut(tmp_path: Path):
     decided = {one["key"]: one["value"] for one in result.report["decisions"]}
     assert decided["split.folds"] == 0
     assert msgspec.structs.asdict(result.predictor.config)["budget"] == "20s"
+
+
+def decisions(result) -> list[tuple[str, object]]:
+    return [(one["key"], one["value"]) for one in result.report["decisions"]]
+
+
+def test_a_budget_that_is_enough_cuts_nothing_and_says_so(tmp_path: Path):
+    path, lines = write_table(tmp_path / "table.csv", rows=120), []
+    fit(config_of(path, budget="10m", epochs=2), runs_dir=tmp_path / "runs", registry=None, tell=lines.append)
+    (told,) = (line for line in lines if line.startswith("budget: "))
+    assert told.endswith(" s are needed")
 
 
 def test_training_stops_when_the_time_is_over(tmp_path: Path):

@@ -18,9 +18,11 @@ from mmjax.analysis.report import (
     evaluated_splits,
     headline_split,
     interval_cell,
+    kept_epoch,
     leak_line,
     member_spreads,
     members_title,
+    together,
 )
 from mmjax.analysis.tables import count, number, printable
 
@@ -147,14 +149,15 @@ def _what(report: Report) -> str:
         names = [escape(name) for name in model["classes"][:MOST_CLASSES]]
         more = f" and {len(model['classes']) - MOST_CLASSES} more" if len(model["classes"]) > MOST_CLASSES else ""
         what = f"Predicts **{target}**, one of {len(model['classes'])} classes ({', '.join(names)}{more}),"
-    network = f"Network: {model['network'] or 'unnamed'}, {count(model['parameters'])} parameters."
+    network = f"Network: {model['network'] or 'unnamed'}, {count(model['parameters'])} parameters{together(report)}."
     return f"{what} from {' and '.join(inputs) or 'nothing'}.\n\n{network}"
 
 
 def _trained_on(report: Report) -> str:
     data, training = report["data"], report["training"]
     sizes = ", ".join(f"{count(rows)} {split}" for split, rows in data["split_sizes"].items())
-    epochs = f" Weights of epoch {training['best_epoch']} of {training['epochs']}." if training["best_epoch"] else ""
+    kept = kept_epoch(report)
+    epochs = f" Weights of {kept} of {training['epochs']}." if kept else ""
     rows = [(c["name"], c["kind"], c["reason"]) for c in data["columns"]]
     table = _table(("column", "kind", "why"), rows, text_columns=3)
     return "\n\n".join([f"{count(data['rows'])} rows: {sizes}.{epochs}", *([table] if rows else []), *_counts(report)])
@@ -242,9 +245,11 @@ def _decisions(report: Report) -> str:
 
 def _reproduce(report: Report) -> str:
     config = json.dumps(report["config"], indent=2, ensure_ascii=False)
+    hurried = any(decision["key"] == "budget" for decision in report["decisions"])
+    unless = ", unless the budget of time ends the training earlier or later" if hurried else ""
     return (
         "Save this as `config.yaml` (JSON is YAML) and run `python -m mmjax.train --config config.yaml`. The same "
-        "data, versions, kind of processor and number of threads give the same weights, bit for bit.\n\n"
+        f"data, versions, kind of processor and number of threads give the same weights, bit for bit{unless}.\n\n"
         f"```json\n{config}\n```"
     )
 

@@ -18,6 +18,7 @@ from mmjax.analysis.report import (
     evaluated_splits,
     headline_split,
     interval_cell,
+    kept_epoch,
     leak_line,
     member_spreads,
     members_title,
@@ -95,8 +96,8 @@ def _summary(report: Report) -> str:
     model, training = report["model"], report["training"]
     what = f"{model['task']} of {printable(model['target'])}"
     classes = f" into {len(model['classes'])} classes" if model["classes"] else ""
-    kept = f"; kept epoch {training['best_epoch']} of {training['epochs']}" if training["best_epoch"] else ""
-    kept = "; kept the best epoch of each member" if kept and report.get("members") else kept
+    kept = kept_epoch(report)
+    kept = f"; kept {kept} of {training['epochs']}" if kept else ""
     return f"{model['name']}: {what}{classes}{kept}"
 
 

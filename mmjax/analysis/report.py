@@ -198,6 +198,25 @@ def member_spreads(report: Report, names: Sequence[str]) -> tuple[str, list[Spre
     return split, found
 
 
+def kept_epoch(report: Report) -> str:
+    """Return which epoch's weights the model has, in words; empty where that is not known."""
+    best, members = report["training"]["best_epoch"], _answering(report)
+    epochs = [member["best_epoch"] for member in members]
+    return f"each model's best epoch ({min(epochs)} to {max(epochs)})" if epochs else f"epoch {best}" if best else ""
+
+
+def together(report: Report) -> str:
+    """Return how many models answer together, to go after a number of parameters; empty for one."""
+    several = len(_answering(report))
+    return f", of {several} models that answer together" if several else ""
+
+
+def _answering(report: Report) -> list[dict[str, Any]]:
+    """Return the members that answer together; none for one model, also for the first of several seeds."""
+    members = report.get("members")
+    return [] if not members or members["kind"] == "seeds" else members["each"]
+
+
 def members_title(report: Report) -> str:
     """Return what the members of a report are, in words."""
     members = report["members"]

@@ -235,7 +235,8 @@ def _last_line(event: Stopped | Finished) -> str:
     if isinstance(event, Stopped):
         return f"stopped after epoch {event.epoch}: {event.reason}"
     epochs = f"{event.epoch} epoch{'' if event.epoch == 1 else 's'} in {_duration(event.seconds)} ({event.reason})"
-    best = f"; best: epoch {event.best_epoch} with {event.monitor} {_number(event.best_metric)}"
+    which = f"epoch {event.best_epoch} with" if event.models == 1 else f"mean of {event.models} models:"
+    best = f"; best: {which} {event.monitor} {_number(event.best_metric)}"
     return epochs + (best if event.monitor and event.best_epoch else "")
 
 

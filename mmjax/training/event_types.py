@@ -86,6 +86,8 @@ class Finished(NamedTuple):
     seconds: float
     reason: str
     """In words, such as `all epochs done`, `early stopping` or `interrupted`."""
+    models: int = 1
+    """How many were trained; of several `best_metric` is the mean of each one's best."""
 
 
 Event = Started | Progressed | EpochEnded | Checkpointed | Stopped | Finished

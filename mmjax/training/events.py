@@ -175,8 +175,9 @@ def train_events(
     seconds = time.perf_counter() - started
     history, best_epoch = now.position.history, now.position.best_epoch
     value = history[best_epoch - 1].get(plan.monitor, float("nan"))
+    value = float(np.mean(now.position.stop.best)) if task.members and plan.monitor else value
     reason = "stopped early" if len(history) < epochs else "all epochs done"
-    yield Finished(len(history), best_epoch, plan.monitor, value, seconds, reason)
+    yield Finished(len(history), best_epoch, plan.monitor, value, seconds, reason, task.models)
     best = plan.training.checkpoint.save_best and bool(plan.monitor)
     variables, kept = (now.best, best_epoch) if best else (_copy(eval_variables(now.state)), len(history))
     each = tuple(np.atleast_1d(now.position.stop.best_epoch).tolist()) if task.members and best else ()

@@ -9,12 +9,14 @@ from mmjax.training.events import timed_epoch
 from mmjax.training.setup import Setup, first_member
 
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
-RESERVE_SHARE, RESERVE_S = 0.15, 3.0
+RESERVE_SHARE, RESERVE_S = 0.15, 6.0
 """Kept for what follows the training: scores, baselines, the bundle."""
 CUT = "budget"
 """The key, and how the reason of what was cut begins."""
 STOPPED_SHARE = 0.5
 """Of its epochs that a run with early stopping is taken to need; one that needs more ends with the budget."""
+LEAST_COMPILE_S = 3.0
+"""What compiling may take though the trial took less: its program may have come from the compile cache."""
 COMPILED_OFTEN = 4
 """Programs of several models that are compiled: a trial of three ways, and the run."""
 KEYS = ("training.members", "split.folds", "training.epochs")
@@ -50,7 +52,7 @@ def measured_cost(setup: Setup) -> Cost:
     one = first_member(setup)
     began = time.perf_counter()
     epoch_s = timed_epoch(one.state, one.task, one.plan)
-    return Cost(max(time.perf_counter() - began - epoch_s, 0.0), epoch_s)
+    return Cost(max(time.perf_counter() - began - epoch_s, LEAST_COMPILE_S), epoch_s)
 
 
 def cuts(config: Config, cost: Cost, left_s: float) -> tuple[Decision, ...]:

@@ -1,6 +1,7 @@
 """The training loop as events: their order, the best epoch, early stopping, and what a bad loss leaves behind."""
 
 import math
+import time
 
 import jax.numpy as jnp
 import msgspec
@@ -74,6 +75,15 @@ def test_without_save_best_the_last_epoch_is_kept(getkey) -> None:
     task = make_task(rows(), falling([1.0, 2.0, 3.0, 4.0]))
     _, result = told(make_state(task.learner, task.data, getkey()), task, make_plan(save_best=False))
     assert result.best_epoch == 4
+
+
+@pytest.mark.parametrize(("left_s", "epochs", "reasons"), [(-1.0, 1, ["the budget is used up"]), (1e6, 4, [])])
+def test_the_clock_ends_the_run(getkey, left_s: float, epochs: int, reasons: list[str]) -> None:
+    task = make_task(rows(), falling([3.0, 1.0, 2.0, 4.0]))
+    plan = make_plan()._replace(ends_at=time.monotonic() + left_s)
+    events, result = told(make_state(task.learner, task.data, getkey()), task, plan)
+    assert result.epochs == epochs
+    assert [event.reason for event in events if isinstance(event, Stopped)] == reasons
 
 
 def test_patience_ends_the_run(getkey) -> None:

@@ -58,6 +58,11 @@ def limits(report: Report) -> list[str]:
     """Return what the numbers and the data do not show, in sentences derived from the report."""
     split, kinds = headline_split(report), {column["kind"] for column in report["data"]["columns"]}
     found = [*_limits_of_scores(report, split), *_limits_of_classes(report, split)]
+    for decision in report["decisions"]:
+        if decision["key"] == "training.epochs" and decision["why"].startswith("budget"):
+            found.append(
+                f"Its training was cut to {decision['value']} epochs ({decision['why']}): a longer one is better."
+            )
     if "categorical" in kinds or "boolean" in kinds:
         found.append("A category that was not in the training rows is treated like every other unknown one.")
     if "numeric" in kinds or "datetime" in kinds:

@@ -76,7 +76,8 @@ TABLES = {
 }
 ERRORS = {"binary": "1 - ROC-AUC", "multiclass": "log-loss", "regression": "RMSE"}
 
-OWN = ("realmlp", "realmlp_s", "tabm", "mlp")
+PRESETS = ("best", "fast")
+OWN = (*PRESETS, "realmlp", "realmlp_s", "tabm", "mlp")
 PEERS = {
     "RealMLP_TD": ("pytabkit", "torch"),
     "RealMLP_TD_ce": ("pytabkit", "torch"),
@@ -173,7 +174,8 @@ def fit_here(request: dict[str, Any]) -> dict[str, Any]:
     document = {
         "name": "quality",
         "seed": request["seed"],
-        "model": {"name": request["model"]},
+        **({"preset": request["model"]} if request["model"] in PRESETS else {"model": {"name": request["model"]}}),
+        "evaluation": {"baselines": "none"},  # no model of the peers looks at others either
         "data": {
             "tabular": {
                 "path": request["train"],

@@ -25,9 +25,12 @@ def decided_before(run_dir: Path) -> tuple[Decision, ...]:
     return tuple(Decision(**one) for one in json.loads(path.read_bytes())) if path.is_file() else ()
 
 
-def tried_before(known: tuple[Decision, ...]) -> Decision | None:
-    """Return how members were computed when a run was left, which it goes on with: another way rounds otherwise."""
-    return next((one for one in known if one.key == MEMBER_LOOP), None)
+def tried_before(known: tuple[Decision, ...]) -> tuple[Decision, ...]:
+    """Return how members were computed when a run was left, which it goes on with: another way rounds otherwise.
+
+    Nothing where that was not tried yet.
+    """
+    return tuple(one for one in known if one.key == MEMBER_LOOP)
 
 
 def try_ways(setup: Setup, tell: Callable[[str], None]) -> Decision:

@@ -62,8 +62,11 @@ def members_report(setup: Setup, states: States, result: TrainResult) -> dict[st
 
 
 def first_seed(config: Config, setup: Setup, states: States) -> tuple[Config, Setup, States]:
-    """Return the model of the first seed, as a run that trains no other would have it."""
-    training = msgspec.structs.replace(config.training, seeds=(), member_loop=UNSET)
+    """Return the model of the first seed, and a config that trains it alone: `seeds` of one.
+
+    What other models are trained from is the config's `seed` and no member, which is seed 0 here.
+    """
+    training = msgspec.structs.replace(config.training, seeds=config.training.seeds[:1], member_loop=UNSET)
     task = setup.task._replace(parameters=setup.task.parameters // len(config.training.seeds))
     first = setup.scorer.each(states)[0]
     setup = setup._replace(scorer=setup.scorer._replace(members=None), task=task)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.predictor import load_predictor
 from mmjax.check import check
 from mmjax.config import Config
@@ -290,7 +291,9 @@ def test_seeds_keep_the_first_and_tell_the_spread(table: Path, tmp_path: Path):
     each = result.report["members"]["each"]
     assert [member["number"] for member in each] == [3, 5]
     assert each[0]["test"]["accuracy"] == pytest.approx(result.metrics["test"]["accuracy"])
-    assert result.predictor.config.training.seeds == ()
+    again = fit(load_bundle(result.bundle).contents.config, runs_dir=tmp_path / "again", registry=None)
+    assert [member["number"] for member in again.report["members"]["each"]] == [3]
+    assert again.metrics["test"] == pytest.approx(result.metrics["test"], abs=1e-5)
     rows = {"size": [0.5], "colour": ["red"], "open": ["yes"], "when": ["2024-03-04"]}
     assert load_predictor(result.bundle).predict(rows).uncertainty is None
 

@@ -206,6 +206,8 @@ def test_more_folds_than_rows_are_refused():
     few = Split(np.arange(3), np.array([], np.int64), np.array([], np.int64), ())
     with pytest.raises(DataError, match=r"split.folds: expected at most 3"):
         deal_folds(few, 4, seed=0)
+    with pytest.raises(DataError, match=r"split.folds: expected at most 2, the groups that are not for test, got 3"):
+        deal_folds(few, 3, seed=0, groups=np.array(["a", "b", "a"], object))
 
 
 @settings(max_examples=30)

@@ -82,7 +82,8 @@ def deal_folds(
     if groups is not None:
         codes, known = group_codes(groups[train])
         if len(known) < folds:
-            raise DataError(f"split.folds: expected at most {len(known)}, the groups that are not for test, got {folds}")
+            most = f"at most {len(known)}, the groups that are not for test"
+            raise DataError(f"split.folds: expected {most}, got {folds}")
         shares = np.full(folds, 1.0 / folds)
         dealt = deal_groups(codes, shares, generator, None if labels is None else labels[train])
         return split._replace(folds=dealt.astype(np.int16))

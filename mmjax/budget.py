@@ -1,12 +1,16 @@
 """A budget of time: what a run has to leave out so that it ends in time, decided after a timed epoch of one model."""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from mmjax.config import Config, fold_count
-from mmjax.recipe import Decision
+from mmjax.data.prepare import Prepared, prepare
+from mmjax.errors import ConfigError, DataError
+from mmjax.parts import build_parts
+from mmjax.recipe import Decision, decided, resolve_prepared, with_decisions
 from mmjax.training.events import timed_epoch
-from mmjax.training.setup import Setup, first_member
+from mmjax.training.setup import Setup, first_member, set_up
 
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 RESERVE_SHARE, RESERVE_S = 0.15, 6.0
@@ -95,6 +99,39 @@ def _all_s(wanted: dict[str, int], cost: Cost, seeds: int) -> float:
     """Return the seconds of a training without cuts."""
     models = max(wanted["split.folds"], 1) * wanted["training.members"] * seeds
     return (COMPILED_OFTEN if models > 1 else 1) * cost.compile_s + models * wanted["training.epochs"] * cost.epoch_s
+
+
+class Ready(NamedTuple):
+    """What a run is about to train."""
+
+    config: Config
+    decisions: tuple[Decision, ...]
+    prepared: Prepared
+    setup: Setup
+
+
+def cut_down(asked: Config, ready: Ready, cut: tuple[Decision, ...], tell: Callable[[str], None]) -> Ready:
+    """Return what is trained after what the budget cuts of the config `asked` for.
+
+    For fewer folds the rows are dealt, and what follows from them is decided, anew. ConfigError where they cannot be.
+    """
+    config, decisions, prepared, _ = ready
+    for decision in cut:
+        tell(f"{decision.key}: {decision.value}: {decision.why}")
+        asked, config = decided(asked, decision), decided(config, decision)
+    decisions = with_decisions(decisions, cut)
+    if config == ready.config:
+        return ready._replace(decisions=decisions)
+    try:
+        if fold_count(config) != fold_count(ready.config):
+            prepared = prepare(asked, tell)
+            config, anew = resolve_prepared(asked, prepared)
+            decisions = with_decisions(anew, cut)
+        return Ready(config, decisions, prepared, set_up(config, prepared, build_parts(config, prepared.schema)))
+    except (ConfigError, DataError) as error:
+        left = ", ".join(f"{decision.key}: {decision.value}" for decision in cut if decision.key != CUT)
+        told = f"budget: {config.budget} leaves {left}, with which the config cannot be; raise it, or ask for less"
+        raise ConfigError([told, *error.problems]) from error
 
 
 def cut_before(known: tuple[Decision, ...]) -> tuple[Decision, ...]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mmjax.analysis.present import describe_schema
-from mmjax.backend import Backend, compiled, configure, fast_bfloat16, precompiled
+from mmjax.backend import Backend, compiled, configure, precompiled
 from mmjax.cli import echo, echo_table, json_option, run
 from mmjax.config import Config
 from mmjax.config_load import format_origins, load_config_with_origins
@@ -26,7 +26,7 @@ from mmjax.data.stream import gather, window_steps
 from mmjax.drill import Drill, resume_drill
 from mmjax.errors import ConfigError, TrainingError
 from mmjax.parts import build_parts
-from mmjax.recipe import Decision, before_data, resolve
+from mmjax.recipe import Decision, before_data, resolve_prepared
 from mmjax.schema import Batch
 from mmjax.training.setup import Setup, first_member, set_up
 from mmjax.training.steps import empty_totals, make_train_chunk
@@ -67,13 +67,7 @@ def check(config: Config, tell: Callable[[str], None] = lambda line: None) -> Ch
     backend = configure(device=config.device, threads=config.threads, precision=config.precision)
     config, early = before_data(config)
     prepared = prepare(config, tell)
-    config, decisions = resolve(
-        config,
-        prepared.schema,
-        train_rows=rows_to_learn(prepared.split)[0],
-        validation_rows=rows_to_learn(prepared.split)[1],
-        fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
-    )
+    config, decisions = resolve_prepared(config, prepared)
     setup = set_up(config, prepared, build_parts(config, prepared.schema))
     return _timed(config, (*early, *decisions), prepared, backend, setup)
 

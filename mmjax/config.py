@@ -547,8 +547,9 @@ class Config(Section, frozen=True, kw_only=True):
         | None,
         Meta(
             description="How long the run may take, such as 10m (90s, 2h): after a timed epoch members, then folds, "
-            "then epochs are cut until it fits, and training ends when the time is over; what was cut is told. "
-            "Reading, compiling and tests take 10 to 20 s of it. A run that is gone on with has all of it again."
+            "then epochs are cut until it fits, and training ends when the time is over, after one epoch at the "
+            "earliest; what was cut is told. Reading, compiling and tests take 10 to 20 s of it. A run that is gone "
+            "on with has all of it again."
         ),
     ] = None
     preset: Annotated[

@@ -20,7 +20,7 @@ from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.manifest import read_manifest
 from mmjax.artifact.runs import load_run
 from mmjax.artifact.tree import flatten
-from mmjax.config import Config
+from mmjax.config import Config, fold_count
 from mmjax.config_load import config_to_yaml
 from mmjax.errors import TrainingError
 
@@ -89,13 +89,20 @@ def _disturb(home: Path, where: str, delays: Iterable[float]) -> tuple[int, list
 
 
 def _shortened(config: Config, epochs: int) -> Config:
-    """Return the config with fewer epochs, and a checkpoint whenever there can be one."""
+    """Return the config with fewer epochs, and a checkpoint whenever there can be one.
+
+    Nothing in it is left to the clock, which tells every run something else: no budget, and members in one way.
+    """
     checkpoint = msgspec.structs.replace(
         config.training.checkpoint, enabled=True, path=None, every_epochs=msgspec.UNSET, every_seconds=0.001
     )
     wanted = config.training.epochs if isinstance(config.training.epochs, int) else epochs
-    training = msgspec.structs.replace(config.training, epochs=min(wanted, epochs), checkpoint=checkpoint)
-    return msgspec.structs.replace(config, training=training)
+    several = fold_count(config) or config.training.members > 1 or config.training.seeds
+    how = "map" if several and config.training.member_loop is msgspec.UNSET else config.training.member_loop
+    training = msgspec.structs.replace(
+        config.training, epochs=min(wanted, epochs), checkpoint=checkpoint, member_loop=how
+    )
+    return msgspec.structs.replace(config, training=training, budget=None)
 
 
 class _Told(NamedTuple):

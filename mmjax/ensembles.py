@@ -25,9 +25,12 @@ def decided_before(run_dir: Path) -> tuple[Decision, ...]:
     return tuple(Decision(**one) for one in json.loads(path.read_bytes())) if path.is_file() else ()
 
 
-def tried_before(known: tuple[Decision, ...]) -> Decision | None:
-    """Return how members were computed when a run was left, which it goes on with: another way rounds otherwise."""
-    return next((one for one in known if one.key == MEMBER_LOOP), None)
+def tried_before(known: tuple[Decision, ...]) -> tuple[Decision, ...]:
+    """Return how members were computed when a run was left, which it goes on with: another way rounds otherwise.
+
+    Nothing where that was not tried yet.
+    """
+    return tuple(one for one in known if one.key == MEMBER_LOOP)
 
 
 def try_ways(setup: Setup, tell: Callable[[str], None]) -> Decision:
@@ -59,8 +62,11 @@ def members_report(setup: Setup, states: States, result: TrainResult) -> dict[st
 
 
 def first_seed(config: Config, setup: Setup, states: States) -> tuple[Config, Setup, States]:
-    """Return the model of the first seed, as a run that trains no other would have it."""
-    training = msgspec.structs.replace(config.training, seeds=(), member_loop=UNSET)
+    """Return the model of the first seed, and a config that trains it alone: `seeds` of one.
+
+    What other models are trained from is the config's `seed` and no member, which is seed 0 here.
+    """
+    training = msgspec.structs.replace(config.training, seeds=config.training.seeds[:1], member_loop=UNSET)
     task = setup.task._replace(parameters=setup.task.parameters // len(config.training.seeds))
     first = setup.scorer.each(states)[0]
     setup = setup._replace(scorer=setup.scorer._replace(members=None), task=task)

@@ -96,6 +96,8 @@ def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
         "metrics": {GIVEN: evaluation.metrics},
         "intervals": {},
         "baselines": None,
+        "leak": None,  # of the test rows
+        "members": trained["members"] | {"each": []} if trained.get("members") else None,
         "per_class": {GIVEN: evaluation.per_class},
         "confusion": {GIVEN: evaluation.confusion},
         "answers": with_facts(trained.get("answers", {}), {GIVEN: jsonable(evaluation.trust)}),

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET
 
+from mmjax.backend import fast_bfloat16
 from mmjax.config import Config, Training
 from mmjax.data.loading import choose_loading
 from mmjax.data.prepare_table import expected_bytes
+from mmjax.data.prepared import Prepared, rows_to_learn
 from mmjax.errors import ConfigError
 from mmjax.models.build import resolve_architecture
 from mmjax.schema import Schema
@@ -66,9 +68,27 @@ def resolve(
     return msgspec.structs.replace(config, model=model), (*decisions, *shape)
 
 
+def resolve_prepared(config: Config, prepared: Prepared) -> tuple[Config, tuple[Decision, ...]]:
+    """Return the config with every field decided from the look of the rows, and the Decisions."""
+    train_rows, validation_rows = rows_to_learn(prepared.split)
+    return resolve(
+        config,
+        prepared.schema,
+        train_rows=train_rows,
+        validation_rows=validation_rows,
+        fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
+    )
+
+
 def decided(config: Config, decision: Decision) -> Config:
     """Return the config with one more field decided."""
     return _set(config, decision.key.split("."), decision.value)
+
+
+def with_decisions(decisions: tuple[Decision, ...], later: tuple[Decision, ...]) -> tuple[Decision, ...]:
+    """Return decisions with later ones in the place of those of the same key."""
+    keys = {decision.key for decision in later}
+    return (*(decision for decision in decisions if decision.key not in keys), *later)
 
 
 def _get(config: Config, path: str) -> Any:

@@ -24,20 +24,27 @@ from mmjax.artifact.files import parse_object, write_json_atomic
 from mmjax.artifact.predictor import Predictor, load_predictor, make_predictor
 from mmjax.artifact.registry import check_writable, register
 from mmjax.artifact.runs import Run
-from mmjax.backend import Backend, configure, fast_bfloat16
-from mmjax.budget import cut_before, cuts, ends_at, measured_cost
+from mmjax.backend import Backend, configure
+from mmjax.budget import Ready, cut_before, cut_down, cuts, ends_at, measured_cost
 from mmjax.cli import echo, json_option
 from mmjax.cli import run as run_door
-from mmjax.config import Config, fold_count
+from mmjax.config import Config
 from mmjax.config_load import config_to_yaml, load_config
 from mmjax.data.audit import refuse
 from mmjax.data.audit_rows import counted
 from mmjax.data.findings import audit_lines, finding_json
 from mmjax.data.prepare import Prepared, prepare
-from mmjax.data.prepared import rows_to_learn, split_sizes
+from mmjax.data.prepared import split_sizes
 from mmjax.data.quarantine import QUARANTINE, quarantine_lines, write_quarantine
 from mmjax.data.split import split_json
-from mmjax.ensembles import DECISIONS, decided_before, first_seed, members_report, tried_before, try_ways
+from mmjax.ensembles import (
+    DECISIONS,
+    decided_before,
+    first_seed,
+    members_report,
+    tried_before,
+    try_ways,
+)
 from mmjax.errors import BundleError, DataError
 from mmjax.interrupts import held
 from mmjax.outcome import (
@@ -50,7 +57,7 @@ from mmjax.outcome import (
     save_run_bundle,
 )
 from mmjax.parts import States, build_parts
-from mmjax.recipe import Decision, before_data, decided, resolve
+from mmjax.recipe import Decision, before_data, decided, resolve_prepared, with_decisions
 from mmjax.resume import (
     Chosen,
     DataChanged,
@@ -138,8 +145,11 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 refuse_other_data(run.resumed, prepared)
                 if run.resumed.record.status == "finished":
                     return _finished(run.resumed, tell)
-            config, decisions = _resolved(asked, prepared, early)
+            config, decisions = resolve_prepared(asked, prepared)
+            decisions = (*early, *decisions)
             before = decided_before(run_dir) if run.resumed is not None else ()
+            cut, tried = cut_before(before), tried_before(before)
+            decisions = with_decisions(decisions, (*cut, *tried))  # now, or a kill from here on would lose them
             _save_inputs(run_dir, config, prepared, decisions)
             _tell_all(tell, run_dir, backend, prepared, decisions)
             refuse(prepared.findings)
@@ -149,21 +159,18 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             if not setup.plan.loop:
                 tell("steps: one call each, as XLA lays out convolutions badly inside a loop on a CPU")
             if config.budget is not None:
-                cut = cut_before(before)
                 if not cut:
                     cost = measured_cost(setup)
                     cut = cuts(config, cost, (ends_at(config, started) or 0.0) - time.monotonic())
-                for decision in cut:
-                    tell(f"{decision.key}: {decision.value}: {decision.why}")
-                if len(cut) > 1:
-                    asked, prepared = _cut(asked, prepared, cut, tell)
-                    config, decisions = _resolved(asked, prepared, early)
-                    setup = set_up(config, prepared, build_parts(config, prepared.schema))
-                decisions = _with(decisions, cut)
+                ready, dealt = Ready(config, decisions, prepared, setup), prepared.split
+                config, decisions, prepared, setup = cut_down(asked, ready, cut, tell)
+                if prepared.split is not dealt:
+                    _save_split(run_dir, prepared)
+                    record.save(split_sizes=split_sizes(prepared))
                 setup = setup._replace(plan=setup.plan._replace(ends_at=ends_at(config, started)))
             if setup.task.members is not None and config.training.member_loop is UNSET:
-                chosen = tried_before(before) or try_ways(setup, tell)
-                config, decisions = decided(config, chosen), _with(decisions, (chosen,))
+                tried = tried or (try_ways(setup, tell),)
+                config, decisions = decided(config, tried[0]), with_decisions(decisions, tried)
                 setup = setup._replace(plan=setup.plan._replace(training=config.training))
             _save_decisions(run_dir, config, decisions)
             result = _train(config, run, setup, backend, options)
@@ -195,35 +202,6 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 bundle = registry / config.name / str(version)
         record.finish(model=config.name, version=version, bundle=str(bundle), metrics=metrics)
     return FitResult(run_dir, config.name, version, bundle, metrics, report, predictor, record.seconds)
-
-
-def _resolved(config: Config, prepared: Prepared, early: tuple[Decision, ...]) -> tuple[Config, tuple[Decision, ...]]:
-    """Return the config with every field decided, and all that was decided, `early` among it."""
-    train_rows, validation_rows = rows_to_learn(prepared.split)
-    config, decisions = resolve(
-        config,
-        prepared.schema,
-        train_rows=train_rows,
-        validation_rows=validation_rows,
-        fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
-    )
-    return config, (*early, *decisions)
-
-
-def _cut(
-    config: Config, prepared: Prepared, cut: tuple[Decision, ...], tell: Callable[[str], None]
-) -> tuple[Config, Prepared]:
-    """Return config and rows after what the budget cuts; the rows are dealt anew where there are fewer folds."""
-    folds = fold_count(config)
-    for decision in cut:
-        config = decided(config, decision)
-    return config, prepare(config, tell) if fold_count(config) != folds else prepared
-
-
-def _with(decisions: tuple[Decision, ...], later: tuple[Decision, ...]) -> tuple[Decision, ...]:
-    """Return decisions with later ones in the place of those of the same key."""
-    keys = {decision.key for decision in later}
-    return (*(decision for decision in decisions if decision.key not in keys), *later)
 
 
 def _train(config: Config, run: Chosen, setup: Setup, backend: Backend, options: _Options) -> TrainResult:
@@ -284,11 +262,15 @@ def _save_inputs(run_dir: Path, config: Config, prepared: Prepared, decisions: t
     """Keep what decides the run: the resolved config, the schema, the realised split, the recipe's decisions."""
     _save_decisions(run_dir, config, decisions)
     (run_dir / "schema.json").write_bytes(schema_to_json(prepared.schema))
-    with (run_dir / "split.json").open("w", encoding="utf-8") as file:
-        file.writelines(split_json(prepared.split, prepared.names))
+    _save_split(run_dir, prepared)
     write_json_atomic(run_dir / "audit.json", [finding_json(finding) for finding in prepared.findings])
     if prepared.quarantined:
         write_quarantine(run_dir / QUARANTINE, prepared.quarantined)
+
+
+def _save_split(run_dir: Path, prepared: Prepared) -> None:
+    with (run_dir / "split.json").open("w", encoding="utf-8") as file:
+        file.writelines(split_json(prepared.split, prepared.names))
 
 
 def _save_decisions(run_dir: Path, config: Config, decisions: tuple[Decision, ...]) -> None:

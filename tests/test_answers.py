@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from mmjax.analysis.noise import difference_noise
-from mmjax.artifact.answers import answers_from_bytes, answers_to_bytes, kept_answers, row_ids, same_rows, take_answers
+from mmjax.artifact.answers import (
+    Answers,
+    answers_from_bytes,
+    answers_to_bytes,
+    kept_answers,
+    row_ids,
+    same_rows,
+    take_answers,
+)
 from mmjax.errors import BundleError
 from tests.test_bootstrap import classified, measured
 from tests.test_tree import same
@@ -78,3 +86,12 @@ def test_kept_rows_stand_for_all():
     assert few_high - few_low == pytest.approx(high - low, rel=0.25)
     assert (few_low + few_high) / 2 == pytest.approx(0.05, abs=0.01)
     assert found[1].how == "intervals are of a paired bootstrap over the same 300 of 3,000 test rows"
+
+
+def test_labels_that_lost_another_offset_are_the_same():
+    label = np.random.default_rng(0).normal(1e6, 5.0, (50, 1))
+    one, other = ((label - offset).astype(np.float32) + np.float64(offset) for offset in (1e6, 999_997.3))
+    assert not np.array_equal(one, other)
+    first, second = (Answers(row_ids(np.arange(50)), found, found, None, None, 50) for found in (one, other))
+    assert same_rows(first, second) == ""
+    assert "other labels" in same_rows(first, second._replace(label=other + np.eye(50, 1) * 0.01))

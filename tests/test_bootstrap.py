@@ -123,3 +123,13 @@ def test_what_is_undefined_has_no_interval():
     assert resample(take_answers(broken, np.arange(0))) == {}
     constant = measured(10)._replace(label=np.ones((10, 1)))
     assert set(resample(constant)) == {"rmse", "mae"}
+
+
+def test_accuracy_is_of_the_class_that_is_called():
+    """With a threshold it is not always the most probable one."""
+    answers = classified(200)
+    called = (answers.probabilities[:, 1] >= 0.9).astype(np.int64)
+    found = resample(answers._replace(prediction=called))["accuracy"]
+    assert found.value == np.mean(called == answers.label) != metric_values(answers)["accuracy"]
+    low, high = intervals({"accuracy": found})["accuracy"]
+    assert low < found.value < high

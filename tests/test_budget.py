@@ -1,27 +1,42 @@
 """A budget of time: what is cut, in which order, and that the run ends in time and says so."""
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmjax.budget import COMPILED_OFTEN, RESERVE_S, RESERVE_SHARE, Cost, cuts, ends_at
+from mmjax.budget import COMPILED_OFTEN, RESERVE_S, RESERVE_SHARE, Cost, Ready, cut_down, cuts, ends_at
 from mmjax.config import Config
 from mmjax.config_load import config_from_dict
+from mmjax.data.prepare import prepare
+from mmjax.data.split import PARTS
 from mmjax.errors import ConfigError
+from mmjax.parts import build_parts
+from mmjax.recipe import resolve_prepared
 from mmjax.train import fit
 from mmjax.training.event_types import EpochEnded, Stopped
+from mmjax.training.events import train_events, watch
+from mmjax.training.setup import set_up
 from tests.doors import write_table
 
 
-def config_of(path: Path | str = "table.csv", *, budget: str = "1m", folds: int = 0, **training: object) -> Config:
+def config_of(
+    path: Path | str = "table.csv",
+    *,
+    budget: str = "1m",
+    folds: int = 0,
+    shares: dict[str, float] | None = None,
+    **training: object,
+) -> Config:
     content = {
         "name": "hurry",
         "budget": budget,
-        "data": {"tabular": {"path": str(path), "target_column": "kind", "id_column": "id"}},
+        "data": {"tabular": {"path": str(path), "target_column": "kind", "id_column": "id"} | (shares or {})},
         "split": {"folds": folds},
         "model": {"name": "mlp", "architecture": {"hidden_layers": [4]}},
         "training": {"epochs": 100, "batch_size": 16, "early_stopping": {"enabled": False}} | training,
@@ -94,6 +109,10 @@ def test_a_run_ends_in_time_and_says_what_was_cut(tmp_path: Path):
     assert len(done) == result.predictor.config.training.epochs or isinstance(events[-2], Stopped)
     assert ("split.folds", 0) in decisions(result)
     assert "Its training was cut to " in (result.bundle / "card.md").read_text()
+    split = json.loads((result.run_dir / "split.json").read_bytes())
+    assert "folds" not in split
+    assert {part: len(split[part]) for part in PARTS} == result.report["data"]["split_sizes"]
+    assert len(split["validation"]) > 0
     assert msgspec.structs.asdict(result.predictor.config)["budget"] == "20s"
 
 
@@ -106,3 +125,79 @@ def test_a_budget_that_is_enough_cuts_nothing_and_says_so(tmp_path: Path):
     fit(config_of(path, budget="10m", epochs=2), runs_dir=tmp_path / "runs", registry=None, tell=lines.append)
     (told,) = (line for line in lines if line.startswith("budget: "))
     assert told.endswith(" s are needed")
+
+
+def ready(config: Config) -> Ready:
+    prepared = prepare(config)
+    decided, decisions = resolve_prepared(config, prepared)
+    return Ready(decided, decisions, prepared, set_up(decided, prepared, build_parts(decided, prepared.schema)))
+
+
+def test_fewer_folds_are_decided_anew(tmp_path: Path):
+    """What follows from the rows does too: without folds there may be no validation rows to look at."""
+    path = write_table(tmp_path / "table.csv", rows=60)
+    shares = {"train_split": 0.8, "validation_split": 0.0, "test_split": 0.2}
+    asked = config_of(path, folds=3, early_stopping={}, member_loop="map", shares=shares)
+    before = ready(asked)
+    assert before.config.training.early_stopping.monitor == "val_loss"
+    found = cut_down(asked, before, cuts(before.config, Cost(0.0, 1.0), 40.0), print)
+    assert (found.config.split.folds, found.config.training.epochs) == (0, 40)
+    assert found.config.training.early_stopping.enabled is False
+    assert found.prepared.split.folds is None
+    assert {one.key: one.value for one in found.decisions}["training.epochs"] == 40
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"batch_size": 40}, "training.batch_size: expected at most 25"),
+        ({"coverage": 0.9}, "training.coverage: 0.9 expected at least 9 validation rows, got 6"),
+    ],
+)
+def test_what_fewer_folds_cannot_be_names_the_budget(tmp_path: Path, asked: dict[str, object], told: str):
+    config = config_of(write_table(tmp_path / "table.csv", rows=64), folds=5, member_loop="map", **asked)
+    start, left_s = ready(config), 250.0 if "batch_size" in asked else 50.0
+    cut = cuts(start.config, Cost(0.0, 1.0), left_s)
+    with pytest.raises(ConfigError, match=r"budget: 1m leaves split.folds: [02]") as refused:
+        cut_down(config, start, cut, print)
+    assert told in str(refused.value)
+
+
+def test_a_run_that_goes_on_keeps_what_the_clock_decided(tmp_path: Path):
+    """Though it was killed twice: while it trained, and as it began to go on."""
+    path, told = write_table(tmp_path / "table.csv", rows=120), []
+    config = config_of(path, budget="30s", folds=2, epochs=3)
+
+    class Killed(Exception):
+        pass
+
+    def at_an_epoch(event: object) -> None:
+        if isinstance(event, EpochEnded):
+            raise Killed
+
+    def at_the_data(line: str) -> None:
+        if line.startswith("data: "):
+            raise Killed
+
+    def start(**options: Any) -> list[str]:
+        lines: list[str] = []
+        with pytest.raises(Killed):
+            fit(config, run_dir=tmp_path / "run", registry=None, **({"tell": lines.append} | options))
+        return [line for line in lines if line.startswith(("budget", "members: "))]
+
+    told = start(callbacks=(at_an_epoch,))
+    assert [line.partition(":")[0] for line in told] == ["budget", "members"]
+    assert told[0].endswith(" are needed")
+    start(tell=at_the_data)
+    assert start(callbacks=(at_an_epoch,)) == told[:1]  # in the very words: not measured, not tried anew
+
+
+def test_training_stops_when_the_time_is_over(tmp_path: Path):
+    """An estimate that was too low: the clock ends the run, with the best epoch so far."""
+    path, events = write_table(tmp_path / "table.csv", rows=120), []
+    _, _, _, setup = ready(config_of(path, epochs=1_000_000))
+    plan = setup.plan._replace(ends_at=time.monotonic() + 1.0)
+    result = watch(train_events(setup.state, setup.task, plan), (events.append,), lambda snapshot: ())
+    stopped = [event for event in events if isinstance(event, Stopped)]
+    assert [event.reason for event in stopped] == ["the budget is used up"]
+    assert 1 <= result.best_epoch <= result.epochs < 1_000_000

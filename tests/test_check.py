@@ -3,12 +3,15 @@
 import io
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL.PngImagePlugin import PngImageFile
 
 from mmjax.check import check, command
-from mmjax.config_load import config_from_dict
+from mmjax.config import Config
+from mmjax.config_load import config_from_dict, config_to_yaml, load_config
+from mmjax.drill import _shortened
 from tests.doors import Ended, door, table_config, write_images, write_table
 
 TABLE = """\
@@ -165,3 +168,22 @@ def test_the_estimate_counts_every_epoch(home: Path) -> None:
     assert found.estimated_seconds == pytest.approx(
         found.compile_seconds + found.step_seconds * (found.steps + 2 * 8 / 16 / 3)
     )
+
+
+def test_a_drill_leaves_nothing_to_the_clock(tmp_path: Path) -> None:
+    """Runs that measure for themselves what to cut, or how to compute members, need not end in the same bits."""
+    content = {
+        "name": "d",
+        "budget": "9s",
+        "data": {"tabular": {"path": str(tmp_path / "t.csv"), "target_column": "y"}},
+    }
+    single, several = (config_from_dict(content | more, "test") for more in ({}, {"split": {"folds": 3}}))
+    short = _shortened(several, 3)
+    assert (short.budget, short.training.member_loop, short.training.epochs) == (None, "map", 3)
+    assert _shortened(single, 3).training.member_loop is msgspec.UNSET
+    assert load_config(_written(tmp_path, short)).training.member_loop == "map"
+
+
+def _written(folder: Path, config: Config) -> Path:
+    (folder / "drill.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    return folder / "drill.yaml"

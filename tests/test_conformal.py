@@ -95,3 +95,10 @@ def test_too_few_rows_bound_nothing():
     assert rows_needed(0.9) == 9
     assert least_probability(np.full((8, 2), 0.5), np.zeros(8, int), 0.9) == 0.0
     assert np.isinf(half_widths(np.zeros((8, 1)), np.ones((8, 1)), 0.9)).all()
+
+
+def test_weights_that_sum_to_1_bound_as_those_of_1():
+    scores = np.random.default_rng(0).normal(size=50)
+    assert conformal_quantile(scores, 0.9, np.full(50, 0.02)) == conformal_quantile(scores, 0.9)
+    held = np.where(np.arange(50) % 2 == 0, 0.04, 0.0)
+    assert conformal_quantile(scores, 0.9, held) == conformal_quantile(scores[::2], 0.9)

@@ -11,7 +11,7 @@ from mmjax.artifact import tree
 from mmjax.config import Training
 from mmjax.errors import TrainingError
 from mmjax.schema import Schema, Target
-from mmjax.training.decide import Rows, decide, decision_problems, fits_on_validation
+from mmjax.training.decide import Rows, abstain_problems, decide, decision_problems, fits_on_validation
 from mmjax.training.outputs import build_output
 from mmjax.training.scoring import Scores
 
@@ -126,6 +126,14 @@ def test_what_would_do_nothing_is_refused(target: Target, training: Training, la
 
 def test_weights_that_leave_too_few_rows_are_refused():
     schema, output, rows = Schema(target=THREE, columns=()), build_output(THREE, "cross_entropy"), rows_of(THREE)
-    weighted = rows._replace(batch=rows.batch | {"weight": np.full(200, 0.01, np.float32)})
+    weighted = rows._replace(batch=rows.batch | {"weight": np.where(np.arange(200) < 8, 0.01, 0.0).astype(np.float32)})
     with pytest.raises(TrainingError, match=r"training.coverage: expected finite answers and enough weight"):
         decide(Training(coverage=0.9), schema, output, output.fit(rows.batch["label"]), weighted)
+
+
+def test_a_share_in_percent_is_no_probability():
+    """All rows would be abstained, without a word."""
+    assert abstain_problems("--abstain-below", 70.0, ("a", "b")) == [
+        "--abstain-below: expected a probability, 1 at most, got 70"
+    ]
+    assert not abstain_problems("--abstain-below", 1.0, ("a", "b"))

@@ -1,5 +1,6 @@
 """Many models as one: members, folds and seeds, against models trained alone, however they are computed."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.predictor import load_predictor
 from mmjax.check import check
 from mmjax.config import Config
 from mmjax.config_load import config_from_dict
+from mmjax.data.decode import encode_png
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.prepared import rows_to_learn
 from mmjax.data.split import Split, deal_folds
@@ -25,10 +28,11 @@ from mmjax.training.checkpoint import _position_to_json, load, save
 from mmjax.training.events import Snapshot, TrainResult, on_host, train_events, watch
 from mmjax.training.members import MEMBER_LOOPS, Members, member_of, where_active
 from mmjax.training.setup import Setup, set_up
+from mmjax.training.state import eval_variables
 from mmjax.transforms.base import stack_states
 from mmjax.transforms.piecewise import piecewise_linear
 from mmjax.transforms.tabular import only_seen
-from tests.doors import write_table
+from tests.doors import write_csv, write_table
 
 QUICK = {
     "model": {"name": "mlp", "architecture": {"hidden_layers": [6], "dropout": 0.1}},
@@ -202,6 +206,8 @@ def test_more_folds_than_rows_are_refused():
     few = Split(np.arange(3), np.array([], np.int64), np.array([], np.int64), ())
     with pytest.raises(DataError, match=r"split.folds: expected at most 3"):
         deal_folds(few, 4, seed=0)
+    with pytest.raises(DataError, match=r"split.folds: expected at most 2, the groups that are not for test, got 3"):
+        deal_folds(few, 3, seed=0, groups=np.array(["a", "b", "a"], object))
 
 
 @settings(max_examples=30)
@@ -287,7 +293,9 @@ def test_seeds_keep_the_first_and_tell_the_spread(table: Path, tmp_path: Path):
     each = result.report["members"]["each"]
     assert [member["number"] for member in each] == [3, 5]
     assert each[0]["test"]["accuracy"] == pytest.approx(result.metrics["test"]["accuracy"])
-    assert result.predictor.config.training.seeds == ()
+    again = fit(load_bundle(result.bundle).contents.config, runs_dir=tmp_path / "again", registry=None)
+    assert [member["number"] for member in again.report["members"]["each"]] == [3]
+    assert again.metrics["test"] == pytest.approx(result.metrics["test"], abs=1e-5)
     rows = {"size": [0.5], "colour": ["red"], "open": ["yes"], "when": ["2024-03-04"]}
     assert load_predictor(result.bundle).predict(rows).uncertainty is None
 
@@ -297,3 +305,53 @@ def test_check_estimates_all_members(table: Path):
     assert many.parameters > 2.5 * one.parameters
     assert many.steps == 3 * (48 // 8)
     assert many.estimated_seconds > many.compile_seconds + 3 * many.steps * many.step_seconds
+
+
+def test_a_member_whose_metric_is_undefined_keeps_its_last_epoch(tmp_path: Path):
+    """A fold of one class has no ROC-AUC; its model must not stay as it was after the first epoch."""
+    random, rows = np.random.default_rng(0), []
+    for i in range(90):
+        size = random.normal()
+        rows.append((i, f"{size:.3f}", "b" if i % 3 and size > 0 else "a", f"g{i % 3}"))
+    path = write_csv(tmp_path / "table.csv", ("id", "size", "kind", "source"), rows)
+    shares = {"train_split": 0.9, "validation_split": 0.1, "test_split": 0.0}
+    config = config_from_dict(
+        {
+            "name": "one_class",
+            "data": {"tabular": {"path": str(path), "target_column": "kind", "id_column": "id", **shares}},
+            "split": {"folds": 3, "strategy": "group", "column": "source"},
+            "model": {"name": "mlp", "architecture": {"hidden_layers": [4]}},
+            "training": QUICK["training"] | {"member_loop": "map", "early_stopping": {"monitor": "val_roc_auc"}},
+        },
+        "test",
+    )
+    _, _, setup = ready(config)
+    result, kept = trained(setup)
+    undefined = [np.isnan(metrics["roc_auc"]) for metrics in _each_fold(setup, result)]
+    assert undefined.count(True) == 1
+    index = undefined.index(True)
+    assert result.best_epochs[index] == 3
+    close(member_of(result.variables, index), member_of(eval_variables(kept[-1].state), index), atol=0.0)
+
+
+def _each_fold(setup: Setup, result: TrainResult) -> list[dict[str, float]]:
+    members = setup.task.members
+    assert members is not None
+    each = setup.scorer.each(States(result.variables, *setup.fitted))
+    return [setup.scorer.metrics(own, held) for own, held in zip(each, members.held, strict=True)]
+
+
+def test_folds_of_data_with_validation_rows_of_their_own_are_refused(tmp_path: Path):
+    """Neither trained on nor looked at, they would be dropped in silence; folders for train and test alone are fine."""
+    for part, count in (("train", 6), ("val", 2), ("test", 2)):
+        for kind in "ab":
+            (folder := tmp_path / "images" / part / kind).mkdir(parents=True)
+            for i in range(count):
+                (folder / f"{i}.png").write_bytes(encode_png(np.full((4, 4, 3), 20 * i, np.uint8)))
+    content = {"name": "x", "data": {"image": {"path": str(tmp_path / "images")}}, "split": {"folds": 3}}
+    with pytest.raises(DataError, match=r"split.folds: expected no rows that are assigned to validation.*got 4"):
+        prepare(config_from_dict(content, "test"))
+    shutil.rmtree(tmp_path / "images" / "val")
+    split = prepare(config_from_dict(content, "test")).split
+    assert [len(rows) for rows in split[:3]] == [12, 0, 4]
+    assert np.bincount(split.folds).tolist() == [4, 4, 4]

@@ -8,6 +8,7 @@ import tracemalloc
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -72,6 +73,22 @@ def inputs(path: Path, rows: list[tuple[str, ...]], *, without: tuple[str, ...] 
 
 
 # ---- the doors
+
+
+def test_a_model_with_copies_among_its_test_rows_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What was told of the rows it was tested on is of no other rows: neither the leak nor its members alone."""
+    rows = table_rows(60)
+    path = write_csv(tmp_path / "table.csv", HEADER, [*rows, *((f"again{i}", *row[1:]) for i, row in enumerate(rows))])
+    config = table_config(path)
+    config = msgspec.structs.replace(config, training=msgspec.structs.replace(config.training, members=2))
+    result = fit(config, runs_dir=tmp_path / "runs", registry=tmp_path / "registry")
+    assert result.report["leak"]["rows"] > 0
+    assert len(result.report["members"]["each"]) == 2
+    told = door(capsys, evaluate.command, "--model", result.bundle, "--data", path)
+    assert told.code == 0, told.err
+    assert "kept the best epoch of each member" in told.out
+    assert "each alone" not in told.out
+    assert "copies of training rows" not in told.out
 
 
 def test_both_doors_as_processes(flat: Trained, tmp_path: Path) -> None:

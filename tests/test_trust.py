@@ -195,3 +195,15 @@ def test_a_server_may_be_told_when_to_abstain(home: Path):
     assert models["sums"].description["answers"] == ["intervals"]
     with pytest.raises(ConfigError, match=r"--abstain-below: expected a number above 0.5, as .* got 0.5 \(buys\)"):
         load_models(("buys",), home / "registry", abstain_below=0.5)
+
+
+def test_rows_without_weight_bound_nothing_and_that_is_said_before_training(tmp_path: Path):
+    random = np.random.default_rng(0)
+    rows = [(f"{random.normal():.3f}", "ab"[i % 2], int(i % 10 == 0)) for i in range(200)]
+    table = {"path": str(write_csv(tmp_path / "table.csv", ("size", "kind", "weight"), rows))}
+    table |= {"target_column": "kind", "weight_column": "weight"}
+    content = {"name": "light", "data": {"tabular": table}, "training": {"coverage": 0.9, "epochs": 1}}
+    events: list[object] = []
+    with pytest.raises(ConfigError, match=r"training.coverage: 0.9 expected at least 9 validation rows, got [0-8]"):
+        fit(config_from_dict(content, "test"), runs_dir=tmp_path, registry=None, callbacks=(events.append,))
+    assert not events

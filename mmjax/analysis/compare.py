@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from mmjax.analysis.report import HEADLINES
+from mmjax.analysis.report import HEADLINES, OUT_OF_FOLD
 from mmjax.analysis.tables import Table, number
 from mmjax.config import Config
 from mmjax.config_load import diff_configs
@@ -14,7 +14,7 @@ from mmjax.config_load import diff_configs
 Metrics = Mapping[str, Mapping[str, float | None]]
 """split -> metric -> value; None or NaN where it is undefined."""
 
-SPLITS = ("test", "validation", "train")
+SPLITS = ("test", "validation", OUT_OF_FOLD, "train")
 NONE: Mapping[str, tuple[float, float]] = MappingProxyType({})
 NOISE = ("95 % of difference", "than noise")
 
@@ -137,6 +137,8 @@ def headline(metrics: Metrics) -> str:
 
     >>> headline({"train": {"accuracy": 1.0}, "test": {"loss": 0.3, "accuracy": 0.9333}})
     'test accuracy 0.9333'
+    >>> headline({"train": {"accuracy": 1.0}, "out_of_fold": {"accuracy": 0.9}})
+    'out_of_fold accuracy 0.9000'
     """
     for split in SPLITS:
         for metric in HEADLINES:

@@ -166,12 +166,17 @@ def deal(
         assigned=assigned,
     )
     if folds:
+        if len(split.validation):
+            raise DataError(
+                f"split.folds: expected no rows that are assigned to validation, as each fold validates, got "
+                f"{len(split.validation):,} ({strategy}); move them to train, or remove split.folds"
+            )
         grouped = strategy in ("group", "group_stratified")
         split = deal_folds(
             split,
             folds,
             seed=config.seed,
-            labels=labels if strategy in ("stratified", "group_stratified") else None,
+            labels=labels if strategy in ("stratified", "group_stratified", "folders") else None,
             groups=assigned if grouped else None,
         )
     untaught = [name for i, name in enumerate(classes) if labels is not None and i not in labels[split.train]]

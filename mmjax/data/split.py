@@ -80,7 +80,10 @@ def deal_folds(
     """
     train, generator = split.train, _generator(seed)
     if groups is not None:
-        codes, _ = group_codes(groups[train])
+        codes, known = group_codes(groups[train])
+        if len(known) < folds:
+            most = f"at most {len(known)}, the groups that are not for test"
+            raise DataError(f"split.folds: expected {most}, got {folds}")
         shares = np.full(folds, 1.0 / folds)
         dealt = deal_groups(codes, shares, generator, None if labels is None else labels[train])
         return split._replace(folds=dealt.astype(np.int16))

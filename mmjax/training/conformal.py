@@ -33,12 +33,14 @@ def rows_needed(coverage: float) -> int:
 def conformal_quantile(scores: np.ndarray, coverage: float, weight: np.ndarray | None = None) -> float:
     """Return the `ceil((n + 1) * coverage)`-th smallest of `scores f64[n]`; infinity where n is too small.
 
-    `weight f64[n]` counts rows, and the new row as one. NaN scores are the worst.
+    `weight f64[n]` counts rows. The new row weighs 1, or as much as the mean of those that weigh anything if that is
+    less, for weights may sum to 1. NaN scores are the worst.
     """
     weight = np.ones(len(scores)) if weight is None else np.asarray(weight, np.float64)
     ordered = np.argsort(scores, kind="stable")  # NaN last
     reached = np.cumsum(weight[ordered])
-    wanted = coverage * (weight.sum() + 1.0)
+    new = min(1.0, weight.sum() / np.count_nonzero(weight)) if weight.any() else 1.0
+    wanted = coverage * (weight.sum() + new)
     place = int(np.searchsorted(reached, wanted - 1e-9 * wanted))
     found = float(scores[ordered[place]]) if place < len(scores) else math.inf
     return math.inf if math.isnan(found) else found

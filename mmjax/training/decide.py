@@ -136,10 +136,12 @@ def _coverage_problems(training: Training, rows: int) -> list[str]:
 
 
 def abstain_problems(where: str, below: float | None, classes: tuple[str, ...]) -> list[str]:
-    """Return why nobody would ever be abstained below this probability, if so; `where` it was asked for."""
-    if below is None or (classes and below > 1.0 / len(classes)):
+    """Return why none, or all, would ever be abstained below this probability, if so; `where` it was asked for."""
+    if below is None or (classes and 1.0 / len(classes) < below <= 1.0):
         return []
     if not classes:
         return [f"{where}: expected a classifier, got a model of a number; remove it"]
+    if below > 1.0:
+        return [f"{where}: expected a probability, 1 at most, got {below:g}"]
     least = f"above {1.0 / len(classes):.3g}, as the largest of {len(classes)} probabilities is at least that"
     return [f"{where}: expected a number {least}, got {below:g}"]

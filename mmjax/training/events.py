@@ -181,7 +181,9 @@ def train_events(
     yield Finished(len(history), best_epoch, plan.monitor, value, seconds, reason, task.models)
     best = plan.training.checkpoint.save_best and bool(plan.monitor)
     variables, kept = (now.best, best_epoch) if best else (_copy(eval_variables(now.state)), len(history))
-    each = tuple(np.atleast_1d(now.position.stop.best_epoch).tolist()) if task.members and best else ()
+    stop = now.position.stop
+    epochs_kept = np.where(stop.best_epoch < 0, stop.since, stop.best_epoch)  # without a best one the last
+    each = tuple(np.atleast_1d(epochs_kept).tolist()) if task.members and best else ()
     return TrainResult(variables, history, kept, len(history), seconds, clock.rate(), each)
 
 
@@ -450,10 +452,11 @@ def _after_epoch(
         min_delta=stopping.min_delta,
     )
     improved, best, best_epoch = bool(np.any(better)), now.best, position.best_epoch
-    if best is None or (improved and not np.ndim(better)):  # a first metric of NaN still leaves something to keep
+    kept = better | (position.stop.active & (stop.best_epoch < 0))  # of NaN only, none is better: then the newest
+    if best is None or (np.any(kept) and not np.ndim(kept)):
         best, best_epoch = _copy(eval_variables(now.state)), epoch
-    elif improved:
-        best, best_epoch = where_active(better, eval_variables(now.state), best), epoch
+    elif np.any(kept):
+        best, best_epoch = where_active(kept, eval_variables(now.state), best), epoch
     over = after.over or not bool(np.any(stop.active))
     after = after._replace(stop=stop, best_epoch=best_epoch, over=over)
     return Snapshot(now.state, totals, best, after), improved

@@ -267,6 +267,8 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
             f"{prepared.schema.target.task} and {validation_rows} rows; remove it, or set it to none"
         )
     validation = prepared.split.validation if prepared.split.folds is None else prepared.split.train
+    if "weight" in prepared.batch:
+        validation = validation[prepared.batch["weight"][validation] > 0]
     problems += decision_problems(training, prepared.schema, prepared.batch["label"][validation])
     if (members := make_members(config, prepared.split)) and prepared.streamed:
         problems.append(

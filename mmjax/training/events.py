@@ -150,7 +150,7 @@ def train_events(
     stop = init_stop(direction, members=task.models if task.members else None)
     first = Position(epoch=1, batch=0, history=(), best_epoch=0, stop=stop, over=False)
     now = _on_device(resumed or Snapshot(state, empty_totals(state.step.shape), None, first))
-    good, began_at = _kept(now), now.position.epoch
+    good, timed = _kept(now), False
     while not now.position.over:
         epoch_started, epoch = time.perf_counter(), now.position.epoch
         now, clock = yield from _run_epoch(program, now, clock, plan)
@@ -163,8 +163,10 @@ def train_events(
         metrics = now.position.history[-1]
         rate = float(task.learning_rates[epoch - 1])
         seconds = time.perf_counter() - epoch_started
-        next_s = seconds if epoch > began_at else 0.0  # the first epoch compiles
-        late = plan.ends_at is not None and time.monotonic() + next_s > plan.ends_at and not now.position.over
+        # The first epoch compiled too, which no other will: of it only the later steps tell how long the next takes.
+        ahead = seconds if timed else clock.seconds / max(clock.steps, 1) * program.batches
+        late = plan.ends_at is not None and time.monotonic() + ahead > plan.ends_at and not now.position.over
+        timed = True
         if late:
             now = now._replace(position=now.position._replace(over=True))
         good = _kept(now)

@@ -136,7 +136,7 @@ _MACRO, _MICRO, _WEIGHTED = (
 _METRIC_MEANINGS = {
     "loss": "`training.loss` as it is trained, smoothing and class weights included, before calibration; of a "
     "regression on the target in standard deviations.",
-    "accuracy": "Share of rows whose most probable class is the true one.",
+    "accuracy": "Share of rows that get their true class: by the most probable one, or by `training.threshold`.",
     "balanced_accuracy": "Mean over the classes of the share of their rows that are found (recall).",
     "top_3_accuracy": "Share of rows whose class is among the three most probable; for more than 3 classes.",
     "top_5_accuracy": "The same of five; for more than 5 classes.",

@@ -179,7 +179,7 @@ def _of_draws(
 def _class_parts(answers: Answers) -> np.ndarray:
     """Return f64[N, 3]: right or not, log loss and Brier score of each row."""
     probabilities = np.asarray(answers.probabilities, np.float64)
-    hits = probabilities.argmax(axis=1) == answers.label
+    hits = answers.prediction == answers.label  # what was called: a threshold may call what is less probable
     return np.stack(
         [hits, log_loss_rows(probabilities, answers.label), brier_rows(probabilities, answers.label)], axis=1
     )

@@ -96,6 +96,7 @@ def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
         "metrics": {GIVEN: evaluation.metrics},
         "intervals": {},
         "baselines": None,
+        "leak": None,
         "members": trained.get("members") and trained["members"] | {"each": []},
         "per_class": {GIVEN: evaluation.per_class},
         "confusion": {GIVEN: evaluation.confusion},

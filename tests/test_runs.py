@@ -94,7 +94,7 @@ def test_a_run_is_found_by_ref_name_or_folder(tmp_path):
         BundleError, match=r"^no run 'iris:1' in .*; that names a registered model: .*mmjax.registry com"
     ):
         find_run(tmp_path, "iris:1")
-    with pytest.raises(BundleError, match="no run 'iris' in .*; it has none"):
+    with pytest.raises(BundleError, match=r"no run 'iris' in .*; it has none"):
         find_run(tmp_path / "none", "iris")
 
 

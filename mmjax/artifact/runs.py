@@ -173,7 +173,7 @@ def find_run(root: Path, ref: str) -> Run:
     there = f"there are {', '.join(dict.fromkeys(run.path.parent.name for run in runs))}" if runs else "it has none"
     hint = f"{there}{did_you_mean(ref, names)}"
     if ":" in ref or "@" in ref:
-        hint = f"that names a registered model: python -m mmjax.registry compares those; {there}"
+        hint = "that names a registered model; use `registry compare` or `registry show`"
     raise BundleError(f"no run '{ref}' in {root}; {hint}")
 
 

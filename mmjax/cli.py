@@ -152,6 +152,10 @@ def _failure(error: Exception | KeyboardInterrupt) -> Outcome:
     match error:
         case click.exceptions.NoArgsIsHelpError():
             return _failed("usage", 2, ["missing command"])._replace(lines=(error.format_message(),))
+        case click.MissingParameter(ctx=click.Context() as context):
+            usage = " ".join([context.command_path, *context.command.collect_usage_pieces(context)])
+            told = f"{error.format_message()} The command is: {usage}; with --help it says more"
+            return _failed("usage", 2, [told])
         case click.ClickException():
             return _failed("usage", 2, [error.format_message()])
         case Terminated():

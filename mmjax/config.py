@@ -362,7 +362,10 @@ class EarlyStopping(Section, frozen=True, kw_only=True):
 
     enabled: Annotated[
         bool | UnsetType,
-        Meta(description="Stop before `epochs` are over; by default where there is a validation split."),
+        Meta(
+            description="Stop before `epochs` are over; by default where there are validation rows, but for `realmlp` "
+            "and `realmlp_s`, whose schedule needs all its epochs."
+        ),
     ] = UNSET
     patience: Annotated[Count | UnsetType, Meta(description="Epochs without improvement before stopping.")] = UNSET
     monitor: Annotated[

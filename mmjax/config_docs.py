@@ -136,7 +136,7 @@ _MACRO, _MICRO, _WEIGHTED = (
 _METRIC_MEANINGS = {
     "loss": "`training.loss` as it is trained, smoothing and class weights included, before calibration; of a "
     "regression on the target in standard deviations.",
-    "accuracy": "Share of rows whose most probable class is the true one.",
+    "accuracy": "Share of rows that get their true class: by the most probable one, or by `training.threshold`.",
     "balanced_accuracy": "Mean over the classes of the share of their rows that are found (recall).",
     "top_3_accuracy": "Share of rows whose class is among the three most probable; for more than 3 classes.",
     "top_5_accuracy": "The same of five; for more than 5 classes.",
@@ -152,14 +152,15 @@ _METRIC_MEANINGS = {
     "rest.",
     "log_loss": "Mean of -ln(probability of the true class), after calibration where there is any.",
     "refined_log_loss": "The log loss at the temperature that suits these rows best: what calibration cannot mend "
-    "(arXiv 2501.19195).",
+    "(arXiv 2501.19195). The temperature is found with each label smoothed by 1/(n+1), so of few rows it may be "
+    "slightly above `log_loss`.",
     "brier": "Mean squared error of the probabilities; of more than two classes summed over them, 0 to 2.",
     "ece": "Expected calibration error: mean gap between confidence and accuracy, in 15 bins of confidence.",
     "mcc": "Matthews correlation of true and predicted classes: 1 is perfect, 0 no better than chance.",
     "rmse": "Root of the mean squared error, in the target's unit.",
     "mae": "Mean absolute error, in the target's unit.",
     "r2": "Share of the target's variance that is explained: 1 is perfect, 0 as good as its mean, less is worse.",
-    "mape": "Mean of |error| / |target|, a fraction; useless where targets are near 0.",
+    "mape": "Mean of the absolute error over the absolute target, a fraction; useless where targets are near 0.",
 }
 
 

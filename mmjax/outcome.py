@@ -79,8 +79,18 @@ def judged_answers(config: Config, prepared: Prepared, answers: dict[str, Answer
     if config.evaluation.baselines == "none" or split == OUT_OF_FOLD:
         return Judged(spread, None)
     boost = config.evaluation.baselines == "all"
-    found = judge(prepared, answers[split], split, boost=boost, seed=config.seed)
+    found = judge(prepared, answers[split], split, boost=boost, seed=config.seed, advice=_what_to_try(config))
     return Judged(spread, found)
+
+
+def _what_to_try(config: Config) -> str:
+    """Return what may do better than this run, in words; empty where it has all of that."""
+    training, split = config.training, config.split
+    tries = ["preset: best"] if config.data.tabular is not None and config.model.name != "tabm" else []
+    alone = training.members == 1 and not training.seeds and not fold_count(config)
+    if alone and split.strategy not in ("column", "folders", "time"):
+        tries.append("split.folds: 5")
+    return f"try {', or '.join(tries)}" if tries else ""
 
 
 def leak_in_test(setup: Setup, states: States) -> Leak | None:

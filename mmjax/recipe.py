@@ -210,7 +210,8 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
     loss = "cross_entropy" if classify else "mse"
     smoothing = [("training.label_smoothing", 0.0, "keeps probabilities honest")]
     enough = classify and validation_rows >= CALIBRATION_ROWS
-    why = f"{validation_rows} validation rows" if classify else "a number has no probability"
+    needed = "" if enough else f", {CALIBRATION_ROWS} are needed"
+    why = f"{validation_rows} validation rows{needed}" if classify else "a number has no probability"
     common = [
         ("training.loss", loss, f"the target is a {schema.target.task} target"),
         ("training.calibration", "temperature" if enough else "none", why),

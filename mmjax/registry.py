@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmjax.analysis.compare import Comparison as Compared
-from mmjax.analysis.compare import compare, comparison_tables, headline, metrics_table
+from mmjax.analysis.compare import compare, comparison_tables, different_targets, headline, metrics_table
 from mmjax.artifact import registry as store
 from mmjax.artifact.bundle import BundleContents, load_bundle, structural_problems
 from mmjax.artifact.manifest import metrics_of, read_manifest
@@ -124,7 +124,11 @@ def show(model: str, root: Path) -> dict[str, Any]:
     return {**about, "config": config_to_dict(contents.config), "provenance": contents.provenance}
 
 
-@command.command(name="compare", help="Compare two versions: their metrics, and what their configs say differently.")
+@command.command(
+    name="compare",
+    help="Compare two versions, A and B: their metrics, and what their configs say differently. Each is "
+    f"{REF}, such as iris:1; runs are compared by `runs compare`.",
+)
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @root_option
@@ -135,6 +139,8 @@ def compare_command(a: str, b: str, root: Path) -> dict[str, Any]:
     first, second = (load_bundle(ref.path) for ref in refs)
     compared = _compared((str(refs[0]), str(refs[1])), first.contents, second.contents)
     same = first.digest == second.digest
+    if not compared.metrics:
+        echo(f"{compared.noise}\n")
     for table in comparison_tables(compared):
         print_table(table)
         echo()
@@ -144,7 +150,13 @@ def compare_command(a: str, b: str, root: Path) -> dict[str, Any]:
 
 
 def _compared(names: tuple[str, str], first: BundleContents, second: BundleContents) -> Compared:
-    """Return both side by side, with what the luck of the test rows makes of their differences."""
+    """Return both side by side, with what the luck of the test rows makes of their differences.
+
+    Of models that predict different things there are no metrics, and `noise` says so.
+    """
+    configs = first.config, second.config
+    if different := different_targets(first.schema.target, second.schema.target):
+        return compare(*names, ({}, {}), configs, noise=different)
     from mmjax.analysis.noise import difference_noise  # here, for it imports JAX
     from mmjax.backend import configure
 
@@ -152,7 +164,7 @@ def _compared(names: tuple[str, str], first: BundleContents, second: BundleConte
     metrics = first.metrics, second.metrics
     tested = first.metrics.get("test", {}), second.metrics.get("test", {})
     noise = difference_noise(first.answers, second.answers, names=names, metrics=tested)
-    return compare(*names, metrics, (first.config, second.config), intervals=noise.intervals, noise=noise.how)
+    return compare(*names, metrics, configs, intervals=noise.intervals, noise=noise.how)
 
 
 @command.command(help="Let an alias point to a version that passes every check; a plain NAME is its newest version.")

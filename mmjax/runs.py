@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmjax.analysis.compare import compare, comparison_tables, headline, metrics_table
+from mmjax.analysis.compare import compare, comparison_tables, different_targets, headline, metrics_table
 from mmjax.analysis.tables import number
 from mmjax.artifact import runs as store
 from mmjax.artifact.answers import Answers
@@ -13,6 +13,7 @@ from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.runs import Run
 from mmjax.cli import COMMANDS, echo, echo_table, json_option, print_table, run
 from mmjax.config_load import config_from_dict, config_to_yaml
+from mmjax.schema import schema_from_json
 
 if TYPE_CHECKING:
     from mmjax.analysis.noise import Noise
@@ -109,7 +110,11 @@ def _cell(value: Any) -> str:
     return number(value) if isinstance(value, float) else "-" if value is None else str(value)
 
 
-@command.command(name="compare", help="Compare two runs: their metrics, and what their configs say differently.")
+@command.command(
+    name="compare",
+    help="Compare two runs, A and B: their metrics, and what their configs say differently. Each is NAME (its newest "
+    "run), NAME/STAMP or a folder; registered models are compared by `registry compare`.",
+)
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @root_option
@@ -118,15 +123,27 @@ def compare_command(a: str, b: str, root: Path) -> dict[str, Any]:
     """Compare two runs."""
     found = store.find_run(root, a), store.find_run(root, b)
     first, second = (config_from_dict(one.record.config, str(one.path / store.RECORD)) for one in found)
-    metrics = found[0].record.metrics, found[1].record.metrics
-    noise = _noise(*found)
-    compared = compare(found[0].ref, found[1].ref, metrics, (first, second), intervals=noise.intervals, noise=noise.how)
+    if different := _different(*found):
+        compared = compare(found[0].ref, found[1].ref, ({}, {}), (first, second), noise=different)
+        echo(f"{different}\n")
+    else:
+        metrics, noise = (found[0].record.metrics, found[1].record.metrics), _noise(*found)
+        refs = found[0].ref, found[1].ref
+        compared = compare(*refs, metrics, (first, second), intervals=noise.intervals, noise=noise.how)
     for table in comparison_tables(compared):
         print_table(table)
         echo()
     if not compared.config:
         echo("the configs say the same")
     return compared._asdict()
+
+
+def _different(first: Run, second: Run) -> str:
+    """Return why two runs predict different things, as far as their folders tell; empty where they do not."""
+    files = first.path / "schema.json", second.path / "schema.json"
+    if not all(file.is_file() for file in files):
+        return ""
+    return different_targets(*(schema_from_json(file.read_bytes(), str(file)).target for file in files))
 
 
 def _noise(first: Run, second: Run) -> "Noise":

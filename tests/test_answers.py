@@ -14,6 +14,7 @@ from mmjax.artifact.answers import (
     take_answers,
 )
 from mmjax.errors import BundleError
+from mmjax.training.metrics import classification_metrics
 from tests.test_bootstrap import classified, measured
 from tests.test_tree import same
 
@@ -72,6 +73,21 @@ def test_noise_says_how_it_was_found():
         "cannot be compared row by row: no answers to test rows are kept of b",
     )
     assert noise_of(one, kept_answers(measured(300), 300)).how.startswith("cannot be compared: one predicts classes")
+
+
+@pytest.mark.parametrize("n", [83, 153, 279])
+def test_one_row_is_never_more_than_noise(n: int):
+    """A third of the draws leave it out: 0 is in the interval to the last bit, however the metrics were rounded."""
+    one = classified(n, weight=np.random.default_rng(n).uniform(0.5, 3.0, n))
+    wrong = one.prediction.copy()
+    wrong[np.flatnonzero(wrong == one.label)[0]] ^= 1
+    both = one, one._replace(prediction=wrong)
+    metrics = tuple(
+        classification_metrics(each.probabilities, each.label, predictions=each.prediction, weight=each.weight)
+        for each in both
+    )
+    low, high = difference_noise(*both, names=("a", "b"), metrics=metrics).intervals["accuracy"]
+    assert low < metrics[1]["accuracy"] - metrics[0]["accuracy"] < high == 0.0
 
 
 def test_kept_rows_stand_for_all():

@@ -112,7 +112,10 @@ def test_a_network_that_knows_nothing_is_told_so(classes: int):
         assert one.metrics[found.metric] < usual.metrics[found.metric]
     assert found.beaten
     assert found.verdict.startswith(f"{found.best} is better than this network on test: {found.metric} ")
-    assert found.verdict.endswith("(difference larger than noise)")
+    ahead = [one.name for one in found.baselines if one.metrics[found.metric] < found.network[found.metric]]
+    told, _, also = found.verdict.partition("; also ahead: ")
+    assert told.endswith(", a difference larger than noise")
+    assert {found.best, *also.split(", ")} - {""} == set(ahead)
     assert found.difference is not None
     assert found.difference[1] < 0
     assert found.network == metric_values(answers(data, knows=False))
@@ -127,6 +130,21 @@ def test_a_network_that_knows_all_is_told_so_and_learnt_rows_are_not_asked():
     shuffled["label"][data.split.test] = 0  # what is asked must not be learnt from
     again = judge(data._replace(batch=shuffled), answers(data, knows=True), "test", boost=False)
     assert [one.metrics for one in again.baselines] == [one.metrics for one in found.baselines]
+
+
+def test_within_noise_nobody_is_called_better_and_what_to_try_is_said():
+    data, numeric, category = prepared(classes=2), np.zeros((N, 2), np.float32), np.ones((N, 1), np.int32)
+    constant = data._replace(batch=data.batch | {"numeric": numeric, "category": category})
+    nearly = np.tile(np.array([0.48, 0.52], np.float32), (50, 1))  # the majority says 0.5267, and 0.54 is true
+    network = answers(data, knows=False)._replace(probabilities=nearly)
+    found = judge(constant, network, "test", boost=False, advice="try preset: best")
+    assert found.beaten
+    ours, theirs = found.network["log_loss"], found.baselines[0].metrics["log_loss"]
+    assert found.verdict == (
+        f"majority class does as well as this network on test: log_loss {theirs:.4f} against {ours:.4f}, a difference "
+        "within noise; try preset: best"
+    )
+    assert "try" not in judge(data, answers(data, knows=True), "test", boost=False, advice="try it").verdict
 
 
 def test_the_majority_and_the_mean_are_those_of_the_training_rows():

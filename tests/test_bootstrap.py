@@ -116,6 +116,20 @@ def test_intervals_hold_the_value_of_any_rows(n: int, k: int, seed: int):
         assert low - 1e-5 <= metric_values(answers)[name] <= high + 1e-5
 
 
+def test_what_was_called_decides_the_accuracy():
+    """Where a threshold calls what is less probable, too: in all rows, in each draw, and in the pairs."""
+    plain = classified(200)
+    called = plain._replace(prediction=(plain.probabilities[:, 1] >= 0.3).astype(np.int64))
+    assert metric_values(called)["accuracy"] == pytest.approx((called.prediction == called.label).mean())
+    assert metric_values(called)["accuracy"] != metric_values(plain)["accuracy"]
+    low, high = difference_intervals(resample(plain), resample(called))["accuracy"]
+    changed = (called.prediction == called.label) * 1.0 - (plain.prediction == plain.label)
+    error = changed.std() / np.sqrt(200)
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.15)
+    assert (high + low) / 2 == pytest.approx(changed.mean(), abs=0.3 * error)
+    assert metric_values(called)["log_loss"] == metric_values(plain)["log_loss"]
+
+
 def test_what_is_undefined_has_no_interval():
     broken = classified(10)
     assert resample(broken._replace(probabilities=np.full((10, 2), np.nan, np.float32))) == {}

@@ -157,6 +157,27 @@ def test_copies_of_training_rows_in_the_test_split_are_told_first():
     assert limits(report_of(("no", "yes"), leak=leak | {"metrics": {}}))[0] == told
 
 
+def test_probabilities_that_are_not_calibrated_are_told():
+    given = {
+        "config_dict": {"name": "iris", "training": {"calibration": "none"}},
+        "metrics": {"test": {"accuracy": 0.9, "ece": 0.12}},
+        "decisions": ({"key": "training.calibration", "value": "none", "why": "89 validation rows, 100 are needed"},),
+    }
+    told = (
+        "Probabilities are not calibrated: ECE 0.12 on test; 89 validation rows, 100 are needed, or use `split.folds`."
+    )
+    assert told in limits(report_of(("no", "yes"), **given))
+    asked = limits(report_of(("no", "yes"), **given | {"decisions": ()}))
+    assert any(
+        line.endswith("ECE 0.12 on test; `training.calibration: temperature` would calibrate them.") for line in asked
+    )
+    for change in (
+        {"metrics": {"test": {"ece": 0.05}}},
+        {"config_dict": {"name": "iris", "training": {"calibration": "temperature"}}},
+    ):
+        assert not any("calibrated" in line for line in limits(report_of(("no", "yes"), **given | change)))
+
+
 def test_without_a_test_split_the_card_says_so():
     report = report_of(("no", "yes"), metrics={"validation": {"accuracy": 0.9}}, split_sizes={"validation": 10})
     assert limits(report)[0] == (

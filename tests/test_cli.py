@@ -134,7 +134,10 @@ def test_a_result_without_a_json_form_is_a_fault(capsys):
     [
         (("data", "--wat", "3"), "No such option '--wat'."),
         (("data", "--count", "x"), "Invalid value for '--count': 'x' is not a valid integer."),
-        ((), "Missing argument 'WHAT'."),
+        (
+            (),
+            "Missing argument 'WHAT'. The command is: python -m mmjax.probe [OPTIONS] WHAT; with --help it says more",
+        ),
         (("data", "more"), "Got unexpected extra argument (more)"),
     ],
 )
@@ -361,6 +364,14 @@ def test_registry_compare(capsys, root, tmp_path):
     assert found["same_content"]
     assert found["config"] == []
     assert "the content is the same, to the bit" in text
+    target = msgspec.structs.replace(contents.schema.target, column="colour", classes=("red", "blue", "green"))
+    apart = contents._replace(schema=msgspec.structs.replace(contents.schema, target=target))
+    save_bundle(tmp_path / "apart", apart)
+    register(root, "hues", tmp_path / "apart", run_id="d")
+    code, text, found = door(capsys, "registry", "compare", "iris:1", "hues:1", "--registry", str(root))
+    assert (code, found["metrics"]) == (0, [])
+    assert "they predict different things (species / colour): metrics cannot be compared" in text
+    assert "noise" not in text
 
 
 def test_registry_promote_and_verify_refuse_a_damaged_version(capsys, root):
@@ -423,6 +434,17 @@ def test_runs_compare(capsys, runs):
     assert found["config"] == [{"key": "seed", "a": 0, "b": 1}]
     assert "+0.0500" in text
     assert "the configs say the same" in door(capsys, "runs", "compare", refs[0], refs[0], "--runs-dir", str(runs))[1]
+    target = {"column": "species", "task": "classification", "classes": ["a", "b"]}
+    for ref, classes in zip(refs, ("ab", "abc"), strict=True):
+        write_json_atomic(runs / ref / "schema.json", {"target": target | {"classes": list(classes)}})
+    code, text, found = door(capsys, "runs", "compare", *refs, "--runs-dir", str(runs))
+    told = "they predict different things (species: a, b / species: a, b, c): metrics cannot be compared"
+    assert (code, found["metrics"], found["noise"]) == (0, [], told)
+    assert text.startswith(f"{told}\n\nconfig")
+    code, text, _ = door(capsys, "runs", "compare", "iris")
+    assert code == 2
+    assert "Missing argument 'B'. The command is: " in text
+    assert "runs compare [OPTIONS] A B; with --help it says more" in text
 
 
 def test_runs_prune(capsys, runs):

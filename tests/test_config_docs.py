@@ -1,6 +1,7 @@
 """The documentation and the JSON Schema are what the structs say, and every config file of the repository is true."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ def test_written_docs_are_up_to_date(tmp_path: Path) -> None:
         assert (REPOSITORY / "docs" / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(
             encoding="utf-8"
         ), f"docs/{name} is behind the structs; run `python -m mmjax.config_docs`"
+
+
+def test_every_row_of_a_table_has_the_cells_of_its_header() -> None:
+    bars = 0
+    for line in markdown().splitlines():
+        found = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert found == bars or not bars or not found, line
+        bars = found
 
 
 def test_every_key_and_section_is_described() -> None:

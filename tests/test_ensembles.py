@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmjax.analysis.present import results_text
 from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.predictor import load_predictor
 from mmjax.check import check
@@ -21,6 +22,7 @@ from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.prepared import rows_to_learn
 from mmjax.data.split import Split, deal_folds
 from mmjax.errors import ConfigError, DataError
+from mmjax.evaluate import evaluate_model, evaluation_report
 from mmjax.parts import States, build_parts
 from mmjax.recipe import resolve
 from mmjax.train import fit
@@ -280,6 +282,12 @@ def test_a_bundle_of_folds_answers_as_one_model_with_uncertainty(table: Path, tm
     assert any("fitted on 72 validation rows" in line for line in told)
     assert set(result.metrics) == {"test", "out_of_fold", "train"}
     assert [member["number"] for member in result.report["members"]["each"]] == [0, 1, 2]
+    assert "3 models of 3 folds, each alone (test)" in results_text(result.report, width=80)
+    leaky = result.report | {"leak": {"rows": 1, "of": 18, "metrics": {"accuracy": 0.5}}}
+    text = results_text(evaluation_report(leaky, evaluate_model(result.predictor, table)), width=80)
+    assert "each alone" not in text  # that is of other rows than these
+    assert "copies of training rows" not in text
+    assert "kept the best epoch of each member" in text
     rows = {"size": [0.5, None], "colour": ["red", "blue"], "open": ["yes", "no"], "when": ["2024-03-04", None]}
     answers = load_predictor(result.bundle).predict(rows)
     assert answers.uncertainty is not None

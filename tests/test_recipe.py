@@ -131,6 +131,7 @@ def test_without_validation_rows_nothing_stops_early() -> None:
     assert (stopping.enabled, stopping.patience, stopping.monitor) == (False, UNSET, UNSET)
     whys = {decision.key: decision.why for decision in decisions}
     assert whys["training.early_stopping.enabled"] == "there are no validation rows"
+    assert whys["training.calibration"] == "0 validation rows, 100 are needed"
     on_train = config_for("classes", training={"early_stopping": {"enabled": True, "monitor": "train_loss"}})
     resolved, _ = resolve(on_train, SCHEMAS["classes"], train_rows=50, validation_rows=0)
     assert resolved.training.early_stopping.enabled is True

@@ -88,9 +88,11 @@ def test_a_run_is_found_by_ref_name_or_folder(tmp_path):
     assert find_run(tmp_path, "iris").path == new
     assert find_run(tmp_path, f"iris/{old.name}").path == old
     assert find_run(tmp_path / "none", str(old)).path == old
-    with pytest.raises(BundleError, match="no run 'irsi'; there are iris; did you mean 'iris'\\?"):
+    with pytest.raises(BundleError, match=r"no run 'irsi' in .*; there are iris; did you mean 'iris'\?"):
         find_run(tmp_path, "irsi")
-    with pytest.raises(BundleError, match="no run 'iris'; it has none"):
+    with pytest.raises(BundleError, match=r"^no run 'iris:1' in .*; that names a registered model; use `registry comp"):
+        find_run(tmp_path, "iris:1")
+    with pytest.raises(BundleError, match=r"no run 'iris' in .*; it has none"):
         find_run(tmp_path / "none", "iris")
 
 

@@ -41,6 +41,7 @@ def test_a_simple_model_that_is_better_comes_first(trained) -> None:
     report = poor.report
     verdict = report["verdict"]
     assert " is better than this network on test: " in verdict
+    assert verdict.endswith("; try preset: best, or split.folds: 5")
     assert next(iter(report)) == "verdict"
     assert results_text(report, width=80).splitlines()[0] == verdict
     assert model_card(report).startswith("> **")

@@ -67,18 +67,21 @@ class Judgement(NamedTuple):
     best: str
     """The baseline with the best value of the metric."""
     beaten: bool
-    """True where that baseline is better than the network."""
+    """True where that baseline has the better value, by more than noise or within it."""
     difference: Interval | None
     """95 % interval of the metric's difference, the best baseline's less the network's (paired bootstrap)."""
     verdict: str
-    """All that in one line."""
+    """All that in one line, and what to try where the network is behind."""
     notes: tuple[str, ...]
 
 
-def judge(prepared: Prepared, network: Answers, split: str, *, boost: bool, seed: int = 0) -> Judgement:
+def judge(
+    prepared: Prepared, network: Answers, split: str, *, boost: bool, seed: int = 0, advice: str = ""
+) -> Judgement:
     """Return the Judgement of the network's Answers to all rows of `split`, in the order of `prepared.split`.
 
-    Of images only the majority or mean is asked. `boost` adds gradient boosting, where a library is installed.
+    Of images only the majority or mean is asked. `boost` adds gradient boosting, where a library is installed. `advice`
+    ends the verdict where the network is behind, as in "try preset: best".
     """
     random, notes = np.random.default_rng(seed), []
     given, batch = getattr(prepared.split, split), prepared.batch
@@ -105,11 +108,11 @@ def judge(prepared: Prepared, network: Answers, split: str, *, boost: bool, seed
             spent = time.perf_counter() - started
             answers = answers_of(labels, truth, fitted.answers, prepared.schema.target.offset)
             found.append((Baseline(name, metric_values(answers), round(spent, 3), fitted.chosen), answers))
-    return _judgement(truth, found, split, tuple(notes), seed)
+    return _judgement(truth, found, split, tuple(notes), seed, advice)
 
 
 def _judgement(
-    truth: Answers, found: list[tuple[Baseline, Answers]], split: str, notes: tuple[str, ...], seed: int
+    truth: Answers, found: list[tuple[Baseline, Answers]], split: str, notes: tuple[str, ...], seed: int, advice: str
 ) -> Judgement:
     metric = "rmse" if truth.probabilities is None else "log_loss"
     network = metric_values(truth)
@@ -118,16 +121,31 @@ def _judgement(
     difference = None
     if np.isfinite(theirs) and np.isfinite(ours):
         difference = difference_intervals(resample(truth, seed=seed), resample(answers, seed=seed)).get(metric)
-    noise = f"difference {'larger than' if difference and larger_than_noise(difference) else 'within'} noise"
-    beaten = bool(theirs < ours) or bool(np.isnan(ours))
-    if beaten:
-        verdict = f"{best.name} is better than this network on {split}: {metric} {_number(theirs)} against "
-        verdict += f"{_number(ours)} ({noise})"
-    else:
-        verdict = f"no baseline is better than this network on {split}: {metric} {_number(ours)} against "
-        verdict += f"{_number(theirs)} of {best.name} ({noise})"
     baselines = tuple(one for one, _ in found)
-    return Judgement(len(truth.row), split, metric, network, baselines, best.name, beaten, difference, verdict, notes)
+    ahead = [one for one in baselines if one.metrics[metric] < ours or np.isnan(ours)]
+    larger = None if difference is None else larger_than_noise(difference)
+    verdict = _verdict(network, best, ahead, metric, split, larger=larger)
+    verdict += f"; {advice}" if ahead and advice else ""
+    return Judgement(
+        len(truth.row), split, metric, network, baselines, best.name, bool(ahead), difference, verdict, notes
+    )
+
+
+def _verdict(
+    network: dict[str, float], best: Baseline, ahead: list[Baseline], metric: str, split: str, *, larger: bool | None
+) -> str:
+    """Return who is better; `larger` says whether the difference to the best is more than noise, None: unknown."""
+    theirs, ours = _number(best.metrics[metric]), _number(network[metric])
+    noise = {None: "", True: ", a difference larger than noise", False: ", a difference within noise"}[larger]
+    where = f"this network on {split}: {metric}"
+    if not ahead:
+        return f"no baseline is better than {where} {ours} against {theirs} of {best.name}{noise}"
+    others = [one.name for one in sorted(ahead, key=lambda one: one.metrics[metric]) if one.name != best.name]
+    if larger is False:
+        also = f"; so {'does' if len(others) == 1 else 'do'} {', '.join(others)}" if others else ""
+        return f"{best.name} does as well as {where} {theirs} against {ours}{noise}{also}"
+    also = f"; also ahead: {', '.join(others)}" if others else ""
+    return f"{best.name} is better than {where} {theirs} against {ours}{noise}{also}"
 
 
 def _number(value: float) -> str:

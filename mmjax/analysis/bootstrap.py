@@ -25,6 +25,8 @@ COVERAGE = 0.95
 MOST_ROWS = 10_000
 AT_ONCE = 1 << 20
 """Drawn rows held at a time."""
+ROUNDING = 1e-6
+"""Of a metric's size: differences of draws that are smaller are none, as draws are in f32."""
 BLOCKS = (RESAMPLES, 500, 250, 125, 50)
 """Draws at a time; each divides `RESAMPLES`, so that all blocks are one program."""
 
@@ -76,11 +78,14 @@ def difference_intervals(a: Resamples, b: Resamples) -> dict[str, Interval]:
     Both of the same rows, in one order and with one seed: paired, the luck of the rows falls out as far as it is the
     same for both. Of different rows, with different seeds: unpaired, and wider.
     """
-    return {
-        name: _interval(b[name].value - a[name].value, b[name].deviations - a[name].deviations)
-        for name in a
-        if name in b
-    }
+    return {name: _difference(a[name], b[name]) for name in a if name in b}
+
+
+def _difference(a: Resampled, b: Resampled) -> Interval:
+    """Return the interval of `b - a`; an end that only rounding keeps from 0 is 0, so that it is not left out."""
+    low, high = _interval(b.value - a.value, b.deviations - a.deviations)
+    least = ROUNDING * max(abs(a.value), abs(b.value))
+    return (0.0 if abs(low) < least else low), (0.0 if abs(high) < least else high)
 
 
 def larger_than_noise(interval: Interval) -> bool:

@@ -29,6 +29,8 @@ from mmjax.analysis.tables import count, number, printable
 MOST_CLASSES = 20
 FEW_ROWS = 30
 """A class with fewer rows than this in the test split has scores that say little."""
+UNCALIBRATED = 0.05
+"""Probabilities without calibration whose expected calibration error is above this are warned of."""
 UNUSED_KINDS = ("identifier", "constant", "text", "ignored", "target")
 
 
@@ -57,7 +59,8 @@ def model_card(report: Report) -> str:
 def limits(report: Report) -> list[str]:
     """Return what the numbers and the data do not show, in sentences derived from the report."""
     split, kinds = headline_split(report), {column["kind"] for column in report["data"]["columns"]}
-    found = [*_limits_of_scores(report, split), *_limits_of_classes(report, split)]
+    found = [*_limits_of_scores(report, split), *_limits_of_calibration(report, split)]
+    found += _limits_of_classes(report, split)
     for decision in report["decisions"]:
         if decision["key"] == "training.epochs" and decision["why"].startswith("budget"):
             found.append(
@@ -96,6 +99,18 @@ def _limits_of_scores(report: Report, split: str | None) -> list[str]:
     if undefined:
         found.append(f"Undefined on the {split} rows, hence shown as `-`: {', '.join(undefined)}.")
     return found
+
+
+def _limits_of_calibration(report: Report, split: str | None) -> list[str]:
+    """Return that probabilities are off where they were not calibrated, and what would calibrate them."""
+    error = report["metrics"].get(split, {}).get("ece")
+    config = report["config"]
+    if config.get("training", {}).get("calibration") != "none" or error is None or error <= UNCALIBRATED:
+        return []
+    why = next((made["why"] for made in report["decisions"] if made["key"] == "training.calibration"), "")
+    folds = "" if config.get("split", {}).get("folds") else ", or use `split.folds`"
+    todo = f"{why}{folds}" if why else "`training.calibration: temperature` would calibrate them"
+    return [f"Probabilities are not calibrated: ECE {error:.2f} on {split}; {todo}."]
 
 
 def _limits_of_classes(report: Report, split: str | None) -> list[str]:

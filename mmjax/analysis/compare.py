@@ -7,9 +7,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mmjax.analysis.report import HEADLINES, OUT_OF_FOLD
-from mmjax.analysis.tables import Table, number
+from mmjax.analysis.tables import Table, number, printable, shorten
 from mmjax.config import Config
 from mmjax.config_load import diff_configs
+from mmjax.schema import Target
 
 Metrics = Mapping[str, Mapping[str, float | None]]
 """split -> metric -> value; None or NaN where it is undefined."""
@@ -68,6 +69,22 @@ def compare(
     """
     differing = [ConfigDifference(*row) for row in diff_configs(*configs)]
     return Comparison(a, b, compare_metrics(*metrics, intervals), differing, noise)
+
+
+def different_targets(a: Target, b: Target) -> str:
+    """Return why metrics of two models cannot be compared: they predict different things; empty where they do not.
+
+    >>> different_targets(Target(column="age", task="regression"), Target(column="price", task="regression"))
+    'they predict different things (age / price): metrics cannot be compared'
+    """
+    if (a.column, a.task, a.classes) == (b.column, b.task, b.classes):
+        return ""
+    told = [target.column if a.column != b.column else _with_classes(target) for target in (a, b)]
+    return f"they predict different things ({printable(' / '.join(told))}): metrics cannot be compared"
+
+
+def _with_classes(target: Target) -> str:
+    return f"{target.column}: {shorten(', '.join(target.classes) or 'a number', 60)}"
 
 
 def compare_metrics(

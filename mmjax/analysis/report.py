@@ -125,7 +125,7 @@ def evaluated_splits(report: Report) -> list[str]:
 
 
 def beaten(report: Report) -> str | None:
-    """Return the verdict where a baseline is better than the network; None otherwise."""
+    """Return the verdict where a baseline is ahead of the network, within noise or not; None otherwise."""
     baselines = report.get("baselines")
     return baselines["verdict"] if baselines and baselines["beaten"] else None
 

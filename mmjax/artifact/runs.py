@@ -171,7 +171,10 @@ def find_run(root: Path, ref: str) -> Run:
         return load_run(Path(ref))
     names = dict.fromkeys(option for run in runs for option in (run.path.parent.name, run.ref))
     there = f"there are {', '.join(dict.fromkeys(run.path.parent.name for run in runs))}" if runs else "it has none"
-    raise BundleError(f"runs {root}: no run '{ref}'; {there}{did_you_mean(ref, names)}")
+    hint = f"{there}{did_you_mean(ref, names)}"
+    if ":" in ref or "@" in ref:
+        hint = "that names a registered model; use `registry compare` or `registry show`"
+    raise BundleError(f"no run '{ref}' in {root}; {hint}")
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

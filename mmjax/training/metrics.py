@@ -65,7 +65,8 @@ def classification_metrics(
     the most probable one always. `precision`, `recall` and `f1` are of the positive
     class and only there for two classes; `top_3_accuracy` and `top_5_accuracy` only for more than 3 and 5 classes.
     `refined_log_loss` is the log loss at the temperature that suits these rows best: what calibration cannot mend
-    (Berta et al. 2025, arXiv 2501.19195). For more than two classes `roc_auc` and `pr_auc` are means over classes, each
+    (Berta et al. 2025, arXiv 2501.19195); that temperature is found with smoothed labels, so of few rows it may be
+    slightly above `log_loss`. For more than two classes `roc_auc` and `pr_auc` are means over classes, each
     against the rest, of those where they are defined, and `brier` sums over classes, in [0, 2]. Rows of weight 0 change
     nothing.
     """

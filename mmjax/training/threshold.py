@@ -19,8 +19,8 @@ def best_threshold(
 ) -> float:
     """Return the threshold t in [0, 1] with the best metric of `positive >= t` against `truth bool[N]`.
 
-    `positive f64[N]` are probabilities of the positive class. It lies half way between two of them; of equally good
-    ones it is the nearest to 0.5. `weight f64[N]` counts rows.
+    `positive f64[N]` are probabilities of the positive class. It is 0.5 where no other is better, else half way between
+    two of them, of equally good ones the nearest to 0.5. `weight f64[N]` counts rows.
     """
     weight = np.ones(len(truth)) if weight is None else np.asarray(weight, np.float64)
     order = np.argsort(positive)
@@ -33,6 +33,8 @@ def best_threshold(
     fn, tn = hits[cuts], misses[cuts]
     scores = _scores(metric, hits[-1] - fn, fn, misses[-1] - tn, tn)
     best = np.flatnonzero(scores >= scores.max() - 1e-12)
+    if ((below[best] < 0.5) & (above[best] >= 0.5)).any():
+        return 0.5
     return float(thresholds[best[np.argmin(np.abs(thresholds[best] - 0.5))]])
 
 

@@ -266,7 +266,7 @@ IDLE: tuple[tuple[str, Settings, str], ...] = (
     ("model.architecture.activation", {**B0, "model.architecture.activation": "relu"}, "has no such option"),
     ("model.architecture.width", {**B0, "model.architecture.width": 8}, "has no such option"),
     ("preset", {**IMAGES, "preset": "fast"}, "expected a table, whose network it chooses"),
-    ("preset", {**TABLE, "preset": "fast"}, "expected no `model.name` with it"),
+    ("preset", {**TABLE, "preset": "fast"}, "expected no `model.name` with"),
     ("training.momentum", {**TABLE, "training.momentum": 0.5}, "has no effect"),
     ("data.cache.path", {**TABLE, "data.loading": "resident", "data.cache.path": "cache"}, "has no effect"),
     (

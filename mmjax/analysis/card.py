@@ -174,10 +174,10 @@ def _what(report: Report) -> str:
 
 
 def _trained_on(report: Report) -> str:
-    data, training = report["data"], report["training"]
+    data = report["data"]
     sizes = ", ".join(f"{count(rows)} {split}" for split, rows in data["split_sizes"].items())
     kept = kept_epoch(report)
-    epochs = f" Weights of {kept} of {training['epochs']}." if kept else ""
+    epochs = f" Weights of {kept}." if kept else ""
     rows = [(c["name"], c["kind"], c["reason"]) for c in data["columns"]]
     table = _table(("column", "kind", "why"), rows, text_columns=3)
     return "\n\n".join([f"{count(data['rows'])} rows: {sizes}.{epochs}", *([table] if rows else []), *_counts(report)])

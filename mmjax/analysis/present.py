@@ -97,7 +97,7 @@ def _summary(report: Report) -> str:
     what = f"{model['task']} of {printable(model['target'])}"
     classes = f" into {len(model['classes'])} classes" if model["classes"] else ""
     kept = kept_epoch(report)
-    kept = f"; kept {kept} of {training['epochs']}" if kept else ""
+    kept = f"; kept {kept}" if kept else ""
     return f"{model['name']}: {what}{classes}{kept}"
 
 

@@ -200,9 +200,11 @@ def member_spreads(report: Report, names: Sequence[str]) -> tuple[str, list[Spre
 
 def kept_epoch(report: Report) -> str:
     """Return which epoch's weights the model has, in words; empty where that is not known."""
-    best, members = report["training"]["best_epoch"], _answering(report)
-    epochs = [member["best_epoch"] for member in members]
-    return f"each model's best epoch ({min(epochs)} to {max(epochs)})" if epochs else f"epoch {best}" if best else ""
+    best, epochs = report["training"]["best_epoch"], report["training"]["epochs"]
+    if report.get("members") and report["members"]["kind"] != "seeds":
+        own = [member["best_epoch"] for member in _answering(report)]
+        return "the best epoch of each member" + (f" ({min(own)} to {max(own)} of {epochs})" if own else "")
+    return f"epoch {best} of {epochs}" if best else ""
 
 
 def together(report: Report) -> str:

@@ -93,7 +93,7 @@ def _first_line(report: Report) -> list[str]:
 
 
 def _summary(report: Report) -> str:
-    model, training = report["model"], report["training"]
+    model = report["model"]
     what = f"{model['task']} of {printable(model['target'])}"
     classes = f" into {len(model['classes'])} classes" if model["classes"] else ""
     kept = kept_epoch(report)

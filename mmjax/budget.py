@@ -76,18 +76,17 @@ def cuts(config: Config, cost: Cost, left_s: float) -> tuple[Decision, ...]:
         fitting = max(int(beside / (share * epochs * epoch_s)), 0)
         members = max(1, min(members, fitting // max(folds, 1)))
         folds = folds if folds <= fitting else fitting if fitting >= 2 else 0
-    models = max(folds, 1) * members * seeds
-    compile_s = COMPILED_OFTEN * cost.compile_s if models > 1 else cost.compile_s
-    whole_s = compile_s + share * epochs * models * epoch_s
+    wanted_models, models = models, max(folds, 1) * members * seeds
+    whole_s = _training_s(cost, models, share * epochs)
     if whole_s > left_s:
-        epochs = max(1, min(epochs, int((left_s - compile_s) / (models * epoch_s))))
+        epochs = max(1, min(epochs, int((left_s - _training_s(cost, models, 0)) / (models * epoch_s))))
     found = dict(zip(KEYS, (members, folds, epochs), strict=True))
     taken = f"an epoch of one model takes {cost.epoch_s:.2g} s and compiling {cost.compile_s:.2g} s"
     left = f"{max(left_s, 0.0):.0f} s are left for the training"
     fits = (
         f"about {whole_s:.0f} s are needed"
         if found == wanted
-        else f"about {_all_s(wanted, cost, seeds):.0f} s would fit all"
+        else f"about {_training_s(cost, wanted_models, wanted['training.epochs']):.0f} s would fit all"
     )
     told = Decision(CUT, config.budget, f"{taken}, {left}, {fits}")
     why = f"{CUT} {config.budget}: {{}} are too many"
@@ -95,10 +94,9 @@ def cuts(config: Config, cost: Cost, left_s: float) -> tuple[Decision, ...]:
     return (told, *cut)
 
 
-def _all_s(wanted: dict[str, int], cost: Cost, seeds: int) -> float:
-    """Return the seconds of a training without cuts."""
-    models = max(wanted["split.folds"], 1) * wanted["training.members"] * seeds
-    return (COMPILED_OFTEN if models > 1 else 1) * cost.compile_s + models * wanted["training.epochs"] * cost.epoch_s
+def _training_s(cost: Cost, models: int, epochs: float) -> float:
+    """Return the seconds that so many models take to train for so many epochs each."""
+    return (COMPILED_OFTEN if models > 1 else 1) * cost.compile_s + models * epochs * cost.epoch_s
 
 
 class Ready(NamedTuple):

@@ -39,14 +39,19 @@ def fit_output(config: Config, setup: Setup, states: States) -> tuple[States, Fa
     return states._replace(output=output), facts
 
 
-def evaluate_splits(
-    config: Config, setup: Setup, states: States, *, calibrated: bool
-) -> tuple[dict[str, Evaluation], dict[str, Answers]]:
-    """Return the Evaluation of each split that has rows, and the Answers to those that were not trained on.
+class Evaluated(NamedTuple):
+    """What a model is worth on each split that has rows."""
 
-    With folds, every row that is not for test is answered by the models that have not seen it.
-    """
-    evaluations, answers, prepared = {}, {}, setup.scorer.prepared
+    evaluations: dict[str, Evaluation]
+    answers: dict[str, Answers]
+    """To the rows that were not trained on."""
+    leak: Leak | None
+    """What the test rows say that are no copies of training rows; None where the audit told of no copy."""
+
+
+def evaluate_splits(config: Config, setup: Setup, states: States, *, calibrated: bool) -> Evaluated:
+    """Return what is Evaluated; with folds, rows that are not for test by the models that have not seen them."""
+    evaluations, answers, leak, prepared = {}, {}, None, setup.scorer.prepared
     for name in PARTS:
         if len(rows := setup.scorer.rows_of(name)):
             told = OUT_OF_FOLD if name == "validation" and fold_count(config) else name
@@ -60,7 +65,9 @@ def evaluate_splits(
             evaluations[told] = evaluation._replace(metrics=loss | evaluation.metrics)
             if name != "train":
                 answers[told] = answers_of_scores(prepared.schema, scores, batch, prepared.names[rows])
-    return evaluations, answers
+            if name == "test" and len(leaked_rows(prepared.findings)):
+                leak = leak_of(prepared, scores, batch)
+    return Evaluated(evaluations, answers, leak)
 
 
 class Judged(NamedTuple):
@@ -91,14 +98,6 @@ def _what_to_try(config: Config) -> str:
     if alone and split.strategy not in ("column", "folders", "time"):
         tries.append("split.folds: 5")
     return f"try {', or '.join(tries)}" if tries else ""
-
-
-def leak_in_test(setup: Setup, states: States) -> Leak | None:
-    """Return what the test rows say that are no copies of training rows; None where the audit told of no copy."""
-    prepared = setup.scorer.prepared
-    if not len(leaked_rows(prepared.findings)):
-        return None
-    return leak_of(prepared, *setup.scorer.scores(states, "test"))
 
 
 def run_report(

@@ -51,7 +51,6 @@ from mmjax.outcome import (
     evaluate_splits,
     fit_output,
     judged_answers,
-    leak_in_test,
     provenance_of,
     run_report,
     save_run_bundle,
@@ -158,20 +157,14 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             setup = set_up(config, prepared, build_parts(config, prepared.schema))
             if not setup.plan.loop:
                 tell("steps: one call each, as XLA lays out convolutions badly inside a loop on a CPU")
-            if config.budget is not None:
-                if not cut:
-                    cost = measured_cost(setup)
-                    cut = cuts(config, cost, (ends_at(config, started) or 0.0) - time.monotonic())
-                ready, dealt = Ready(config, decisions, prepared, setup), prepared.split
-                config, decisions, prepared, setup = cut_down(asked, ready, cut, tell)
-                if prepared.split is not dealt:
-                    _save_split(run_dir, prepared)
-                    record.save(split_sizes=split_sizes(prepared))
-                setup = setup._replace(plan=setup.plan._replace(ends_at=ends_at(config, started)))
-            if setup.task.members is not None and config.training.member_loop is UNSET:
-                tried = tried or (try_ways(setup, tell),)
-                config, decisions = decided(config, tried[0]), with_decisions(decisions, tried)
-                setup = setup._replace(plan=setup.plan._replace(training=config.training))
+            ready = Ready(config, decisions, prepared, setup)
+            end = ends_at(config, started)
+            ready = ready if end is None else _in_time(asked, ready, cut, end, tell)
+            config, decisions, _, setup = ready = _members_decided(ready, tried, tell)
+            if ready.prepared.split is not prepared.split:
+                prepared = ready.prepared
+                _save_split(run_dir, prepared)
+                record.save(split_sizes=split_sizes(prepared))
             _save_decisions(run_dir, config, decisions)
             result = _train(config, run, setup, backend, options)
         with record.stage("evaluate"):
@@ -181,9 +174,8 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 config, setup, states = first_seed(config, setup, states)
                 result = result._replace(best_epoch=(*result.best_epochs, result.best_epoch)[0])
             states, facts = fit_output(config, setup, states)
-            evaluations, answers = evaluate_splits(config, setup, states, calibrated="calibration" in facts)
+            evaluations, answers, leak = evaluate_splits(config, setup, states, calibrated="calibration" in facts)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
-            leak = leak_in_test(setup, states)
         with record.stage("baselines"):
             judged = judged_answers(config, prepared, answers)
         with record.stage("bundle"):
@@ -202,6 +194,26 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 bundle = registry / config.name / str(version)
         record.finish(model=config.name, version=version, bundle=str(bundle), metrics=metrics)
     return FitResult(run_dir, config.name, version, bundle, metrics, report, predictor, record.seconds)
+
+
+def _in_time(asked: Config, ready: Ready, cut: tuple[Decision, ...], end: float, tell: Callable[[str], None]) -> Ready:
+    """Return what can be trained until `end`, by `time.monotonic`; what was `cut` before is cut again."""
+    if not cut:
+        cost = measured_cost(ready.setup)
+        cut = cuts(ready.config, cost, end - time.monotonic())
+    ready = cut_down(asked, ready, cut, tell)
+    return ready._replace(setup=ready.setup._replace(plan=ready.setup.plan._replace(ends_at=end)))
+
+
+def _members_decided(ready: Ready, tried: tuple[Decision, ...], tell: Callable[[str], None]) -> Ready:
+    """Return what is trained with it decided how members are computed, by a trial unless one was made before."""
+    config, decisions, _, setup = ready
+    if setup.task.members is None or config.training.member_loop is not UNSET:
+        return ready
+    tried = tried or (try_ways(setup, tell),)
+    config = decided(config, tried[0])
+    setup = setup._replace(plan=setup.plan._replace(training=config.training))
+    return ready._replace(config=config, decisions=with_decisions(decisions, tried), setup=setup)
 
 
 def _train(config: Config, run: Chosen, setup: Setup, backend: Backend, options: _Options) -> TrainResult:

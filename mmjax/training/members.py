@@ -43,6 +43,10 @@ class Members(NamedTuple):
         """Members of each fold."""
         return len(self.numbers) // max(self.folds, 1)
 
+    def transform_of(self, state: Any, index: int) -> Any:
+        """Return one member's fitted Transform: its own with folds, else the one of all."""
+        return member_of(state, index) if self.folds else state
+
     @property
     def shortest(self) -> int:
         """Training rows of the member with the fewest."""

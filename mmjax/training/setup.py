@@ -88,7 +88,7 @@ class Scorer(NamedTuple):
         """Return the states of one member; a single model's are its own."""
         if self.members is None:
             return states
-        transform = member_of(states.transform, index) if self.members.folds else states.transform
+        transform = self.members.transform_of(states.transform, index)
         return States(member_of(states.variables, index), transform, states.output)
 
     def _out_of_fold(self, states: States, rows: np.ndarray) -> Scores:
@@ -182,7 +182,7 @@ def first_member(setup: Setup) -> Setup:
     members, (transform_state, output_state) = setup.task.members, setup.task.fitted
     if members is None:
         return setup
-    fitted = (member_of(transform_state, 0) if members.folds else transform_state, output_state)
+    fitted = (members.transform_of(transform_state, 0), output_state)
     task = setup.task._replace(rows=members.rows[0], members=None, fitted=fitted)
     return setup._replace(state=member_of(setup.state, 0), task=task, fitted=fitted)
 
@@ -218,15 +218,22 @@ def _init_each(
     def of_batch(key: jax.Array, fitted: Any, batch: Batch) -> dict[str, Any]:
         return parts.model.init(key, parts.transform.apply(fitted, batch))
 
-    init = compiled(of_batch)
-    if members is None:
-        train = _training_rows(prepared, prepared.split.train)
-        return [_init_variables(init, transform_state, train, seed, 0)]
+    init, key = compiled(of_batch), jax.random.key(seed)
+    who = zip(members.numbers, members.rows, strict=True) if members else [(0, prepared.split.train)]
     found = []
-    for index, (number, rows) in enumerate(zip(members.numbers, members.rows, strict=True)):
-        own = member_of(transform_state, index) if members.folds else transform_state
-        found.append(_init_variables(init, own, _training_rows(prepared, rows), seed, number))
+    for index, (number, rows) in enumerate(who):
+        own = members.transform_of(transform_state, index) if members else transform_state
+        sample = take(inputs_of(prepared.batch), _init_rows(prepared, rows, seed, number))
+        found.append(init(jax.random.fold_in(key, number) if number else key, own, sample))
     return found
+
+
+def _init_rows(prepared: Prepared, rows: np.ndarray, seed: int, member: int) -> np.ndarray:
+    """Return the rows that initial weights may be fitted to; of images two tell their shape."""
+    if "image" in prepared.batch:
+        return rows[:2]
+    chosen = np.random.default_rng([seed, member] if member else seed).permutation(len(rows))[:INIT_ROWS]
+    return rows[np.sort(chosen)]
 
 
 def _training_rows(prepared: Prepared, rows: np.ndarray) -> Batch:
@@ -303,14 +310,6 @@ def _batches(training: Training, rows: int) -> int:
     return rows // training.batch_size
 
 
-def _init_variables(init: Any, transform_state: Any, train: Batch, seed: int, member: int) -> dict[str, Any]:
-    count = batch_rows(train)
-    chosen = np.random.default_rng([seed, member] if member else seed).permutation(count)[:INIT_ROWS]
-    sample = inputs_of(take(train, slice(0, 2) if "image" in train else np.sort(chosen)))
-    key = jax.random.key(seed)
-    return init(jax.random.fold_in(key, member) if member else key, transform_state, sample)
-
-
 def _loss(config: Config, prepared: Prepared, train: Batch) -> Loss:
     target = prepared.schema.target
     weights = None
@@ -344,7 +343,7 @@ def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str) -> Measure:
 
     def measure(variables: Any, *, member: int = 0) -> dict[str, float]:
         train, held = (members.rows[member], members.held[member]) if members else (split.train, split.validation)
-        states = States(variables, member_of(fitted[0], member) if members and members.folds else fitted[0], fitted[1])
+        states = States(variables, members.transform_of(fitted[0], member) if members else fitted[0], fitted[1])
         found = {f"val_{name}": value for name, value in scorer.metrics(states, held).items()}
         seen = scorer.metrics(states, train) if of_train else {}
         return found | {f"train_{name}": value for name, value in seen.items() if name not in ("loss", "accuracy")}

@@ -36,11 +36,7 @@ def piecewise_linear(bins: int) -> Transform:
 
     def apply(state: Any, batch: Batch) -> Batch:
         numeric, xp = finite_numbers(batch)
-        lower, upper = state["lower"][None, :], state["upper"][None, :]
-        x = xp.clip(numeric[:, state["column"]] * np.float32(SHRINK), lower, upper)
-        code = xp.minimum((x - lower) * state["per_width"][None, :], np.float32(1.0))
-        code = xp.where(xp.isnan(code), np.float32(0.0), code)
-        return with_dense(batch, code)
+        return with_dense(batch, _codes(state, numeric[:, state["column"]], xp))
 
     return Transform(fit, apply)
 
@@ -63,12 +59,17 @@ def piecewise_codes(bins: int) -> Transform:
 
     def apply(state: Any, batch: Batch) -> Batch:
         numeric, xp = finite_numbers(batch)
-        lower, upper = state["lower"][None], state["upper"][None]
-        x = xp.clip(numeric[:, :, None] * np.float32(SHRINK), lower, upper)
-        code = xp.minimum((x - lower) * state["per_width"][None], np.float32(1.0))
-        return batch | {"codes": xp.where(xp.isnan(code), np.float32(0.0), code)}
+        return batch | {"codes": _codes(state, numeric[:, :, None], xp)}
 
     return Transform(fit, apply)
+
+
+def _codes(state: Any, numbers: Any, xp: Any) -> Any:
+    """Return the codes of `numbers` over the bins of a state, whose arrays have their shape but for the rows."""
+    lower, upper = state["lower"][None], state["upper"][None]
+    x = xp.clip(numbers * np.float32(SHRINK), lower, upper)
+    code = xp.minimum((x - lower) * state["per_width"][None], np.float32(1.0))
+    return xp.where(xp.isnan(code), np.float32(0.0), code)
 
 
 def bin_edges(values: np.ndarray, bins: int) -> np.ndarray:

@@ -1,7 +1,6 @@
 """The body of `POST /v2/models/NAME/infer`: JSON, then perhaps raw tensors, become an InferRequest, strictly."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,12 +9,12 @@ import msgspec
 from mmjax.errors import did_you_mean
 from mmjax.serving.open_inference_tensors import DTYPES, Tensor, check_shape, from_binary, from_json
 from mmjax.serving.wire import (
-    LONGEST_PLACE,
     MAX_ROWS,
     MAX_TABLE_BYTES,
     Refused,
     json_words,
     no_json,
+    placed,
     refuse_doubled,
 )
 
@@ -119,18 +118,14 @@ def _parsed(header: bytes) -> WireInfer:
         raise Refused(400, "bad-json", f"body: expected JSON, got {told}") from error
 
 
-_PLACE = re.compile(r" - at `\$\.?(.*)`$")
-
-
 def _told(message: str) -> str:
     """Return msgspec's message in the words of JSON, with the place in front.
 
     >>> _told("Expected `int`, got `float` - at `$.inputs[0].shape[1]`")
     'inputs[0].shape[1]: expected a whole number, got a number'
     """
-    found = _PLACE.search(message, max(len(message) - LONGEST_PLACE, 0))
-    told = json_words(message[0].lower() + message[1 : min(found.start() if found else LONGEST_PLACE, LONGEST_PLACE)])
-    return f"{found[1] if found else 'body'}: {told}"
+    path, told = placed(message)
+    return f"{'body' if path is None else path.removeprefix('.')}: {json_words(told)}"
 
 
 def _keys(wire: WireInfer) -> int:

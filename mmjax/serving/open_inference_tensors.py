@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from mmjax.serving.open_inference_model import TensorSpec
-from mmjax.serving.wire import Refused, json_words
+from mmjax.serving.wire import Refused, json_words, placed
 
 MOST_DIMENSIONS = 4
 """Of a tensor: a batch of images."""
@@ -194,19 +194,15 @@ def _counted(size: int) -> str:
     return f"{size:,} element{'' if size == 1 else 's'}"
 
 
-_PLACE = re.compile(r" - at `\$((?:\[\d+\])+)`$")
-
-
 def _told(message: str) -> str:
     """Return msgspec's message in the words of JSON, with the element in front, counted from 1 in each dimension.
 
     >>> _told("Expected `float | null`, got `str` - at `$[0][3]`")
     ', element 1, 4: expected a number or null, got a text'
     """
-    found = _PLACE.search(message)
-    element = ", ".join(str(int(index) + 1) for index in re.findall(r"\d+", found[1])) if found else ""
-    told = json_words(message[0].lower() + message[1 : found.start() if found else None])
-    return f"{f', element {element}' if element else ''}: {told}"
+    path, told = placed(message)
+    element = ", ".join(str(int(index) + 1) for index in re.findall(r"\d+", path or ""))
+    return f"{f', element {element}' if element else ''}: {json_words(told)}"
 
 
 def _short(number: int) -> str:

@@ -190,7 +190,8 @@ _HINTS = {
 """What to do where a field, or (True) a row of it, has another shape."""
 LONGEST_PLACE = 200
 """Characters of a place, and of what is told of it; a field's name may have millions."""
-PLACE = re.compile(r" - at `\$(?:\.(\w+))?(?:\[(\d+)\])?(?:\[(\d+|\.\.\.)\])?.*`$")
+_PLACE = re.compile(r" - at `\$(.*)`$")
+_CELL = re.compile(r"(?:\.(\w+))?(?:\[(\d+)\])?(?:\[(\d+|\.\.\.)\])?")
 
 
 def _told(message: str) -> str:
@@ -201,18 +202,28 @@ def _told(message: str) -> str:
     >>> _told("Expected `array`, got `float` - at `$.features[0]`")
     'features, row 1: expected a list, got a number; put each row in a list: [[...], [...]]'
     """
-    found = PLACE.search(message, max(len(message) - LONGEST_PLACE, 0))
-    if found is None:
-        told = message[0].lower() + message[1:LONGEST_PLACE]
+    path, told = placed(message)
+    if path is None:
         if unknown := _UNKNOWN.search(told):
             return f"body: {told}; {_FIELDS}{did_you_mean(unknown[1], TableRequest.__struct_fields__)}"
         return f"body: {json_words(told)}"
-    told = json_words(message[0].lower() + message[1 : min(found.start(), LONGEST_PLACE)])
-    field, row, cell = found.groups()
+    told = json_words(told)
+    field, row, cell = _CELL.findall(path)[0]
     place = field or "body"
     place += f", row {int(row) + 1}" if row else ""
     place += f", cell {int(cell) + 1}" if cell and cell.isdigit() else ""
     return f"{place}: {told}{'' if cell else _HINTS.get((field, bool(row)), '')}"
+
+
+def placed(message: str) -> tuple[str | None, str]:
+    """Return msgspec's message as the place below `$`, None where it has none, and what is told of it, both bounded.
+
+    >>> placed("Expected `int`, got `float` - at `$.inputs[0].shape[1]`")
+    ('.inputs[0].shape[1]', 'expected `int`, got `float`')
+    """
+    found = _PLACE.search(message, max(len(message) - LONGEST_PLACE, 0))
+    stop = min(found.start() if found else LONGEST_PLACE, LONGEST_PLACE)
+    return found[1] if found else None, message[0].lower() + message[1:stop]
 
 
 def json_words(message: str) -> str:

@@ -10,7 +10,6 @@ from scipy import ndimage
 
 from mmjax.config import Augmentation
 from mmjax.transforms.augment import (
-    build_augment,
     chain_augments,
     color,
     flip,
@@ -20,6 +19,7 @@ from mmjax.transforms.augment import (
     shift,
     shift_images,
 )
+from mmjax.transforms.build import build_augment
 
 AUGMENTS = {
     "flip": flip(),

@@ -58,7 +58,7 @@ def _crops(data: ImageData, given: Given) -> Iterator[Conflict]:
             yield Conflict((ratio, crop), told, idle=True)
         return
     shift = f"{_AUGMENTATION}.shift"
-    if shift in given and augmentation.shift is not UNSET and augmentation.shift > 0:
+    if augmentation.shift is not UNSET and augmentation.shift > 0:
         told = f"expected 0 with `random_resized_crop`, which moves images too, got {augmentation.shift:g}; remove one"
         yield Conflict((shift, crop), told)
 

@@ -146,8 +146,9 @@ def test_no_strength_and_no_images_change_nothing(getkey):
 
 def test_parts_follow_the_beta_law_and_half_of_both_are_cut():
     batch = batch_of(0, 1200, size=(16, 16), count=1)
-    part = parts_of(batch, jax.jit(mix(mixup=0.4))(jax.random.key(2), batch))
-    assert stats.kstest(np.clip(part, 0, 1), stats.beta(0.4, 0.4).cdf).pvalue > 1e-4
+    for alpha in (0.2, 1.0, 1.5):
+        part = parts_of(batch, jax.jit(mix(mixup=alpha))(jax.random.key(2), batch))
+        assert stats.kstest(np.clip(part, 0, 1), stats.beta(alpha, alpha).cdf).pvalue > 1e-4
     part = np.asarray(jax.random.uniform(jax.random.key(1), (1200,)))
     boxes = cut_boxes(jax.random.key(0), jnp.asarray(part), (400, 300))
     top, left, height, width, _ = (np.asarray(each, float).ravel() for each in boxes)

@@ -25,7 +25,8 @@ def pixels(seed: int, count: int = 1) -> np.ndarray:
 
 
 def boxes_of(top: int, left: int, height: int, width: int) -> Boxes:
-    return Boxes(*(jnp.full((1, 1), side) for side in (top, left, height, width)), jnp.ones((1, 1), bool))
+    sides = [jnp.full((1, 1), side) for side in (top, left, height, width)]
+    return Boxes._make([*sides, jnp.ones((1, 1), bool)])
 
 
 @laws

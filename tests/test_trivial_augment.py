@@ -40,7 +40,7 @@ def of_pillow(name: str, image: np.ndarray, strength: int, sign: int) -> np.ndar
         "contrast": lambda: ImageEnhance.Contrast(pil).enhance(1 + 0.99 * share),
         "sharpness": lambda: ImageEnhance.Sharpness(pil).enhance(1 + 0.99 * share),
         "posterize": lambda: ImageOps.posterize(pil, 8 - round(strength / 5)),
-        "solarize": lambda: ImageOps.solarize(pil, 255 - 255 * strength / 30),
+        "solarize": lambda: ImageOps.solarize(pil, round(255 - 255 * strength / 30)),
         "autocontrast": lambda: ImageOps.autocontrast(pil),
         "equalize": lambda: ImageOps.equalize(pil),
     }

@@ -85,7 +85,7 @@ def erase(probability: float) -> Augment:
 
 def draw_boxes(
     key: jax.Array,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     whole: tuple[int, int],
     scale: tuple[float, float],
     ratio: tuple[float, float],
@@ -156,5 +156,5 @@ def _or_middle(boxes: Boxes, whole: tuple[int, int], ratio: tuple[float, float])
     elif width > height * ratio[1]:
         width = round(height * ratio[1])
     middle = (whole[0] - height) // 2, (whole[1] - width) // 2, height, width
-    sides = (jnp.where(boxes.fits, own, other) for own, other in zip(boxes[:4], middle, strict=True))
-    return Boxes(*sides, boxes.fits)
+    top, left, height, width = (jnp.where(boxes.fits, own, its) for own, its in zip(boxes[:4], middle, strict=True))
+    return Boxes(top, left, height, width, boxes.fits)

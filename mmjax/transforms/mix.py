@@ -34,12 +34,13 @@ def mix(*, mixup: float = 0.0, cutmix: float = 0.0, probability: float = 1.0) ->
         if "image" not in batch or not (mixup or cutmix) or probability <= 0:
             return batch
         image = jnp.asarray(batch["image"], jnp.float32)
+        size = image.shape[2], image.shape[3]
         key_mixed, key_which, key_part, key_box = jax.random.split(key, 4)
         rows = image.shape[0]
         cuts = jax.random.bernoulli(key_which, 0.5 if mixup and cutmix else float(cutmix > 0), (rows,))
         part = jnp.where(cuts, _part(key_part, cutmix, rows), _part(key_part, mixup, rows))
         mixed = jax.random.bernoulli(key_mixed, probability, (rows,)) & _present(batch)
-        box = inside(cut_boxes(key_box, part, image.shape[2:4]), *image.shape[2:4])
+        box = inside(cut_boxes(key_box, part, size), *size)
         part = jnp.where(mixed, jnp.where(cuts, box.mean((1, 2, 3, 4)), part), 0.0)
         shown = jnp.where(_beside(cuts), box & _beside(mixed), _beside(part))
         image = image + shown * (jnp.roll(image, 1, axis=0) - image)

@@ -73,6 +73,7 @@ def main() -> None:
     for side in arguments.sizes:
         found, compiling = _of_size(side, arguments.model, arguments.repeats)
         figures, compile_s = figures + found, compile_s | compiling
+        print(f"{side} px: done", flush=True)
     save_results("augmentation", figures, device=backend.device, batch=BATCH, compile_s=compile_s)
 
 

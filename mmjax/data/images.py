@@ -30,8 +30,8 @@ class ImageSource(NamedTuple):
     """`image_column`: object array of paths (str) or pixels (u8[H, W]); `target_column`: object array of str; and the
     id, weight and kept columns of a CSV."""
     image_column: str
-    target_column: str
-    """Empty for images without labels."""
+    target_columns: tuple[str, ...]
+    """One, or that of each label; none for images without labels."""
     assigned: np.ndarray | None
     """Object array of `train`, `validation`, `test` where the folders say so."""
     notes: tuple[str, ...]
@@ -77,7 +77,7 @@ def read_unlabelled_table(path: str, *, image_column: str = "image") -> ImageSou
     _expect_columns(table, [("data.image.image_column", image_column)])
     names = table.columns[image_column]
     columns = table.columns | {image_column: objects([_beside(path, name) for name in names])}
-    return ImageSource(columns, image_column, "", None, (), names)
+    return ImageSource(columns, image_column, (), None, (), names)
 
 
 def apply_policy(
@@ -115,6 +115,16 @@ def take(source: ImageSource, keep: np.ndarray) -> ImageSource:
     )
 
 
+def one_target(data: ImageData) -> str:
+    """Return the target column of images that have one label each; DataError where the config names several."""
+    if isinstance(data.target_column, tuple):
+        raise DataError(
+            f"data.image.target_column: expected one column with {data.path}, whose folders or files hold one label an "
+            "image, got a list; list the images in a .csv file with a column for each label"
+        )
+    return data.target_column
+
+
 def objects(values: Sequence[object] | np.ndarray) -> np.ndarray:
     """Return the values as a 1-D object array, arrays among them as they are."""
     array = np.empty(len(values), object)
@@ -145,10 +155,10 @@ def _from_folders(data: ImageData, minimum_classes: int) -> ImageSource:
     labels = [label for part in parts for label in part.labels]
     columns = {
         data.image_column: objects([os.path.join(path, name) for name in names]),
-        data.target_column: objects(labels),
+        one_target(data): objects(labels),
     }
     notes = tuple(note for part in parts for note in part.notes)
-    return ImageSource(columns, data.image_column, data.target_column, assigned, notes, objects(names))
+    return ImageSource(columns, data.image_column, target_columns(data), assigned, notes, objects(names))
 
 
 def _strange_classes(path: str, folders: list[str], parts: list[ClassFolders]) -> list[str]:
@@ -168,21 +178,22 @@ def _from_idx(data: ImageData) -> ImageSource:
     labels = objects([str(label) for pair in pairs for label in pair.labels.tolist()])
     assigned = objects([pair.assigned for pair in pairs for _ in range(len(pair.labels))])
     names = objects([f"{pair.assigned}/{index}" for pair in pairs for index in range(len(pair.labels))])
-    columns = {data.image_column: images, data.target_column: labels}
-    return ImageSource(columns, data.image_column, data.target_column, assigned, (), names)
+    columns = {data.image_column: images, one_target(data): labels}
+    return ImageSource(columns, data.image_column, target_columns(data), assigned, (), names)
 
 
 def _from_csv(data: ImageData, keep: Sequence[str]) -> ImageSource:
     """Return the rows of a CSV; DataError naming missing columns, and by its line each path that is no file."""
     table = read_table(data.path)
-    wanted = [("data.image.image_column", data.image_column), ("data.image.target_column", data.target_column)]
+    wanted = [("data.image.image_column", data.image_column)]
+    wanted += [("data.image.target_column", name) for name in target_columns(data)]
     wanted += [("data.image.id_column", data.id_column)] if data.id_column else []
     wanted += [("data.image.weight_column", data.weight_column)] if data.weight_column else []
     wanted += [("split.column", name) for name in keep]
     _expect_columns(table, wanted + [("data.image.ignore_columns", name) for name in data.ignore_columns])
-    if data.image_column == data.target_column:
+    if data.image_column in target_columns(data):
         raise DataError(
-            f"data.image.target_column: expected another column than image_column, got '{data.target_column}'"
+            f"data.image.target_column: expected another column than image_column, got '{data.image_column}'"
         )
     cells = table.columns[data.image_column]
     paths = objects([_beside(data.path, cell) for cell in cells])
@@ -193,7 +204,7 @@ def _from_csv(data: ImageData, keep: Sequence[str]) -> ImageSource:
     notes = (f"{data.path}: columns not used, only images are learnt from: {', '.join(others)}",) if others else ()
     columns = {name: table.columns[name] for name in table.columns if name in used} | {data.image_column: paths}
     names = columns[data.id_column] if data.id_column else cells
-    return ImageSource(columns, data.image_column, data.target_column, None, notes, names)
+    return ImageSource(columns, data.image_column, target_columns(data), None, notes, names)
 
 
 def _expect_images(table: Table, cells: np.ndarray, paths: np.ndarray) -> None:
@@ -235,7 +246,8 @@ def _beside(csv_path: str, cell: str) -> str:
 
 def _lost_labels(source: ImageSource, keep: np.ndarray) -> list[str]:
     """Return a note when labels that repeat, as classes do, have no image left."""
-    labels = source.columns[source.target_column] if source.target_column else np.empty(0, object)
+    one = len(source.target_columns) == 1
+    labels = source.columns[source.target_columns[0]] if one else np.empty(0, object)
     before = set(labels)
     lost = sorted(before - set(labels[keep])) if 2 * len(before) <= len(labels) else []
     return [f"no image is left of: {', '.join(lost)}"] if lost else []

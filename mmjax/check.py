@@ -18,6 +18,7 @@ from mmjax.data.audit import refuse
 from mmjax.data.audit_rows import counted
 from mmjax.data.decode_sheet import contact_sheet
 from mmjax.data.findings import audit_lines, finding_json
+from mmjax.data.labels import said
 from mmjax.data.pipeline import epoch_batches, take
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.prepared import class_counts, rows_to_learn, split_sizes
@@ -148,7 +149,10 @@ def write_batch(checked: Checked, path: Path) -> int:
         batch = augment(jax.random.key(config.seed), batch)
     images = np.clip(np.round(np.asarray(batch["image"][:, 0])), 0, 255).astype(np.uint8)
     classes = prepared.schema.target.classes
-    captions = [classes[index] for index in label] if classes else [f"{value:g}" for value in label[:, 0]]
+    if prepared.schema.target.labels:
+        captions = [said(row, classes) for row in label]
+    else:
+        captions = [classes[index] for index in label] if classes else [f"{value:g}" for value in label[:, 0]]
     contact_sheet(path, images, captions)
     return len(images)
 

@@ -51,7 +51,8 @@ class Draft(NamedTuple):
 class Wish(NamedTuple):
     """What the command line says about the draft."""
 
-    target: str | None = None
+    target: tuple[str, ...] = ()
+    """One column, or several that are labels."""
     task: Task | None = None
     inference: Inference = Inference()
     name: str | None = None
@@ -87,13 +88,13 @@ def draft_table(table: Table, delimiter: str, wish: Wish) -> Draft:
     table, dropped, _ = answered_rows(table, data, None)
     schema = _schema_of(table, target, wish)
     ids = [column.name for column in schema.of_kind("identifier")]
-    rows = "accuracy, ROC-AUC, log-loss ..." if schema.target.task == "classification" else "RMSE, MAE, R2 ..."
+    rows = MEASURED[schema.target.task]
     config = TABLE_CONFIG.format(
         name=_name_line(wish),
         path=_scalar(table.path),
         delimiter="" if delimiter == "," else f"    delimiter: {_scalar(delimiter)}\n",
         schema=_scalar(wish.schema_path),
-        target=_scalar(target),
+        target=_target(target),
         why=_comment(f"{why}; {schema.target.reason}"),
         task=schema.target.task,
         shares=SHARES.format(rows="rows", metric=f"rows to report {rows} on"),
@@ -103,7 +104,12 @@ def draft_table(table: Table, delimiter: str, wish: Wish) -> Draft:
     return Draft(config, schema, schema_file_text(schema), why, dropped)
 
 
-def _schema_of(table: Table, target: str, wish: Wish) -> Schema:
+def _target(target: str | tuple[str, ...]) -> str:
+    """Return the YAML of `target_column`: a column, or a list of labels."""
+    return _scalar(target) if isinstance(target, str) else f"[{', '.join(map(_scalar, target))}]"
+
+
+def _schema_of(table: Table, target: str | tuple[str, ...], wish: Wish) -> Schema:
     try:
         return infer_schema(
             table.columns,
@@ -163,7 +169,7 @@ def _image_columns(data: ImageData, target: Target, why: str) -> str:
     if Path(data.path).is_dir():
         return "" if data.task is msgspec.UNSET else task
     comment = _comment(f"{why}; {target.reason}")
-    columns = f"    image_column: {_scalar(data.image_column)}\n    target_column: {_scalar(data.target_column)}"
+    columns = f"    image_column: {_scalar(data.image_column)}\n    target_column: {_target(data.target_column)}"
     return f"{columns}  # {comment}\n{task}"
 
 
@@ -176,10 +182,13 @@ def _image_shares(source: ImageSource) -> str:
     return f"    # the split is given: {parts}\n"
 
 
-def likely_target(names: list[str], named: str | None = None) -> tuple[str, str]:
-    """Return the column to predict and why: the one named, else the likeliest by its name, else the last."""
-    if named is not None:
-        return named, "named by --target"
+def likely_target(names: list[str], named: tuple[str, ...] = ()) -> tuple[str | tuple[str, ...], str]:
+    """Return the column to predict and why: the one named, else the likeliest by its name, else the last.
+
+    Several that are named are labels.
+    """
+    if named:
+        return named[0] if len(named) == 1 else named, "named by --target"
     known = {name.strip().lower(): name for name in reversed(names)}
     for likely in LIKELY_TARGETS:
         if likely in known:
@@ -243,6 +252,13 @@ def _comment(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+MEASURED = {
+    "classification": "accuracy, ROC-AUC, log-loss ...",
+    "regression": "RMSE, MAE, R2 ...",
+    "multilabel": "F1, ROC-AUC, Hamming loss ...",
+}
+"""By task, what is reported on the test rows."""
+
 SHARES = """\
     train_split: 0.7  # {rows} to learn from
     validation_split: 0.1  # {rows} to choose the best epoch by, and to calibrate on
@@ -295,7 +311,12 @@ seed: 0  # the same seed gives the same split and the same model
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="A CSV (.csv, .csv.gz) or a folder of images."
 )
-@click.option("--target", help="The column to predict  [default: one named target, label, class or y, else the last]")
+@click.option(
+    "--target",
+    multiple=True,
+    help="The column to predict; more than once: columns of two values, labels of which any number hold  [default: one "
+    "named target, label, class or y, else the last]",
+)
 @click.option("--task", type=click.Choice(["classification", "regression"]), help="[default: by the target's values]")
 @click.option(
     "--output", type=click.Path(path_type=Path), metavar="FILE", help="The config to write  [default: NAME.yaml]"
@@ -332,7 +353,7 @@ seed: 0  # the same seed gives the same split and the same model
 @json_option
 def command(
     data: Path,
-    target: str | None,
+    target: tuple[str, ...],
     task: Task | None,
     output: Path | None,
     force: bool,

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.artifact.answers import Answers, take_answers
+from mmjax.analysis.bootstrap_labels import LabelRows, label_draw, label_rows, label_values
+from mmjax.artifact.answers import Answers, of_labels, take_answers
 from mmjax.backend import compiled
 from mmjax.training.classification_metrics import brier_rows, log_loss_rows, ranking_scores
 from mmjax.training.metrics import regression_metrics
@@ -100,8 +101,10 @@ def larger_than_noise(interval: Interval) -> bool:
 def metric_values(answers: Answers) -> dict[str, float]:
     """Return the metrics that have intervals, as `mmjax.training.metrics` computes them; NaN where undefined.
 
-    accuracy, log_loss, brier and, for two classes, roc_auc; or rmse, mae and r2.
+    accuracy, log_loss, brier and, for two classes, roc_auc; or rmse, mae and r2; of labels those of `bootstrap_labels`.
     """
+    if of_labels(answers):
+        return label_values(answers)
     if answers.probabilities is None:
         found = regression_metrics(answers.prediction, answers.label, weight=answers.weight)
         return {name: found[name] for name in ("rmse", "mae", "r2")}
@@ -163,12 +166,14 @@ def _metrics_of_draws(answers: Answers, seed: int) -> dict[str, np.ndarray]:
     if answers.probabilities is None:
         rows, units = _number_rows(answers, padded)
         return _number_metrics(_of_draws(rows, weight, n, seed), units)
+    if of_labels(answers):
+        return _of_draws(label_rows(answers, padded), weight, n, seed)
     binary = answers.probabilities.shape[1] == 2
     return _of_draws(_class_rows(answers, padded), weight, n, seed, binary=binary)
 
 
 def _of_draws(
-    rows: ClassRows | NumberRows, weight: np.ndarray, n: int, seed: int, *, binary: bool = False
+    rows: ClassRows | NumberRows | LabelRows, weight: np.ndarray, n: int, seed: int, *, binary: bool = False
 ) -> dict[str, np.ndarray]:
     """Return what each metric is made of, by draw f64[RESAMPLES, ...]; rows from `n` on are padding."""
     padded, random, parts = len(weight), np.random.default_rng(seed), []
@@ -215,13 +220,15 @@ def _number_rows(answers: Answers, padded: int) -> tuple[NumberRows, Units]:
 @functools.cache
 def _program() -> Any:
     def of_draws(
-        rows: ClassRows | NumberRows, weight: jax.Array, drawn: jax.Array, *, binary: bool
+        rows: ClassRows | NumberRows | LabelRows, weight: jax.Array, drawn: jax.Array, *, binary: bool
     ) -> dict[str, jax.Array]:
         def one(drawn: jax.Array) -> dict[str, jax.Array]:
             counts = jnp.zeros_like(weight).at[drawn].add(1.0, mode="drop") * weight
             share = counts / counts.sum()
             if isinstance(rows, NumberRows):
                 return _number_sums(rows, share)
+            if isinstance(rows, LabelRows):
+                return label_draw(rows, share)
             return _class_metrics(rows, share, binary=binary)
 
         return jax.vmap(one)(drawn)

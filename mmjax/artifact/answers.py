@@ -93,7 +93,9 @@ def answers_from_bytes(data: bytes, where: str) -> Answers:
 def same_rows(a: Answers, b: Answers) -> str:
     """Return why two kept Answers are not of the same rows with the same labels; an empty string when they are."""
     if (a.probabilities is None) != (b.probabilities is None) or a.label.ndim != b.label.ndim:
-        kinds = ["numbers" if one.probabilities is None else "labels" if of_labels(one) else "classes" for one in (a, b)]
+        kinds = [
+            "numbers" if one.probabilities is None else "labels" if of_labels(one) else "classes" for one in (a, b)
+        ]
         return f"one predicts {kinds[0]}, the other {kinds[1]}"
     if a.total != b.total or not np.array_equal(a.row, b.row):
         shared = len(np.intersect1d(a.row, b.row))

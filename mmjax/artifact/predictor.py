@@ -39,8 +39,8 @@ class Predictions(NamedTuple):
     """The classes, or the names of the labels."""
     uncertainty: np.ndarray | None = None
     """f32[N]: how far the members of the model disagree; None for a model of one member. For classes the mean total
-    variation distance from the answer, 0 to 1, for labels that of the label where it is largest; for values the standard
-    deviation, in their unit."""
+    variation distance from the answer, 0 to 1, for labels that of the label where it is largest; for values the
+    standard deviation, in their unit."""
     sets: np.ndarray | None = None
     """bool[N, K]: the classes in each row's set; None unless trained with `training.coverage`."""
     intervals: np.ndarray | None = None

@@ -1,4 +1,4 @@
-"""Labels that are hard to learn: held by few training rows, by none of a split, or by far fewer than do not hold them."""
+"""Labels that are hard to learn: that few training rows have, or no row of a split, or far fewer than have them not."""
 
 import numpy as np
 
@@ -27,7 +27,9 @@ def label_findings(rows: Rows) -> list[Finding]:
     few = np.flatnonzero(train < FEW_ROWS)
     if len(few):
         what = f"hold, or do not, for fewer than {FEW_ROWS} train {noun(rows)}s: {len(few)} {many}"
-        found.append(finding("classes", what, len(few), examples(few), "gather more of them, or leave these labels out"))
+        found.append(
+            finding("classes", what, len(few), examples(few), "gather more of them, or leave these labels out")
+        )
     for i, part in enumerate(PARTS[1:], 1):
         absent = np.flatnonzero((rarer[i] == 0) & (rarer.sum(axis=0) > 0))
         if sizes[i] and len(absent):

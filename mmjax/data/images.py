@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.config import ImageData, Policy
+from mmjax.config import ImageData, Policy, target_columns
 from mmjax.data.decode import scan_images as scan_images
 from mmjax.data.folders import ClassFolders, list_folder, note_listing, read_class_folders, split_folders
 from mmjax.data.idx import find_idx, read_idx

@@ -171,7 +171,11 @@ def fit_schema(schema: Schema, learn_from: Callable[[Column], Sequence[str] | np
 
 
 def _roles(
-    targets: Sequence[str], weight: str | None, id_column: str | None, ignore_columns: Sequence[str], exclude: Sequence[str]
+    targets: Sequence[str],
+    weight: str | None,
+    id_column: str | None,
+    ignore_columns: Sequence[str],
+    exclude: Sequence[str],
 ) -> dict[str, Verdict]:
     """Return the columns whose place the config decides, the strongest claim last."""
     ignored = dict.fromkeys(exclude, "has another use in the config")

@@ -18,7 +18,9 @@ FEWEST_ROWS = 10
 class InferClasses(Protocol):
     """`infer_target` of one column that is classified."""
 
-    def __call__(self, seen: Seen, column: str) -> Target: ...
+    def __call__(self, seen: Seen, column: str) -> Target:
+        """Return its Target."""
+        ...
 
 
 def infer_labels(
@@ -78,9 +80,9 @@ def _not_two(column: str, classes: Sequence[str], seen: Seen, lines: np.ndarray 
 def strata(labels: np.ndarray) -> np.ndarray:
     """Return the stratum of each row, i32[N], of `labels [N, L]` of 0 and 1: rows of one stratum are to be dealt alike.
 
-    Rows with the same labels are one stratum where they are `FEWEST_ROWS` or more (the label powerset); a row with a
-    rarer combination goes with those that share its rarest label, and one that is alone with the largest stratum. So each label keeps its share in every part, about
-    as well as by the iterative stratification of Sechidis et al. (ECML 2011), in one pass.
+    Rows with the same labels are one stratum where they are `FEWEST_ROWS` or more (the label powerset of Sechidis et
+    al., ECML 2011, section 3.1); a row with a rarer combination goes with those that share its rarest label, and one
+    that is alone with the largest stratum. So each label keeps its share in every part, nearly.
     """
     held = np.asarray(labels) > 0
     _, combination, counts = np.unique(held, axis=0, return_inverse=True, return_counts=True)

@@ -215,5 +215,8 @@ def _default_strategy(schema: Schema, assigned: np.ndarray | None) -> tuple[Stra
     if schema.target.task == "classification":
         return "stratified", "the target is one of classes"
     if schema.target.task == "multilabel":
-        return "stratified", "the target is of labels: rows with the same labels, or the same rarest one, are dealt alike"
+        return (
+            "stratified",
+            "the target is of labels: rows with the same labels, or the same rarest one, are dealt alike",
+        )
     return "random", "the target is a number"

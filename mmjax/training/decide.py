@@ -56,6 +56,7 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
         facts["conformal"] = {"quantiles": [training.quantiles[0], training.quantiles[-1]]}
     if training.abstain_below is not None:
         state, facts["abstention"] = abstaining(state, training.abstain_below), {"below": training.abstain_below}
+        facts["abstention"] |= {"labels": True} if schema.target.labels else {}
     return state, facts
 
 

@@ -27,13 +27,13 @@ def label_metrics(
     predictions: np.ndarray | None = None,
     weight: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Return the metrics of `config.MULTILABEL_METRICS` but `loss` of `probabilities f64[N, L]` against `labels [N, L]`.
+    """Return the MULTILABEL_METRICS but `loss` of `probabilities f64[N, L]` against `labels [N, L]` of 0 and 1.
 
     A label is said to hold where `predictions [N, L]` say so, else where its probability is above one half.
     `subset_accuracy` is the share of rows with all labels right, `hamming_loss` the share of labels that are wrong.
     `_macro` scores are means over labels, 0 for one that has no denominator; `_micro` ones count all labels together.
-    `roc_auc` and `pr_auc` are means over the labels where they are defined, `log_loss` and `brier` over all. `ece` looks
-    at every label of every row, at yes or no, whichever is more probable; `refined_log_loss` is the log loss at the one
+    `roc_auc` and `pr_auc` are means over the labels where they are defined, `log_loss` and `brier` over all. `ece` asks
+    of every label of every row for yes or no, whichever is more probable; `refined_log_loss` is the log loss at the one
     temperature that suits these rows best (arXiv 2501.19195). Rows of weight 0 change nothing.
     """
     names = MULTILABEL_METRICS[1:]
@@ -45,12 +45,12 @@ def label_metrics(
         return dict.fromkeys(names, np.nan)
     truth, rows = labels > 0, np.ones(len(labels)) if weight is None else weight
     wrong = (called != truth).mean(axis=1)
-    curves = [ranking_scores(scores, held, weight) for scores, held in zip(probabilities.T, truth.T, strict=True)]
+    areas, precisions = _rankings(probabilities, truth, weight).T
     found = {
         "subset_accuracy": float(np.average(wrong == 0, weights=rows)),
         "hamming_loss": float(np.average(wrong, weights=rows)),
-        "roc_auc": mean_defined(np.array([area for area, _ in curves])),
-        "pr_auc": mean_defined(np.array([precision for _, precision in curves])),
+        "roc_auc": mean_defined(areas),
+        "pr_auc": mean_defined(precisions),
     }
     found |= _called_scores(called, truth, rows) | cell_scores(probabilities, truth, rows)
     two, cells, spread = _as_two(probabilities, truth, rows)
@@ -92,36 +92,45 @@ def per_label_metrics(
     """
     rows = np.ones(len(labels)) if weight is None else np.asarray(weight, np.float64)
     used = rows > 0
-    probabilities, rows = probabilities[used], rows[used]
-    truth, called = labels[used] > 0, predictions[used] > 0
-    finite, found = np.isfinite(probabilities).all(), []
-    for i, name in enumerate(names):
-        hits, held, said = (float(rows @ x) for x in (truth[:, i] & called[:, i], truth[:, i], called[:, i]))
-        precision, recall, f1 = hits / said if said else 0.0, hits / held if held else 0.0, 0.0
-        f1 = 2.0 * hits / (held + said) if held + said else 0.0
-        areas = (
-            ranking_scores(probabilities[:, i], truth[:, i], rows) if finite and len(truth) else (np.nan, np.nan)
-        )
-        scores = dict(zip(("precision", "recall", "f1", "roc_auc", "pr_auc"), (precision, recall, f1, *areas), strict=True))
-        scores = scores if finite else dict.fromkeys(scores, np.nan)
-        found.append({"class": name, **scores, "threshold": float(thresholds[i]), "support": held, "rows": float(rows.sum())})
-    return found
+    probabilities, rows, truth, called = probabilities[used], rows[used], labels[used] > 0, predictions[used] > 0
+    hits, said, held = _counts(called, truth, rows)
+    columns = _ratios(hits, said, held)
+    columns |= dict(zip(("roc_auc", "pr_auc"), _rankings(probabilities, truth, rows).T, strict=True))
+    if not np.isfinite(probabilities).all():
+        columns = {name: np.full(len(names), np.nan) for name in columns}
+    columns |= {"threshold": thresholds, "support": held, "rows": np.full(len(names), rows.sum())}
+    return [
+        {"class": name} | {column: float(values[i]) for column, values in columns.items()}
+        for i, name in enumerate(names)
+    ]
 
 
-def confusion_counts(called: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, ...]:
+def _counts(called: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the weight of true positives, of rows that are called and of rows that hold, each f64[L]."""
-    return tuple((weight[:, None] * cells).sum(axis=0) for cells in (called & truth, called, truth))
+    hits, said, held = ((weight[:, None] * cells).sum(axis=0) for cells in (called & truth, called, truth))
+    return hits, said, held
+
+
+def _ratios(hits: np.ndarray, said: np.ndarray, held: np.ndarray) -> dict[str, np.ndarray]:
+    return {"precision": ratio(hits, said), "recall": ratio(hits, held), "f1": ratio(2.0 * hits, said + held)}
+
+
+def _rankings(probabilities: np.ndarray, truth: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
+    """Return f64[L, 2], ROC-AUC and average precision of each label; NaN where undefined."""
+    if not len(truth) or not np.isfinite(probabilities).all():
+        return np.full((truth.shape[1], 2), np.nan)
+    return np.array([ranking_scores(p, t, weight) for p, t in zip(probabilities.T, truth.T, strict=True)])
 
 
 def _called_scores(called: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> dict[str, float]:
     """Return precision, recall and F1, macro and micro."""
-    found = {}
-    hits, said, held = confusion_counts(called, truth, weight)
-    for kind, (tp, yes, positive) in {"macro": (hits, said, held), "micro": (hits.sum(), said.sum(), held.sum())}.items():
-        tp, yes, positive = np.asarray(tp), np.asarray(yes), np.asarray(positive)
-        scores = {"precision": ratio(tp, yes), "recall": ratio(tp, positive), "f1": ratio(2.0 * tp, yes + positive)}
-        found |= {f"{name}_{kind}": float(values.mean()) for name, values in scores.items()}
-    return found
+    counts = _counts(called, truth, weight)
+    kinds = {"macro": counts, "micro": tuple(each.sum(keepdims=True) for each in counts)}
+    return {
+        f"{name}_{kind}": float(values.mean())
+        for kind, (hits, said, held) in kinds.items()
+        for name, values in _ratios(hits, said, held).items()
+    }
 
 
 def _as_two(

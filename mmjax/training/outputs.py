@@ -167,7 +167,7 @@ def sigmoid_output() -> Output:
 
 
 def labels_output(labels: int, members: int = 1) -> Output:
-    """Return the Output of a logit for each of L labels, for `i32[B, L]` of 0 and 1; see `mmjax.training.label_outputs`.
+    """Return the Output of a logit for each of L labels, for `i32[B, L]` of 0 and 1; see `label_outputs`.
 
     Of several members it is that of their mean. `threshold f32[L]` in the state is each label's own.
     """

@@ -1,0 +1,57 @@
+"""What of a several-label model's answers a bootstrap draw needs, by row; and the metrics of draws from them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.artifact.answers import Answers
+from mmjax.training.label_metrics import label_metrics
+
+METRICS = ("subset_accuracy", "hamming_loss", "log_loss", "brier", "f1_micro", "f1_macro")
+"""The metrics that have intervals."""
+
+
+class LabelRows(NamedTuple):
+    """Answers, by row."""
+
+    parts: jax.Array | np.ndarray
+    """f32[N, 4]: all labels right or not, and the means over labels of what is wrong, of log loss and Brier score."""
+    hits: jax.Array | np.ndarray
+    """f32[N, L]: the label holds and is said to;"""
+    both: jax.Array | np.ndarray
+    """f32[N, L]: one for holding, one for being said to."""
+
+
+def label_values(answers: Answers) -> dict[str, float]:
+    """Return the METRICS of Answers, as `label_metrics` computes them; NaN where undefined."""
+    probabilities = np.asarray(answers.probabilities, np.float64)
+    found = label_metrics(probabilities, answers.label, predictions=answers.prediction, weight=answers.weight)
+    return {name: found[name] for name in METRICS}
+
+
+def label_rows(answers: Answers, padded: int) -> LabelRows:
+    """Return the LabelRows of Answers, padded with zeros."""
+    truth, called = answers.label > 0, answers.prediction > 0
+    yes, eps = np.asarray(answers.probabilities, np.float64), np.finfo(np.float64).eps
+    log_loss = -np.log(np.clip(np.where(truth, yes, 1.0 - yes), eps, 1.0 - eps)).mean(axis=1)
+    wrong = (truth != called).mean(axis=1)
+    parts = np.stack([wrong == 0, wrong, log_loss, ((yes - truth) ** 2).mean(axis=1)], axis=1)
+    return LabelRows(*(_padded(values, padded) for values in (parts, truth & called, truth.astype(int) + called)))
+
+
+def label_draw(rows: LabelRows, share: jax.Array) -> dict[str, jax.Array]:
+    """Return the METRICS of a draw in which each row has this `share f32[N]`."""
+    found = dict(zip(METRICS[:4], share @ rows.parts, strict=True))
+    hits, both = share @ rows.hits, share @ rows.both
+    f1 = jnp.where(both > 0, 2.0 * hits / jnp.where(both > 0, both, 1.0), 0.0)
+    whole = both.sum()
+    micro = jnp.where(whole > 0, 2.0 * hits.sum() / jnp.where(whole > 0, whole, 1.0), 0.0)
+    return found | {"f1_micro": micro, "f1_macro": f1.mean()}
+
+
+def _padded(values: np.ndarray, rows: int) -> np.ndarray:
+    found = np.zeros((rows, values.shape[1]), np.float32)
+    found[: len(values)] = values
+    return found

@@ -51,8 +51,8 @@ class Draft(NamedTuple):
 class Wish(NamedTuple):
     """What the command line says about the draft."""
 
-    target: tuple[str, ...] = ()
-    """One column, or several that are labels."""
+    target: str | tuple[str, ...] | None = None
+    """Several columns are labels."""
     task: Task | None = None
     inference: Inference = Inference()
     name: str | None = None
@@ -182,13 +182,13 @@ def _image_shares(source: ImageSource) -> str:
     return f"    # the split is given: {parts}\n"
 
 
-def likely_target(names: list[str], named: tuple[str, ...] = ()) -> tuple[str | tuple[str, ...], str]:
+def likely_target(names: list[str], named: str | tuple[str, ...] | None = None) -> tuple[str | tuple[str, ...], str]:
     """Return the column to predict and why: the one named, else the likeliest by its name, else the last.
 
     Several that are named are labels.
     """
-    if named:
-        return named[0] if len(named) == 1 else named, "named by --target"
+    if named is not None:
+        return named, "named by --target"
     known = {name.strip().lower(): name for name in reversed(names)}
     for likely in LIKELY_TARGETS:
         if likely in known:
@@ -371,8 +371,9 @@ def command(
         max_categories=max_categories,
         max_integer_classes=max_classes,
     )
+    named = target if len(target) > 1 else target[0] if target else None
     name = None if NAME.fullmatch(output.stem) else config_stem(output)
-    made = draft(data, Wish(target, task, inference, name, str(schema_path)))
+    made = draft(data, Wish(named, task, inference, name, str(schema_path)))
     files = {output: made.config}
     if made.schema_file is not None:
         files = {schema_path: made.schema_file, output: made.config}

@@ -23,7 +23,7 @@ def of_each_label(model: Model) -> Model:
             if held.min() == held.max():
                 parts.append(Fitted(np.full((len(x), 2), [1.0 - held[0], held[0]]), ""))
             else:
-                parts.append(model(*(_two_classes(rows, i) for rows in (train, choose)), x))
+                parts.append(model(_two_classes(train, i), _two_classes(choose, i), x))
         return joined_labels(parts)
 
     return each

@@ -29,9 +29,9 @@ def encode(schema: Schema, columns: Columns, *, label: bool = False) -> Batch:
     """Return the Batch of these rows: `numeric f32[N, F]`, `category i32[N, C]`, images; absent where there is none.
 
     With `label=True` also `label` (i32[N], i32[N, L] of several labels, or f32[N, 1] for regression) and, where the
-    Schema names a weight column, `weight f32[N]`. Cells are texts, numbers or None; a missing number is NaN, a missing or unknown category 0. Numbers
-    lose `Column.offset`, and labels `Target.offset`, in f64. DataError naming every absent column, and column, row
-    (from 1) and value of bad cells.
+    Schema names a weight column, `weight f32[N]`. Cells are texts, numbers or None; a missing number is NaN, a missing
+    or unknown category 0. Numbers lose `Column.offset`, and labels `Target.offset`, in f64. DataError naming every
+    absent column, and column, row (from 1) and value of bad cells.
     """
     rows = _row_count(columns)
     if absent := missing_columns(schema, columns):

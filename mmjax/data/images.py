@@ -30,8 +30,8 @@ class ImageSource(NamedTuple):
     """`image_column`: object array of paths (str) or pixels (u8[H, W]); `target_column`: object array of str; and the
     id, weight and kept columns of a CSV."""
     image_column: str
-    target_columns: tuple[str, ...]
-    """One, or that of each label; none for images without labels."""
+    target_column: str | tuple[str, ...]
+    """Or that of each label; empty for images without any."""
     assigned: np.ndarray | None
     """Object array of `train`, `validation`, `test` where the folders say so."""
     notes: tuple[str, ...]
@@ -77,7 +77,7 @@ def read_unlabelled_table(path: str, *, image_column: str = "image") -> ImageSou
     _expect_columns(table, [("data.image.image_column", image_column)])
     names = table.columns[image_column]
     columns = table.columns | {image_column: objects([_beside(path, name) for name in names])}
-    return ImageSource(columns, image_column, (), None, (), names)
+    return ImageSource(columns, image_column, "", None, (), names)
 
 
 def apply_policy(
@@ -158,7 +158,7 @@ def _from_folders(data: ImageData, minimum_classes: int) -> ImageSource:
         one_target(data): objects(labels),
     }
     notes = tuple(note for part in parts for note in part.notes)
-    return ImageSource(columns, data.image_column, target_columns(data), assigned, notes, objects(names))
+    return ImageSource(columns, data.image_column, data.target_column, assigned, notes, objects(names))
 
 
 def _strange_classes(path: str, folders: list[str], parts: list[ClassFolders]) -> list[str]:
@@ -179,7 +179,7 @@ def _from_idx(data: ImageData) -> ImageSource:
     assigned = objects([pair.assigned for pair in pairs for _ in range(len(pair.labels))])
     names = objects([f"{pair.assigned}/{index}" for pair in pairs for index in range(len(pair.labels))])
     columns = {data.image_column: images, one_target(data): labels}
-    return ImageSource(columns, data.image_column, target_columns(data), assigned, (), names)
+    return ImageSource(columns, data.image_column, data.target_column, assigned, (), names)
 
 
 def _from_csv(data: ImageData, keep: Sequence[str]) -> ImageSource:
@@ -204,7 +204,7 @@ def _from_csv(data: ImageData, keep: Sequence[str]) -> ImageSource:
     notes = (f"{data.path}: columns not used, only images are learnt from: {', '.join(others)}",) if others else ()
     columns = {name: table.columns[name] for name in table.columns if name in used} | {data.image_column: paths}
     names = columns[data.id_column] if data.id_column else cells
-    return ImageSource(columns, data.image_column, target_columns(data), None, notes, names)
+    return ImageSource(columns, data.image_column, data.target_column, None, notes, names)
 
 
 def _expect_images(table: Table, cells: np.ndarray, paths: np.ndarray) -> None:
@@ -246,8 +246,8 @@ def _beside(csv_path: str, cell: str) -> str:
 
 def _lost_labels(source: ImageSource, keep: np.ndarray) -> list[str]:
     """Return a note when labels that repeat, as classes do, have no image left."""
-    one = len(source.target_columns) == 1
-    labels = source.columns[source.target_columns[0]] if one else np.empty(0, object)
+    target = source.target_column
+    labels = source.columns[target] if target and isinstance(target, str) else np.empty(0, object)
     before = set(labels)
     lost = sorted(before - set(labels[keep])) if 2 * len(before) <= len(labels) else []
     return [f"no image is left of: {', '.join(lost)}"] if lost else []

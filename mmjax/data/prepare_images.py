@@ -147,11 +147,11 @@ def answered_images(
 def image_target(source: ImageSource, data: ImageData, inference: Inference = Inference()) -> Target:
     """Return the target: folders hold classes, whatever their names; that of a CSV is judged by its values."""
     folders = data.task is msgspec.UNSET and Path(data.path).is_dir()
-    if isinstance(data.target_column, tuple):
-        return infer_labels_of(source.columns, data.target_column, positive_class=data.positive_class)
+    if isinstance(source.target_column, tuple):
+        return infer_labels_of(source.columns, source.target_column, positive_class=data.positive_class)
     target = infer_target(
-        source.columns[data.target_column],
-        data.target_column,
+        source.columns[source.target_column],
+        source.target_column,
         task="classification" if folders else data.task,
         positive_class=data.positive_class,
         inference=inference,

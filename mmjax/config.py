@@ -329,7 +329,8 @@ class Split(Section, frozen=True, kw_only=True):
     strategy: Annotated[
         Literal["random", "stratified", "column", "folders", "group", "group_stratified", "time"] | UnsetType,
         Meta(
-            description="`stratified` for classification and `random` for regression by default; "
+            description="`stratified` for classification and labels (by rows with the same labels), and `random` for "
+            "regression by default; "
             "`folders` where train/, val/, test/ exist; `group` and `group_stratified` keep rows of one group in one "
             "split; `time` trains on the oldest rows and tests on the newest."
         ),
@@ -468,38 +469,46 @@ class Training(Section, frozen=True, kw_only=True):
     ] = 0.1
     step_every: Annotated[Share, Meta(description="step: share of the run between two drops.")] = 0.3
     step_factor: Annotated[Share, Meta(description="step: factor of each drop.")] = 0.1
-    loss: Annotated[LossName | UnsetType, Meta(description="By default cross_entropy, or mse for regression.")] = UNSET
+    loss: Annotated[
+        LossName | UnsetType,
+        Meta(description="By default cross_entropy, bce for labels (which also take focal), or mse for regression."),
+    ] = UNSET
     label_smoothing: Annotated[BelowOne | UnsetType, Meta(description="cross_entropy only.")] = UNSET
     calibration: Annotated[
         Literal["temperature", "none"] | UnsetType,
         Meta(
             description="`temperature`: fit the temperature of the probabilities on the validation rows, once training "
-            "is done; it goes into the bundle. Classification only."
+            "is done; it goes into the bundle. Classification and labels (one for all of them) only."
         ),
     ] = UNSET
     threshold: Annotated[
         Literal["none", "accuracy", "balanced_accuracy", "f1", "mcc"] | WithinOne,
         Meta(
             description="Two classes: the probability from which on a row is called positive: the best for a metric on "
-            "the validation rows, after calibration, or a number; `none`: the more probable class."
+            "the validation rows, after calibration, or a number; `none`: the more probable class. Labels: that of each, "
+            "by itself."
         ),
     ] = "none"
     coverage: Annotated[
         WithinOne | None,
         Meta(
             description="Answers also hold a set of classes, or an interval, with the truth in it in this share of "
-            "cases: split-conformal, fitted on the validation rows after calibration."
+            "cases: split-conformal, fitted on the validation rows after calibration. Not for labels."
         ),
     ] = None
     abstain_below: Annotated[
         WithinOne | None,
-        Meta(description="Classification: rows whose largest probability is below this are told to be `abstained`."),
+        Meta(
+            description="Classification: rows whose largest probability is below this are told to be `abstained`; "
+            "labels: rows with a label whose yes and no are both less probable."
+        ),
     ] = None
     class_weights: Annotated[
         Literal["none", "balanced"] | tuple[ClassWeight, ...],
         Meta(
             description="Weights of the classes in the loss: `none`, `balanced` (inverse frequency), "
-            "or a list of {label, weight}; a class that is not listed weighs 1."
+            "or a list of {label, weight}; a class that is not listed weighs 1. Of labels it is yes that is weighted, "
+            "and `balanced` weighs yes and no of each."
         ),
     ] = "none"
     focal_gamma: Annotated[NonNegative, Meta(description="focal: how strongly easy rows are discounted.")] = 2.0

@@ -485,8 +485,8 @@ class Training(Section, frozen=True, kw_only=True):
         Literal["none", "accuracy", "balanced_accuracy", "f1", "mcc"] | WithinOne,
         Meta(
             description="Two classes: the probability from which on a row is called positive: the best for a metric on "
-            "the validation rows, after calibration, or a number; `none`: the more probable class. Labels: that of each, "
-            "by itself."
+            "the validation rows, after calibration, or a number; `none`: the more probable class. Labels: that of "
+            "each, by itself."
         ),
     ] = "none"
     coverage: Annotated[

@@ -66,7 +66,8 @@ def describe_type(kind: inspect.Type) -> str:
         case inspect.TupleType():
             return f"a list of {len(kind.item_types)}, each {describe_type(kind.item_types[0])}"
         case inspect.VarTupleType():
-            size = f" of {kind.min_length} to {kind.max_length}" if kind.max_length else ""
+            least = f" of {kind.min_length} or more" if (kind.min_length or 0) > 1 else ""
+            size = f" of {kind.min_length} to {kind.max_length}" if kind.max_length else least
             return f"a list{size}, each {describe_type(kind.item_type)}"
         case inspect.StructType():
             return f"a mapping with {', '.join(field.encode_name for field in kind.fields)}"

@@ -64,7 +64,7 @@ def sklearn_says(p: np.ndarray, y: np.ndarray, called: np.ndarray, weight: np.nd
     return found
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10_000), st.integers(2, 80), st.integers(2, 6), st.booleans())
 def test_every_metric_is_scikit_learns(seed: int, rows: int, labels: int, weighted: bool):
     p, y, called = made(seed, rows, labels)
@@ -200,7 +200,10 @@ def test_each_label_has_its_own_threshold():
     p, y, _ = made(5, 300)
     y[:, 2] = 0  # nobody holds it: nothing to tune by
     logits = np.log(p / (1 - p)).astype(np.float32)
-    training, schema = Training(threshold="f1", loss="bce", calibration="none", abstain_below=0.6), Schema(target=TARGET)
+    training, schema = (
+        Training(threshold="f1", loss="bce", calibration="none", abstain_below=0.6),
+        Schema(target=TARGET),
+    )
     output = build_output(TARGET, "bce")
     rows = Validation(Scores(logits, y, p.astype(np.float32)), {"label": y.astype(np.int32)})
     state, facts = decide(training, schema, output, output.fit(y), rows)
@@ -210,7 +213,8 @@ def test_each_label_has_its_own_threshold():
     assert decision_problems(training, schema, y) == []
     assert decision_problems(Training(coverage=0.9, abstain_below=0.4), schema, y) == [
         "training.coverage: expected one answer a row, got several labels; remove it",
-        "training.abstain_below: expected a number above 0.5, as yes or no of a label is at least that probable, got 0.4",
+        "training.abstain_below: expected a number above 0.5, as yes or no of a label is at least that probable, "
+        "got 0.4",
     ]
 
 

@@ -154,7 +154,7 @@ def _examples(rows: Rows, parts: np.ndarray, where: _Where, groups: np.ndarray) 
 
 def _same_but_for(rows: Rows, parts: np.ndarray, exact: _Where, others: list[str]) -> list[Finding]:
     """Return the rows that agree in features and answer, where the columns without use differ."""
-    keys = mix(rows.feature_keys, bits(np.asarray(rows.batch["label"]).reshape(len(rows.names), -1)[:, 0]))
+    keys = mix(rows.feature_keys, bits(one_answer(np.asarray(rows.batch["label"]))))
     equal = _where(copies(keys), parts)
     if equal.total <= exact.total or _by_chance(rows, equal.total, answers=True):
         return []
@@ -188,7 +188,7 @@ def _pairs_by_chance(rows: Rows, *, answers: bool) -> float:
     chosen = sample(np.arange(total), CHANCE_ROWS)
     columns = _feature_columns(rows, chosen)
     if answers:
-        columns.append(np.asarray(rows.batch["label"][chosen]).reshape(len(chosen), -1)[:, 0])
+        columns.append(one_answer(np.asarray(rows.batch["label"][chosen])))
     codes = [bits(column) for column in columns]
     coarse_first = np.argsort([-_agreement(column) for column in codes])
     halves = [(np.arange(len(codes)) >> dealing) % 2 for dealing in range(DEALINGS)]

@@ -49,7 +49,8 @@ LAYERS: dict[int, dict[str, str]] = {
         "recipe": "recipe",
         "evaluation": """analysis/baseline_data analysis/baseline_labels analysis/baseline_models analysis/baselines
             analysis/boosting
-            analysis/bootstrap analysis/bootstrap_labels analysis/evaluation analysis/noise analysis/trust""",
+            analysis/bootstrap analysis/bootstrap_labels
+            analysis/bootstrap_ranking analysis/evaluation analysis/noise analysis/trust""",
     },
     4: {
         "training": "training/setup",

@@ -92,7 +92,7 @@ def test_the_report_tells_of_each_label_and_the_card_of_all(made: FitResult, hom
     assert [row["threshold"] for row in report["per_class"]["test"]] == pytest.approx(list(thresholds.values()))
     assert report["model"]["labels"][0] == {"name": "urgent", "no": "no", "yes": "yes"}
     assert set(report["intervals"]["test"]) == {
-        "subset_accuracy", "hamming_loss", "log_loss", "brier", "f1_micro", "f1_macro"}  # fmt: skip
+        "subset_accuracy", "hamming_loss", "log_loss", "brier", "f1_micro", "f1_macro", "roc_auc"}  # fmt: skip
     names = [one["name"] for one in report["baselines"]["baselines"]]
     assert names == ["majority of each label", "logistic regression", "k nearest neighbours"]
     card = (made.bundle / "card.md").read_text()

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.analysis.bootstrap_labels import LabelRows, label_draw, label_rows, label_values
+from mmjax.analysis.bootstrap_ranking import Ranked, area, ranked_rows
 from mmjax.artifact.answers import Answers, of_labels, take_answers
 from mmjax.backend import compiled
 from mmjax.training.classification_metrics import brier_rows, log_loss_rows, ranking_scores
@@ -131,14 +132,8 @@ class ClassRows(NamedTuple):
 
     parts: np.ndarray
     """f32[N, 3]: right or not, log loss, Brier score."""
-    order: np.ndarray
-    """i32[N]: rows by ascending probability of class 1."""
-    first: np.ndarray
-    """i32[N]: where in that order the rows of the same probability begin,"""
-    last: np.ndarray
-    """i32[N]: and end."""
-    positive: np.ndarray
-    """f32[N]: 1 for rows of class 1."""
+    ranked: Ranked
+    """By the probability of class 1."""
 
 
 class NumberRows(NamedTuple):
@@ -196,16 +191,9 @@ def _class_parts(answers: Answers) -> np.ndarray:
 
 
 def _class_rows(answers: Answers, padded: int) -> ClassRows:
-    n, score = len(answers.row), np.asarray(answers.probabilities)[:, -1]
-    places = np.arange(padded, dtype=np.int32)
-    rows = ClassRows(np.zeros((padded, 3), np.float32), places, places.copy(), places + 1, np.zeros(padded, np.float32))
-    rows.parts[:n] = _class_parts(answers)
-    rows.order[:n] = np.argsort(score, kind="stable")
-    ordered = score[rows.order[:n]]
-    rows.first[:n] = np.searchsorted(ordered, ordered, "left")
-    rows.last[:n] = np.searchsorted(ordered, ordered, "right")
-    rows.positive[:n] = answers.label == 1
-    return rows
+    parts = np.zeros((padded, 3), np.float32)
+    parts[: len(answers.row)] = _class_parts(answers)
+    return ClassRows(parts, ranked_rows(np.asarray(answers.probabilities)[:, -1], answers.label == 1, padded))
 
 
 def _number_rows(answers: Answers, padded: int) -> tuple[NumberRows, Units]:
@@ -239,15 +227,7 @@ def _program() -> Any:
 def _class_metrics(rows: ClassRows, share: jax.Array, *, binary: bool) -> dict[str, jax.Array]:
     accuracy, log_loss, brier = share @ rows.parts
     found = {"accuracy": accuracy, "log_loss": log_loss, "brier": brier}
-    return found | {"roc_auc": _area(rows, share)} if binary else found
-
-
-def _area(rows: ClassRows, share: jax.Array) -> jax.Array:
-    """Return the ROC-AUC by weighted ranks: the share of pairs in order, a tie counts half; NaN without a pair."""
-    positive, share = jnp.asarray(rows.positive)[rows.order], share[rows.order]
-    below = jnp.concatenate([jnp.zeros(1), jnp.cumsum(share * (1.0 - positive))])
-    hits = share * positive
-    return (hits * 0.5 * (below[rows.first] + below[rows.last])).sum() / (hits.sum() * below[-1])
+    return found | {"roc_auc": area(rows.ranked, share)} if binary else found
 
 
 def _number_sums(rows: NumberRows, share: jax.Array) -> dict[str, jax.Array]:

@@ -27,6 +27,7 @@ from mmjax.serving.parity import compare_live, compare_server
 from mmjax.train import FitResult, fit
 from tests.doors import door, write_csv
 from tests.live import JSON, Client, thread
+from tests.untrained import TAGS, add_model
 
 LABELS = ("urgent", "bill", "spam")
 HEADER = ("x0", "x1", "kind", *LABELS)
@@ -253,3 +254,18 @@ def test_images_of_a_csv_have_labels_too(tmp_path: Path):
     assert found.prediction.shape == (2, 2)
     assert found.classes == ("red", "bright")
     assert set(made.metrics["test"]) >= {"f1_macro", "subset_accuracy"}
+
+
+def test_raw_tensors_and_rows_say_the_same_of_labels(tmp_path: Path):
+    add_model(tmp_path / "registry", "tags", TAGS)
+    values = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+    with thread(tmp_path / "registry", Limits(), models=("tags",)) as server:
+        with mmjax.Client(f"http://127.0.0.1:{server.client.port}") as client:
+            raw = client.predict(values)
+            rows = client.predict([{"x0": a, "x1": b, "bill": None} for a, b in values.astype(float).tolist()])
+    assert raw.prediction.dtype == bool
+    np.testing.assert_array_equal(raw.prediction, rows.prediction)
+    np.testing.assert_array_equal(raw.probabilities, rows.probabilities)
+    np.testing.assert_array_equal(raw.prediction, raw.probabilities > 0.5)
+    assert raw.prediction.any(axis=0).all()
+    assert not raw.prediction.all(axis=0).any()

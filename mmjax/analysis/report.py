@@ -262,6 +262,7 @@ def confused_pairs(matrix: list[list[float]], classes: list[str], limit: int) ->
 
 def _model(given: ReportInput) -> dict[str, Any]:
     target, model = given.schema.target, given.config_dict.get("model", {})
+    labels = [{"name": label.column, "no": label.negative, "yes": label.positive} for label in target.labels]
     binary = target.task == "classification" and len(target.classes) == 2
     return {
         "name": given.config_dict["name"],
@@ -270,7 +271,7 @@ def _model(given: ReportInput) -> dict[str, Any]:
         "target_reason": target.reason,
         "classes": target.classes,
         "positive_class": target.classes[given.schema.positive_index] if binary else None,
-        "labels": [{"name": label.column, "no": label.negative, "yes": label.positive} for label in target.labels],
+        **({"labels": labels} if labels else {}),
         "type": model.get("type"),
         "network": model.get("name"),
         "architecture": model.get("architecture", {}),

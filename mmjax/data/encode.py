@@ -87,8 +87,8 @@ def check_columns(schema: Schema, names: Iterable[str], *, where: str) -> tuple[
     """
     names = tuple(names)
     needed = _needed(schema)
-    target, extra = schema.target.column, (schema.id_column, schema.weight_column)
-    known = dict.fromkeys([*needed, *(c.name for c in schema.columns), target, *(name for name in extra if name)])
+    extra = (*schema.target.columns, schema.id_column, schema.weight_column)
+    known = dict.fromkeys([*needed, *(c.name for c in schema.columns), *(name for name in extra if name)])
     problems = [f"{where}: expected column '{name}', got none of that name" for name in missing_columns(schema, names)]
     problems += [
         f"{where}: unknown column '{name}'; rename or remove it{did_you_mean(name, known)}"

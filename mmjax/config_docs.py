@@ -128,7 +128,7 @@ def _metrics() -> str:
 
 
 def _metric_table(task: str, names: tuple[str, ...], own: Mapping[str, str] = MappingProxyType({})) -> tuple[str, ...]:
-    meanings = _METRIC_MEANINGS | own
+    meanings = {**_METRIC_MEANINGS, **own}
     return (f"| {task} | |", "|---|---|", *(f"| `{name}` | {meanings[name]} |" for name in names), "")
 
 

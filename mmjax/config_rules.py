@@ -210,7 +210,7 @@ def _quantiles(config: Config) -> Iterator[Conflict]:
 
 
 def _column_roles(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
-    roles = [(f"{section}.target_column", name) for name in target_columns(data)]
+    roles: list[tuple[str, str | None]] = [(f"{section}.target_column", name) for name in target_columns(data)]
     roles += [(f"{section}.{key}", getattr(data, key)) for key in ("weight_column", "id_column")]
     if isinstance(data, ImageData) and data.image_column != data.id_column:  # rows may be named by their path
         roles.append((f"{section}.image_column", data.image_column))

@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmjax"
 LAYERS: dict[int, dict[str, str]] = {
     0: {
         "ground": """errors schema interrupts numerics numerics_programs backend
-            config config_load config_rules config_structure config_tree config_words config_yaml config_docs""",
+            config config_load config_rules config_structure config_tree config_words config_yaml config_docs
+            config_drafts""",
     },
     1: {
         "data": """data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images

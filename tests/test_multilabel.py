@@ -259,10 +259,12 @@ def test_images_of_a_csv_have_labels_too(tmp_path: Path):
 def test_raw_tensors_and_rows_say_the_same_of_labels(tmp_path: Path):
     add_model(tmp_path / "registry", "tags", TAGS)
     values = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
-    with thread(tmp_path / "registry", Limits(), models=("tags",)) as server:
-        with mmjax.Client(f"http://127.0.0.1:{server.client.port}") as client:
-            raw = client.predict(values)
-            rows = client.predict([{"x0": a, "x1": b, "bill": None} for a, b in values.astype(float).tolist()])
+    cells = [{"x0": a, "x1": b, "bill": None} for a, b in values.astype(float).tolist()]
+    with (
+        thread(tmp_path / "registry", Limits(), models=("tags",)) as server,
+        mmjax.Client(f"http://127.0.0.1:{server.client.port}") as client,
+    ):
+        raw, rows = client.predict(values), client.predict(cells)
     assert raw.prediction.dtype == bool
     np.testing.assert_array_equal(raw.prediction, rows.prediction)
     np.testing.assert_array_equal(raw.probabilities, rows.probabilities)

@@ -13,6 +13,7 @@ from mmjax.training.label_metrics import label_metrics
 METRICS = ("subset_accuracy", "hamming_loss", "log_loss", "brier", "f1_micro", "f1_macro", "roc_auc")
 """The metrics that have intervals, the last of at most `MOST_RANKED` labels."""
 MOST_RANKED = 20
+_NONE = Ranked._make([np.zeros((0, 0))] * 4)
 
 
 class LabelRows(NamedTuple):
@@ -43,13 +44,11 @@ def label_rows(answers: Answers, padded: int) -> LabelRows:
     log_loss = -np.log(np.clip(np.where(truth, yes, 1.0 - yes), eps, 1.0 - eps)).mean(axis=1)
     wrong = (truth != called).mean(axis=1)
     parts = np.stack([wrong == 0, wrong, log_loss, ((yes - truth) ** 2).mean(axis=1)], axis=1)
-    few = range(truth.shape[1] if truth.shape[1] <= MOST_RANKED else 0)
-    each = [ranked_rows(np.asarray(answers.probabilities)[:, i], truth[:, i], padded) for i in few]
-    ranked = (
-        Ranked(*(np.stack(values) for values in zip(*each, strict=True))) if each else Ranked(*[np.zeros((0, 0))] * 4)
-    )
-    sums = (_padded(values, padded) for values in (parts, truth & called, truth.astype(int) + called))
-    return LabelRows(*sums, ranked)
+    few = truth.shape[1] if truth.shape[1] <= MOST_RANKED else 0
+    each = [ranked_rows(np.asarray(answers.probabilities)[:, i], truth[:, i], padded) for i in range(few)]
+    ranked = Ranked._make(np.stack(values) for values in zip(*each, strict=True)) if each else _NONE
+    both = truth.astype(int) + called
+    return LabelRows(_padded(parts, padded), _padded(truth & called, padded), _padded(both, padded), ranked)
 
 
 def label_draw(rows: LabelRows, share: jax.Array) -> dict[str, jax.Array]:

@@ -518,10 +518,14 @@ def words_of(schema: Schema, scores: Scores) -> Words:
         intervals = msgspec.UNSET if found.intervals is None else found.intervals.tolist()
         return Words(found.prediction.tolist(), None, None, uncertainty, intervals=intervals)
     predictions, classes = scores.prediction.tolist(), schema.target.classes
-    several = bool(schema.target.labels)
+    labels: list[Any]  # texts, or lists of them
+    if schema.target.labels:
+        labels = set_texts(classes, scores.prediction)
+    else:
+        labels = [classes[index] for index in predictions]
     return Words(
         predictions,
-        set_texts(classes, scores.prediction) if several else [classes[index] for index in predictions],
+        labels,
         scores.probabilities.tolist(),
         uncertainty,
         sets=msgspec.UNSET if scores.sets is None else set_texts(classes, scores.sets),

@@ -223,10 +223,52 @@ class TabularData(Section, frozen=True, kw_only=True):
 class Augmentation(Section, frozen=True, kw_only=True):
     """Random changes of training images; never applied to validation, test or served images."""
 
-    horizontal_flip: Annotated[bool, Meta(description="Mirror left and right with probability one half.")] = True
+    horizontal_flip: Annotated[
+        bool | Literal["alternating"],
+        Meta(
+            description="Mirror left and right with probability one half; `alternating`: half of the images in one "
+            "epoch, the other half in the next. `false` where left and right matter."
+        ),
+    ] = True
+    vertical_flip: Annotated[bool, Meta(description="Mirror top and bottom with probability one half.")] = False
+    random_resized_crop: Annotated[
+        tuple[Share, Share] | None,
+        Meta(
+            description="[least, most]: cut out a random box that covers such a share of the image, such as "
+            "[0.35, 1.0] (photographs: [0.08, 1.0]), and bring it to the size of training."
+        ),
+    ] = None
+    crop_ratio: Annotated[
+        tuple[Positive, Positive],
+        Meta(description="random_resized_crop: [least, most] of a box's width over its height."),
+    ] = (0.75, 4 / 3)
     rotation_range: Annotated[int, Meta(ge=0, le=180, description="Rotate by up to this many degrees either way.")] = 0
     shift: Annotated[Fraction | UnsetType, Meta(description="Pad and crop by up to this share of each side.")] = UNSET
     color: Annotated[Fraction, Meta(description="Strength of random brightness, contrast and saturation.")] = 0.0
+    trivial_augment: Annotated[
+        bool,
+        Meta(
+            description="TrivialAugment (wide): one of 14 operations for each image, from shearing to equalizing, of a "
+            "random strength. In place of `rotation_range` and `color`."
+        ),
+    ] = False
+    random_erasing: Annotated[
+        Fraction, Meta(description="Probability that a box of the image, 2 to 33 % of it, is painted over.")
+    ] = 0.0
+    mixup_alpha: Annotated[
+        NonNegative,
+        Meta(description="Mix each image and its answer with another one's, by parts from Beta(alpha, alpha); 0: no."),
+    ] = 0.0
+    cutmix_alpha: Annotated[
+        NonNegative,
+        Meta(
+            description="Classification: a box of each image shows another one, and counts for its class; areas from "
+            "Beta(alpha, alpha); 0: no. With `mixup_alpha` too, each row takes either."
+        ),
+    ] = 0.0
+    mix_probability: Annotated[
+        Fraction, Meta(description="mixup_alpha and cutmix_alpha: share of the rows that are mixed.")
+    ] = 1.0
     normalize: Annotated[
         bool, Meta(description="Standardise each channel with the mean and std of the training images.")
     ] = True
@@ -238,8 +280,23 @@ class ImageData(Section, frozen=True, kw_only=True):
     path: Annotated[Text, Meta(description="The folder or CSV file, relative to the working directory.")]
     image_size: Annotated[
         tuple[Pixels, Pixels] | UnsetType,
-        Meta(description="[height, width] in pixels that every image is brought to."),
+        Meta(description="[height, width] in pixels that every image is brought to: for tests, answers and serving."),
     ] = UNSET
+    train_size: Annotated[
+        tuple[Pixels, Pixels] | None,
+        Meta(
+            description="[height, width] in pixels to train at, smaller than `image_size`: faster by the square of the "
+            "side, and crops look larger than whole images do, which a larger test makes up for (FixRes). Left out: "
+            "`image_size`."
+        ),
+    ] = None
+    progressive_resizing: Annotated[
+        bool,
+        Meta(
+            description="train_size: grow from it to `image_size` in steps over the epochs, each a compilation: cheap "
+            "epochs first. The last quarter is trained at `image_size`."
+        ),
+    ] = False
     resize: Annotated[
         Literal["crop", "stretch", "pad"], Meta(description="How an image of another shape is brought to `image_size`.")
     ] = "crop"

@@ -23,18 +23,9 @@ from mmjax.config import (
     fold_count,
     target_columns,
 )
+from mmjax.config_conflict import Conflict, Given
+from mmjax.config_rules_images import image_conflicts
 from mmjax.errors import did_you_mean
-
-Given = frozenset[str]
-
-
-class Conflict(NamedTuple):
-    """A problem with the first of `paths`, seen beside the others."""
-
-    paths: tuple[str, ...]
-    message: str
-    idle: bool = False
-    """True: the value is harmless, it only does nothing."""
 
 
 class _Needs(NamedTuple):
@@ -130,6 +121,8 @@ def find_conflicts(config: Config, given: Given) -> Iterator[Conflict]:
         return
     for rule in (_split_shares, _column_roles, _csv_only, _labels, _task_options, _monitor, _model_of_data):
         yield from rule(config, given, section, data)
+    if image is not None:
+        yield from image_conflicts(image, given, *_task(config))
 
 
 def _value(config: Config, path: str) -> Any:

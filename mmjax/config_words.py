@@ -23,6 +23,10 @@ def _hint(kind: inspect.Type, node: Node) -> str:
             return f"; write {word}" if word in ("true", "false") else ""
         case ((inspect.StrType() | inspect.LiteralType()), bool() | int() | float()):
             return f'; quote it: "{text}"' if isinstance(kind, inspect.StrType) else ""
+        case inspect.UnionType(), bool() | int() | float() if any(
+            isinstance(unwrap(member), inspect.StrType) for member in kind.types
+        ):
+            return f'; quote it: "{text}"'
         case ((inspect.IntType() | inspect.FloatType()), str()):
             return _number_hint(text)
         case inspect.IntType(), float(value) if value.is_integer() and abs(value) < INT_LIMIT:

@@ -49,7 +49,7 @@ def resolve(
     name = _model_name(config, schema)
     choices = (
         _precision(schema, fast_bfloat16),
-        *_data_choices(schema, name, train_rows),
+        *_data_choices(config, schema, name, train_rows),
         ("model.type", "vision" if schema.image else "tabular", "follows from the data"),
         *_preset_choices(config, schema),
         *_training_choices(config, schema, name, train_rows, validation_rows),
@@ -154,13 +154,15 @@ def _model_name(config: Config, schema: Schema) -> str:
     return next(value for key, value, _ in _preset_choices(config, schema) if key == "model.name")
 
 
-def _data_choices(schema: Schema, name: str, train_rows: int) -> list[Choice]:
+def _data_choices(config: Config, schema: Schema, name: str, train_rows: int) -> list[Choice]:
     if schema.image:
         size = (schema.image.height_px, schema.image.width_px)
+        cropped = config.data.image is not None and config.data.image.augmentation.random_resized_crop is not None
+        shift = (0.0, "random_resized_crop moves images") if cropped else (0.08, "small shifts help at every size")
         return [
             ("data.image.task", schema.target.task, schema.target.reason),
             ("data.image.image_size", size, "the size of the images, at most 64 px"),
-            ("data.image.augmentation.shift", 0.08, "small shifts help at every size"),
+            ("data.image.augmentation.shift", *shift),
         ]
     path = "data.tabular.preprocessing."
     # Not RealMLP-TD's: beside its embeddings they help where numbers jump (adult: ROC-AUC 0.913 -> 0.921, california:

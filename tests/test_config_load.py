@@ -176,7 +176,8 @@ STRUCTURE = {
     "number for text": (
         "data: {tabular: {path: 5, target_column: true}}",
         ['c.yaml:1: data.tabular.path: expected text that is not empty, got the number 5; quote it: "5"',
-         'c.yaml:1: data.tabular.target_column: expected text that is not empty, got true; quote it: "true"'],
+         "c.yaml:1: data.tabular.target_column: expected text that is not empty or a list of 2 or more, each text that "
+         'is not empty, got true; quote it: "true"'],
     ),
     "boolean for a number": (
         TABLE + "seed: true\ntraining: {learning_rate: false}",

@@ -24,6 +24,7 @@ from mmjax.training.losses import binary_cross_entropy, binary_focal, label_weig
 from mmjax.training.outputs import build_output
 from mmjax.training.scoring import Scores
 from mmjax.training.threshold import best_threshold
+from mmjax.transforms.mix import mixed_answers
 
 NAMES = ("urgent", "bill", "spam")
 TARGET = Target(
@@ -257,3 +258,11 @@ def test_the_baseline_is_a_logistic_regression_of_each_label():
             1.0, 0.1, 1e-2, 1e-3, 1e-4)]  # fmt: skip
         apart = [np.abs(m.predict_proba(rest.x)[:, 1] - found[:, i]).max() for m in models]
         assert min(apart) < 0.02  # one of them was chosen; the penalty of two columns of weights is half that of one
+
+
+def test_mixed_rows_keep_their_labels_together():
+    label = jnp.asarray([[1, 0, 1], [0, 1, 0], [0, 0, 1]], jnp.int32)
+    found = mixed_answers({"label": label}, jnp.asarray([0.25, 0.75, 0.0]))
+    np.testing.assert_array_equal(found["label"], [[1, 0, 1], [1, 0, 1], [0, 0, 1]])  # the larger part's
+    np.testing.assert_array_equal(found["mixed_label"], [[0, 0, 1], [0, 1, 0], [0, 1, 0]])
+    np.testing.assert_allclose(found["mixed_share"], [0.25, 0.25, 0.0])

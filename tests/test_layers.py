@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmjax"
 LAYERS: dict[int, dict[str, str]] = {
     0: {
         "ground": """errors schema interrupts numerics numerics_programs backend
-            config config_load config_rules config_structure config_tree config_words config_yaml config_docs
-            config_drafts""",
+            config config_conflict config_drafts config_load config_rules config_rules_images config_structure
+            config_tree config_words config_yaml config_docs""",
     },
     1: {
         "data": """data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images
@@ -27,8 +27,8 @@ LAYERS: dict[int, dict[str, str]] = {
             data/prepared data/prepared_cache data/quarantine data/schema_file data/split data/split_groups
             data/split_time data/stream data/survey data/table data/table_survey data/validate
             data/validate_survey""",
-        "transforms": """transforms/augment transforms/base transforms/build transforms/image
-            transforms/piecewise transforms/tabular""",
+        "transforms": """transforms/augment transforms/base transforms/boxes transforms/build transforms/image
+            transforms/mix transforms/piecewise transforms/tabular transforms/trivial_augment""",
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp
             models/realmlp models/resnet models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/conformal

@@ -9,6 +9,7 @@ import numpy as np
 
 from mmjax.backend import compiled, platform, threads_in_use
 from mmjax.config import Config, Training, fold_count
+from mmjax.config_rules_images import NO_CUTMIX, size_problem
 from mmjax.data.pipeline import Picked, batch_rows, take
 from mmjax.data.prepare import Prepared
 from mmjax.data.prepared import rows_to_learn
@@ -27,8 +28,8 @@ from mmjax.training.outputs import Output, Prediction
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, bucket_of, inputs_of, metrics_of, score
 from mmjax.training.state import TrainState, init_state
 from mmjax.training.steps import Learner
-from mmjax.transforms.augment import build_augment
 from mmjax.transforms.base import stack_states
+from mmjax.transforms.build import build_augment, progressive_sizes
 
 TABLE_ROWS = 4096
 """Rows of one forward pass when a table is scored."""
@@ -148,7 +149,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     learner = Learner(
         model=parts.model,
         transform=parts.transform,
-        augment=build_augment(config.data.image.augmentation) if config.data.image else None,
+        augment=None,
         loss=loss,
         targets=parts.output.targets,
         optimizer=optimizer,
@@ -156,6 +157,10 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         accumulate_steps=config.training.accumulate_steps,
         total_steps=_epochs(config.training) * _batches(config.training, rows),
     )
+    stages, data = _augmented(learner, config, _batches(config.training, rows)), prepared.batch
+    learner = stages[-1][1]
+    if learner.epoch_steps:
+        data = {**data, "row": np.arange(len(data["label"]), dtype=np.int32)}
     begin, ema = compiled(optimizer.init), config.training.ema_decay is not None
     numbers = members.numbers if members else (0,)
     states = [init_state(own, begin(own["params"]), ema=ema, member=n) for own, n in zip(each, numbers, strict=True)]
@@ -163,7 +168,8 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     schedule = make_schedule(config.training, total_steps=steps[-1])
     task = Task(
         learner=learner,
-        data=prepared.batch,
+        data=data,
+        smaller=tuple(stages[:-1]),
         rows=prepared.split.train,
         streamed=prepared.streamed,
         fitted=fitted,
@@ -175,6 +181,23 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     )
     state = stacked(states) if members else states[0]
     return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output)
+
+
+def _augmented(learner: Learner, config: Config, epoch_steps: int) -> list[tuple[int, Learner]]:
+    """Return (last epoch, learner) for each size that images are trained at, with what changes them at random."""
+    image, epochs = config.data.image, _epochs(config.training)
+    if image is None:
+        return [(epochs, learner)]
+    augmentation, size = image.augmentation, image.train_size
+    if augmentation.horizontal_flip == "alternating":
+        learner = learner._replace(epoch_steps=epoch_steps)
+    sizes: list[tuple[int, tuple[int, int] | None]] = [(epochs, size)]
+    if image.progressive_resizing and size is not None:
+        assert isinstance(image.image_size, tuple), "the recipe decides the size"
+        sizes = [*progressive_sizes(size, image.image_size, epochs)]
+    return [
+        (last, learner._replace(augment=build_augment(augmentation, size=own, seed=config.seed))) for last, own in sizes
+    ]
 
 
 def first_member(setup: Setup) -> Setup:
@@ -282,6 +305,7 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
             f"training.members: expected rows in memory to train {len(members.numbers)} models beside each other, got "
             "rows that are streamed from disk; set data.loading: resident, or train one model"
         )
+    problems += _image_problems(config, prepared)
     batches = _batches(training, train_rows) * _epochs(training)
     if training.accumulate_steps > batches:
         told = f"expected at most {batches}, the batches of the whole run, got {training.accumulate_steps}"
@@ -290,6 +314,19 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
         raise ConfigError(problems)
     if "weight" in prepared.batch and not prepared.batch["weight"][prepared.split.train].any():
         raise DataError("weight_column: expected a weight above 0 among the training rows, got only zeros")
+
+
+def _image_problems(config: Config, prepared: Prepared) -> list[str]:
+    """Return what the config asks of images that only the data tells to be impossible."""
+    image, spec = config.data.image, prepared.schema.image
+    if image is None or spec is None:
+        return []
+    problem = size_problem(image.train_size, (spec.height_px, spec.width_px))
+    cut = image.augmentation.cutmix_alpha > 0 and prepared.schema.target.task == "regression"
+    return [
+        *([f"data.image.train_size: {problem}"] if problem else []),
+        *([f"data.image.augmentation.cutmix_alpha: {NO_CUTMIX}"] if cut else []),
+    ]
 
 
 def _updates(config: Config, rows: int) -> np.ndarray:

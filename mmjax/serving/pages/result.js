@@ -13,6 +13,7 @@ export function answer(description, { document: reply, milliseconds, timing }) {
   const version = reply.model.version == null ? "" : `, version ${reply.model.version}`;
   parts.push(
     facts([
+      ["Interval", reply.intervals && reply.intervals[0].map((end) => number(end)).join(" to ")],
       ["Waiting", stage("queue")],
       ["Decoding", stage("decode")],
       ["Compiled call", duration(reply.inference_time_ms)],

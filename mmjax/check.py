@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from mmjax.data.audit import refuse
 from mmjax.data.audit_rows import counted
 from mmjax.data.decode_sheet import contact_sheet
 from mmjax.data.findings import audit_lines, finding_json
+from mmjax.data.labels import said
 from mmjax.data.pipeline import epoch_batches, take
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.prepared import class_counts, rows_to_learn, split_sizes
@@ -153,15 +155,16 @@ def write_batch(checked: Checked, path: Path) -> int:
 
 
 def _captions(batch: Batch, classes: tuple[str, ...]) -> list[str]:
-    """Return the class or value of each image, and of a mixed one the other class with its part."""
+    """Return the class, labels or value of each image, and of a mixed one the other answer with its part."""
     label = np.asarray(batch["label"])
     if not classes:
         return [f"{value:g}" for value in label[:, 0]]
-    names = [classes[index] for index in label]
+    name = partial(said, names=classes) if label.ndim == 2 else classes.__getitem__
+    names = list(map(name, label))
     if "mixed_label" not in batch:
         return names
-    others = zip(names, np.asarray(batch["mixed_label"]), np.asarray(batch["mixed_share"]), strict=True)
-    return [f"{name} + {share:.0%} {classes[other]}" if share else name for name, other, share in others]
+    others = zip(names, map(name, np.asarray(batch["mixed_label"])), np.asarray(batch["mixed_share"]), strict=True)
+    return [f"{one} + {share:.0%} {other}" if share else one for one, other, share in others]
 
 
 def _expect_drawable(config: Config, path: Path) -> None:

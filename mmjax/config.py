@@ -19,6 +19,8 @@ NonNegative = Annotated[float, Meta(ge=0.0)]
 Count = Annotated[int, Meta(ge=1, lt=2**31)]
 Text = Annotated[str, Meta(min_length=1)]
 Pixels = Annotated[int, Meta(ge=8, le=4096)]
+Labels = Annotated[tuple[Text, ...], Meta(min_length=2)]
+"""The columns of a multilabel target."""
 
 Scaler = Literal["standard", "minmax", "robust"]
 MissingStrategy = Literal["mean", "median", "mode", "constant"]
@@ -26,7 +28,7 @@ CategoricalEncoding = Literal["embedding", "onehot", "ordinal", "onehot_or_embed
 Policy = Literal["fail", "drop", "report"]
 Severity = Literal["ignore", "warn", "fail"]
 Loading = Literal["auto", "resident", "streamed"]
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "multilabel"]
 Activation = Literal["relu", "gelu", "silu", "selu", "mish", "tanh"]
 ModelName = Literal[
     "mlp",
@@ -79,7 +81,26 @@ CLASSIFICATION_METRICS = (
 REGRESSION_METRICS = ("loss", "rmse", "mae", "r2", "mape")
 """Metrics of a regressor."""
 
-METRIC_NAMES = CLASSIFICATION_METRICS + REGRESSION_METRICS[1:]
+MULTILABEL_METRICS = (
+    "loss",
+    "subset_accuracy",
+    "hamming_loss",
+    "precision_macro",
+    "recall_macro",
+    "f1_macro",
+    "precision_micro",
+    "recall_micro",
+    "f1_micro",
+    "roc_auc",
+    "pr_auc",
+    "log_loss",
+    "refined_log_loss",
+    "brier",
+    "ece",
+)
+"""Metrics of a model of several labels; those without `micro` and `subset_accuracy` are means over labels."""
+
+METRIC_NAMES = tuple(dict.fromkeys(CLASSIFICATION_METRICS + REGRESSION_METRICS + MULTILABEL_METRICS))
 """Every metric that `monitor` takes after `val_` or `train_`."""
 
 
@@ -151,13 +172,23 @@ class TabularData(Section, frozen=True, kw_only=True):
     """A CSV file (also .csv.gz) with one header row."""
 
     path: Annotated[Text, Meta(description="The CSV file, relative to the working directory.")]
-    target_column: Annotated[Text, Meta(description="The column to predict.")]
+    target_column: Annotated[
+        Text | Labels,
+        Meta(
+            description="The column to predict; or a list of columns of two values each (0 and 1, no and yes ...), "
+            "labels of which any number hold for a row: `task: multilabel`."
+        ),
+    ]
     schema: Annotated[
         Text | None, Meta(description="A JSON file (JSON Schema vocabulary) that every row must satisfy.")
     ] = None
     task: Annotated[Task | UnsetType, Meta(description="Inferred from the target when absent.")] = UNSET
     positive_class: Annotated[
-        Text | None, Meta(description="The positive class of a binary target; by default the second in order.")
+        Text | None,
+        Meta(
+            description="The positive class of a binary target, or the text that means yes in every label; by default "
+            "the second in order."
+        ),
     ] = None
     train_split: Annotated[Fraction, Meta(description="Share of rows to train on.")] = 0.7
     validation_split: Annotated[Fraction, Meta(description="Share of rows to choose by.")] = 0.1
@@ -276,12 +307,19 @@ class ImageData(Section, frozen=True, kw_only=True):
         Task | UnsetType, Meta(description="Inferred from the target when absent; class folders are classified.")
     ] = UNSET
     positive_class: Annotated[
-        Text | None, Meta(description="The positive class of a binary target; by default the second in order.")
+        Text | None,
+        Meta(
+            description="The positive class of a binary target, or the text that means yes in every label; by default "
+            "the second in order."
+        ),
     ] = None
     image_column: Annotated[
         Text, Meta(description="In a CSV: the column with the path of the image, relative to the CSV file.")
     ] = "image"
-    target_column: Annotated[Text, Meta(description="In a CSV: the column to predict.")] = "label"
+    target_column: Annotated[
+        Text | Labels,
+        Meta(description="In a CSV: the column to predict; or a list of columns of two values each, as for a table."),
+    ] = "label"
     train_split: Annotated[Fraction, Meta(description="Share of images to train on.")] = 0.7
     validation_split: Annotated[Fraction, Meta(description="Share of images to choose by.")] = 0.1
     test_split: Annotated[Fraction, Meta(description="Share of images to report on.")] = 0.2
@@ -348,7 +386,8 @@ class Split(Section, frozen=True, kw_only=True):
     strategy: Annotated[
         Literal["random", "stratified", "column", "folders", "group", "group_stratified", "time"] | UnsetType,
         Meta(
-            description="`stratified` for classification and `random` for regression by default; "
+            description="`stratified` for classification and labels (by rows with the same labels), and `random` for "
+            "regression by default; "
             "`folders` where train/, val/, test/ exist; `group` and `group_stratified` keep rows of one group in one "
             "split; `time` trains on the oldest rows and tests on the newest."
         ),
@@ -487,38 +526,46 @@ class Training(Section, frozen=True, kw_only=True):
     ] = 0.1
     step_every: Annotated[Share, Meta(description="step: share of the run between two drops.")] = 0.3
     step_factor: Annotated[Share, Meta(description="step: factor of each drop.")] = 0.1
-    loss: Annotated[LossName | UnsetType, Meta(description="By default cross_entropy, or mse for regression.")] = UNSET
+    loss: Annotated[
+        LossName | UnsetType,
+        Meta(description="By default cross_entropy, bce for labels (which also take focal), or mse for regression."),
+    ] = UNSET
     label_smoothing: Annotated[BelowOne | UnsetType, Meta(description="cross_entropy only.")] = UNSET
     calibration: Annotated[
         Literal["temperature", "none"] | UnsetType,
         Meta(
             description="`temperature`: fit the temperature of the probabilities on the validation rows, once training "
-            "is done; it goes into the bundle. Classification only."
+            "is done; it goes into the bundle. Classification and labels (one for all of them) only."
         ),
     ] = UNSET
     threshold: Annotated[
         Literal["none", "accuracy", "balanced_accuracy", "f1", "mcc"] | WithinOne,
         Meta(
             description="Two classes: the probability from which on a row is called positive: the best for a metric on "
-            "the validation rows, after calibration, or a number; `none`: the more probable class."
+            "the validation rows, after calibration, or a number; `none`: the more probable class. Labels: that of "
+            "each, by itself."
         ),
     ] = "none"
     coverage: Annotated[
         WithinOne | None,
         Meta(
             description="Answers also hold a set of classes, or an interval, with the truth in it in this share of "
-            "cases: split-conformal, fitted on the validation rows after calibration."
+            "cases: split-conformal, fitted on the validation rows after calibration. Not for labels."
         ),
     ] = None
     abstain_below: Annotated[
         WithinOne | None,
-        Meta(description="Classification: rows whose largest probability is below this are told to be `abstained`."),
+        Meta(
+            description="Classification: rows whose largest probability is below this are told to be `abstained`; "
+            "labels: rows with a label whose yes and no are both less probable."
+        ),
     ] = None
     class_weights: Annotated[
         Literal["none", "balanced"] | tuple[ClassWeight, ...],
         Meta(
             description="Weights of the classes in the loss: `none`, `balanced` (inverse frequency), "
-            "or a list of {label, weight}; a class that is not listed weighs 1."
+            "or a list of {label, weight}; a class that is not listed weighs 1. Of labels it is yes that is weighted, "
+            "and `balanced` weighs yes and no of each."
         ),
     ] = "none"
     focal_gamma: Annotated[NonNegative, Meta(description="focal: how strongly easy rows are discounted.")] = 2.0
@@ -650,3 +697,8 @@ class Config(Section, frozen=True, kw_only=True):
 def fold_count(config: Config) -> int:
     """Return `split.folds`; 0 where it is left open."""
     return 0 if config.split.folds is UNSET else config.split.folds
+
+
+def target_columns(data: TabularData | ImageData) -> tuple[str, ...]:
+    """Return the columns that hold the target: one, or that of each label."""
+    return data.target_column if isinstance(data.target_column, tuple) else (data.target_column,)

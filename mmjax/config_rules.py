@@ -15,11 +15,13 @@ from msgspec import UNSET
 from mmjax.config import (
     CLASSIFICATION_METRICS,
     METRIC_NAMES,
+    MULTILABEL_METRICS,
     REGRESSION_METRICS,
     Config,
     ImageData,
     TabularData,
     fold_count,
+    target_columns,
 )
 from mmjax.config_conflict import Conflict, Given
 from mmjax.config_rules_images import image_conflicts
@@ -88,8 +90,16 @@ _FIELDS = {
     "resnet50": _RESNET[2:],
 }
 _EFFICIENTNET = ("dropout",)
-_LOSSES = {"classification": ("cross_entropy", "focal", "bce"), "regression": ("mse", "mae", "huber", "pinball")}
-_METRICS = {"classification": CLASSIFICATION_METRICS, "regression": REGRESSION_METRICS}
+_LOSSES = {
+    "classification": ("cross_entropy", "focal", "bce"),
+    "regression": ("mse", "mae", "huber", "pinball"),
+    "multilabel": ("bce", "focal"),
+}
+_METRICS = {
+    "classification": CLASSIFICATION_METRICS,
+    "regression": REGRESSION_METRICS,
+    "multilabel": MULTILABEL_METRICS,
+}
 
 
 def find_conflicts(config: Config, given: Given) -> Iterator[Conflict]:
@@ -109,7 +119,7 @@ def find_conflicts(config: Config, given: Given) -> Iterator[Conflict]:
         paths = ("data", "data.tabular", "data.image")
         yield Conflict(paths, "expected `tabular` or `image` in it, got neither; add one")
         return
-    for rule in (_split_shares, _column_roles, _csv_only, _task_options, _monitor, _model_of_data):
+    for rule in (_split_shares, _column_roles, _csv_only, _labels, _task_options, _monitor, _model_of_data):
         yield from rule(config, given, section, data)
     if image is not None:
         yield from image_conflicts(image, given, *_task(config))
@@ -193,7 +203,8 @@ def _quantiles(config: Config) -> Iterator[Conflict]:
 
 
 def _column_roles(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
-    roles = [(f"{section}.{key}", getattr(data, key)) for key in ("target_column", "weight_column", "id_column")]
+    roles: list[tuple[str, str | None]] = [(f"{section}.target_column", name) for name in target_columns(data)]
+    roles += [(f"{section}.{key}", getattr(data, key)) for key in ("weight_column", "id_column")]
     if isinstance(data, ImageData) and data.image_column != data.id_column:  # rows may be named by their path
         roles.append((f"{section}.image_column", data.image_column))
     roles.append(("split.column", config.split.column))
@@ -217,6 +228,9 @@ def _csv_only(config: Config, given: Given, section: str, data: TabularData | Im
 
 def _task(config: Config) -> tuple[str | None, str]:
     """Return the task as far as the config tells, and the key that tells it."""
+    for kind, data in (("tabular", config.data.tabular), ("image", config.data.image)):
+        if data is not None and isinstance(data.target_column, tuple):
+            return "multilabel", f"data.{kind}.target_column"
     for kind, data in (("tabular", config.data.tabular), ("image", config.data.image)):
         if data is not None and data.task is not UNSET:
             return data.task, f"data.{kind}.task"
@@ -243,6 +257,32 @@ def _task_options(config: Config, given: Given, section: str, data: TabularData 
     )
     message = f"has no effect: expected a classification task with it, got {task} (`{source}`)"
     yield from (Conflict((path, source), message) for path, used in classes_only if used)
+
+
+def _labels(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
+    """Yield what cannot be with several labels, or with the task that is said beside them."""
+    target, task = f"{section}.target_column", f"{section}.task"
+    several, training = isinstance(data.target_column, tuple), config.training
+    if data.task is not UNSET and several != (data.task == "multilabel"):
+        if several:
+            yield Conflict((task, target), f"expected multilabel with a list of columns, got {data.task}; remove it")
+        else:
+            told = "expected a list of columns in `target_column`, one for each label, got one column"
+            yield Conflict((task, target), f"multilabel {told}; list them, or set task: classification")
+    if not several:
+        return
+    if isinstance(data, ImageData) and not data.path.lower().endswith((".csv", ".csv.gz")):
+        told = f"expected a .csv file as `{section}.path` with a list of columns, got {data.path}"
+        yield Conflict((target, f"{section}.path"), f"{told}; list the images in one with a column for each label")
+    if training.coverage is not None:
+        told = "expected one answer a row, of which a set holds the true one, got a list of labels"
+        yield Conflict(("training.coverage", target), f"{told}; remove it: training.abstain_below tells unsure rows")
+    if "training.label_smoothing" in given and training.loss is UNSET:
+        told = "has no effect: expected `training.loss: cross_entropy` with it, which is for one class a row; remove it"
+        yield Conflict(("training.label_smoothing", target), told, idle=True)
+    if training.abstain_below is not None and training.abstain_below <= 0.5:
+        told = "expected a number above 0.5, as yes or no of a label is at least that probable"
+        yield Conflict(("training.abstain_below", target), f"{told}, got {training.abstain_below:g}")
 
 
 def _class_weights(config: Config) -> Iterator[Conflict]:

@@ -17,6 +17,7 @@ from mmjax.analysis.tables import printable
 from mmjax.artifact.files import NAME, write_atomic
 from mmjax.cli import echo, json_option, run
 from mmjax.config import ImageData, Inference, TabularData, Task
+from mmjax.config_drafts import IMAGE_CONFIG, MEASURED, SHARES, TABLE_CONFIG
 from mmjax.config_load import load_config
 from mmjax.config_yaml import resolve_scalar
 from mmjax.data.folders import IMAGE_SUFFIXES
@@ -51,7 +52,8 @@ class Draft(NamedTuple):
 class Wish(NamedTuple):
     """What the command line says about the draft."""
 
-    target: str | None = None
+    target: str | tuple[str, ...] | None = None
+    """Several columns are labels."""
     task: Task | None = None
     inference: Inference = Inference()
     name: str | None = None
@@ -87,13 +89,13 @@ def draft_table(table: Table, delimiter: str, wish: Wish) -> Draft:
     table, dropped, _ = answered_rows(table, data, None)
     schema = _schema_of(table, target, wish)
     ids = [column.name for column in schema.of_kind("identifier")]
-    rows = "accuracy, ROC-AUC, log-loss ..." if schema.target.task == "classification" else "RMSE, MAE, R2 ..."
+    rows = MEASURED[schema.target.task]
     config = TABLE_CONFIG.format(
         name=_name_line(wish),
         path=_scalar(table.path),
         delimiter="" if delimiter == "," else f"    delimiter: {_scalar(delimiter)}\n",
         schema=_scalar(wish.schema_path),
-        target=_scalar(target),
+        target=_target(target),
         why=_comment(f"{why}; {schema.target.reason}"),
         task=schema.target.task,
         shares=SHARES.format(rows="rows", metric=f"rows to report {rows} on"),
@@ -103,7 +105,12 @@ def draft_table(table: Table, delimiter: str, wish: Wish) -> Draft:
     return Draft(config, schema, schema_file_text(schema), why, dropped)
 
 
-def _schema_of(table: Table, target: str, wish: Wish) -> Schema:
+def _target(target: str | tuple[str, ...]) -> str:
+    """Return the YAML of `target_column`: a column, or a list of labels."""
+    return _scalar(target) if isinstance(target, str) else f"[{', '.join(map(_scalar, target))}]"
+
+
+def _schema_of(table: Table, target: str | tuple[str, ...], wish: Wish) -> Schema:
     try:
         return infer_schema(
             table.columns,
@@ -163,7 +170,7 @@ def _image_columns(data: ImageData, target: Target, why: str) -> str:
     if Path(data.path).is_dir():
         return "" if data.task is msgspec.UNSET else task
     comment = _comment(f"{why}; {target.reason}")
-    columns = f"    image_column: {_scalar(data.image_column)}\n    target_column: {_scalar(data.target_column)}"
+    columns = f"    image_column: {_scalar(data.image_column)}\n    target_column: {_target(data.target_column)}"
     return f"{columns}  # {comment}\n{task}"
 
 
@@ -176,8 +183,11 @@ def _image_shares(source: ImageSource) -> str:
     return f"    # the split is given: {parts}\n"
 
 
-def likely_target(names: list[str], named: str | None = None) -> tuple[str, str]:
-    """Return the column to predict and why: the one named, else the likeliest by its name, else the last."""
+def likely_target(names: list[str], named: str | tuple[str, ...] | None = None) -> tuple[str | tuple[str, ...], str]:
+    """Return the column to predict and why: the one named, else the likeliest by its name, else the last.
+
+    Several that are named are labels.
+    """
     if named is not None:
         return named, "named by --target"
     known = {name.strip().lower(): name for name in reversed(names)}
@@ -243,59 +253,16 @@ def _comment(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-SHARES = """\
-    train_split: 0.7  # {rows} to learn from
-    validation_split: 0.1  # {rows} to choose the best epoch by, and to calibrate on
-    test_split: 0.2  # {metric}
-"""
-
-TABLE_CONFIG = """\
-# Made by `mmjax init`. Every key and its options: docs/CONFIG.md. Keys left out are decided when training starts,
-# from the look of the data, and printed.
-{name}data:
-  tabular:
-    path: {path}
-{delimiter}    schema: {schema}  # what each column is: edit it where the guess is wrong
-    target_column: {target}  # {why}
-    task: {task}
-{shares}    {drop}rows that violate the schema: fail (default), drop or report
-    # id_column: {id_column}  # names the rows in predictions
-    # ignore_columns: [NAME]
-
-# model:  # an example, as is the next: without them the recipe decides; `mmjax check` shows what
-#   name: realmlp_s  # faster than realmlp, the default; tabm: slower, often better; or mlp, a plain network
-
-# training:
-#   epochs: 30
-
-seed: 0  # the same seed gives the same split and the same model
-"""
-
-IMAGE_CONFIG = """\
-# Made by `mmjax init`. Every key and its options: docs/CONFIG.md. Keys left out are decided when training starts,
-# from the look of the data, and printed.
-{name}data:
-  image:
-    path: {path}  # {what}
-{columns}    image_size: [{height}, {width}]  # larger is slower and often better
-{shares}    augmentation: {{horizontal_flip: true}}  # false where left and right matter, as in text
-    {drop}files that are no readable image: fail (default), drop or report
-
-# model:  # an example, as is the next: without them the recipe decides; `mmjax check` shows what
-#   name: resnet18
-
-# training:
-#   epochs: 30
-
-seed: 0  # the same seed gives the same split and the same model
-"""
-
-
 @click.command(name="init", help="Write a commented config from a look at a CSV or a folder of images.")
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="A CSV (.csv, .csv.gz) or a folder of images."
 )
-@click.option("--target", help="The column to predict  [default: one named target, label, class or y, else the last]")
+@click.option(
+    "--target",
+    multiple=True,
+    help="The column to predict; more than once: columns of two values, labels of which any number hold  [default: one "
+    "named target, label, class or y, else the last]",
+)
 @click.option("--task", type=click.Choice(["classification", "regression"]), help="[default: by the target's values]")
 @click.option(
     "--output", type=click.Path(path_type=Path), metavar="FILE", help="The config to write  [default: NAME.yaml]"
@@ -332,7 +299,7 @@ seed: 0  # the same seed gives the same split and the same model
 @json_option
 def command(
     data: Path,
-    target: str | None,
+    target: tuple[str, ...],
     task: Task | None,
     output: Path | None,
     force: bool,
@@ -350,8 +317,9 @@ def command(
         max_categories=max_categories,
         max_integer_classes=max_classes,
     )
+    named = target if len(target) > 1 else target[0] if target else None
     name = None if NAME.fullmatch(output.stem) else config_stem(output)
-    made = draft(data, Wish(target, task, inference, name, str(schema_path)))
+    made = draft(data, Wish(named, task, inference, name, str(schema_path)))
     files = {output: made.config}
     if made.schema_file is not None:
         files = {schema_path: made.schema_file, output: made.config}

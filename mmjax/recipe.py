@@ -208,8 +208,8 @@ def _numeric_bins(columns: int, rows: int) -> int:
 
 
 def _training_choices(config: Config, schema: Schema, name: str, train_rows: int, validation_rows: int) -> list[Choice]:
-    classify, rows = schema.target.task == "classification", f"{train_rows} training rows"
-    loss = "cross_entropy" if classify else "mse"
+    task, rows = schema.target.task, f"{train_rows} training rows"
+    classify, loss = task != "regression", {"classification": "cross_entropy", "multilabel": "bce"}.get(task, "mse")
     smoothing = [("training.label_smoothing", 0.0, "keeps probabilities honest")]
     enough = classify and validation_rows >= CALIBRATION_ROWS
     needed = "" if enough else f", {CALIBRATION_ROWS} are needed"
@@ -217,7 +217,7 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
     common = [
         ("training.loss", loss, f"the target is a {schema.target.task} target"),
         ("training.calibration", "temperature" if enough else "none", why),
-        *(smoothing if config.training.loss in ("cross_entropy", UNSET) and classify else []),
+        *(smoothing if config.training.loss in ("cross_entropy", UNSET) and task == "classification" else []),
         ("training.gradient_clip_norm", *((1.0, _TABM) if name == "tabm" else (None, "steps are steady without it"))),
     ]
     if name in REALMLP:

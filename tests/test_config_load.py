@@ -145,7 +145,8 @@ STRUCTURE = {
     ),
     "missing required": (
         "data:\n  tabular:\n    path: a.csv",
-        ["c.yaml:2: data.tabular.target_column: missing; expected text that is not empty"],
+        ["c.yaml:2: data.tabular.target_column: missing; expected text that is not empty or a list of 2 or more, each "
+         "text that is not empty"],
     ),
     "missing data": (
         "seed: 1",
@@ -175,7 +176,8 @@ STRUCTURE = {
     "number for text": (
         "data: {tabular: {path: 5, target_column: true}}",
         ['c.yaml:1: data.tabular.path: expected text that is not empty, got the number 5; quote it: "5"',
-         'c.yaml:1: data.tabular.target_column: expected text that is not empty, got true; quote it: "true"'],
+         "c.yaml:1: data.tabular.target_column: expected text that is not empty or a list of 2 or more, each text that "
+         'is not empty, got true; quote it: "true"'],
     ),
     "boolean for a number": (
         TABLE + "seed: true\ntraining: {learning_rate: false}",
@@ -322,8 +324,8 @@ RULES = {
         "c.yaml:2: training.early_stopping.monitor: expected val_X or train_X with X one of loss, accuracy, "
         "balanced_accuracy, top_3_accuracy, top_5_accuracy, precision_macro, recall_macro, f1_macro, precision_micro, "
         "recall_micro, f1_micro, precision_weighted, recall_weighted, f1_weighted, precision, recall, f1, roc_auc, "
-        "pr_auc, log_loss, refined_log_loss, brier, ece, mcc, rmse, mae, r2, mape; got 'validation_loss'; did you mean "
-        "'val_loss'?",
+        "pr_auc, log_loss, refined_log_loss, brier, ece, mcc, rmse, mae, r2, mape, subset_accuracy, hamming_loss; got "
+        "'validation_loss'; did you mean 'val_loss'?",
     ),
     "monitor of another task": (
         TASK % "regression" + "training: {early_stopping: {monitor: val_accuracy}}",
@@ -717,7 +719,8 @@ def test_dict_errors_name_the_place_and_the_key() -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_dict(content, "bundle/config.json")
     assert [problem.split(";")[0] for problem in caught.value.problems] == [
-        "bundle/config.json: data.tabular.target_column: expected text that is not empty, got the number 5",
+        "bundle/config.json: data.tabular.target_column: expected text that is not empty or a list of 2 or more, each "
+        "text that is not empty, got the number 5",
         "bundle/config.json: seed: expected a whole number >= 0, got the number NaN",
         "bundle/config.json: extends: unknown key",
     ]

@@ -14,14 +14,16 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmjax"
 LAYERS: dict[int, dict[str, str]] = {
     0: {
         "ground": """errors schema interrupts numerics numerics_programs backend
-            config config_conflict config_load config_rules config_rules_images config_structure config_tree
-            config_words config_yaml config_docs""",
+            config config_conflict config_drafts config_load config_rules config_rules_images config_structure
+            config_tree config_words config_yaml config_docs""",
     },
     1: {
-        "data": """data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images data/audit_leaks
+        "data": """data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images
+            data/audit_labels data/audit_leaks
             data/audit_rows data/cache data/cells data/decode data/decode_sheet data/encode data/encode_survey
             data/facts data/findings data/fingerprint data/folders data/idx data/image_bytes data/images data/infer
-            data/kinds data/loading data/pipeline data/pixels data/prepare data/prepare_images data/prepare_table
+            data/kinds data/labels data/loading data/pipeline data/pixels data/prepare data/prepare_images
+            data/prepare_table
             data/prepared data/prepared_cache data/quarantine data/schema_file data/split data/split_groups
             data/split_time data/stream data/survey data/table data/table_survey data/validate
             data/validate_survey""",
@@ -30,7 +32,8 @@ LAYERS: dict[int, dict[str, str]] = {
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp
             models/realmlp models/resnet models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/conformal
-            training/event_types training/losses training/metrics training/outputs training/state training/stopping
+            training/event_types training/label_metrics training/label_outputs training/losses training/metrics
+            training/outputs training/state training/stopping
             training/threshold""",
         "artifact": "artifact/answers artifact/files artifact/golden artifact/manifest artifact/tree",
         "client": "client client_binary client_bodies client_http",
@@ -45,8 +48,10 @@ LAYERS: dict[int, dict[str, str]] = {
     3: {
         "parts": "parts",
         "recipe": "recipe",
-        "evaluation": """analysis/baseline_data analysis/baseline_models analysis/baselines analysis/boosting
-            analysis/bootstrap analysis/evaluation analysis/noise analysis/trust""",
+        "evaluation": """analysis/baseline_data analysis/baseline_labels analysis/baseline_models analysis/baselines
+            analysis/boosting
+            analysis/bootstrap analysis/bootstrap_labels
+            analysis/bootstrap_ranking analysis/evaluation analysis/noise analysis/trust""",
     },
     4: {
         "training": "training/setup",

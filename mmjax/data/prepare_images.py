@@ -17,7 +17,7 @@ from mmjax.data.decode import ImageInfo, probe_image
 from mmjax.data.encode import encode
 from mmjax.data.fingerprint import fingerprint
 from mmjax.data.images import ImageSource, apply_policy, read_images, take
-from mmjax.data.infer import fit_vocabulary, infer_target
+from mmjax.data.infer import fit_vocabulary, infer_labels_of, infer_target
 from mmjax.data.loading import choose_loading
 from mmjax.data.pixels import Pixels, decode_resident, decode_streamed, encoded_bytes, key_of_sources
 from mmjax.data.prepared import Prepared, Quarantined, audited_by, deal, golden_rows
@@ -147,6 +147,8 @@ def answered_images(
 def image_target(source: ImageSource, data: ImageData, inference: Inference = Inference()) -> Target:
     """Return the target: folders hold classes, whatever their names; that of a CSV is judged by its values."""
     folders = data.task is msgspec.UNSET and Path(data.path).is_dir()
+    if isinstance(source.target_column, tuple):
+        return infer_labels_of(source.columns, source.target_column, positive_class=data.positive_class)
     target = infer_target(
         source.columns[source.target_column],
         source.target_column,

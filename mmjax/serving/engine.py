@@ -151,7 +151,7 @@ def load_served(
     modality: Modality = "table" if schema.image is None else "image"
     told_schema = plain(schema)
     for column in told_schema["columns"]:
-        column["kind"] = "target" if column["name"] == schema.target.column else column["kind"]
+        column["kind"] = "target" if column["name"] in schema.target.columns else column["kind"]
     description = {
         "name": name.name,
         "version": name.version,

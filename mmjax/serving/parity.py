@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from mmjax.artifact.bundle import BundleContents
-from mmjax.artifact.parity import ROW_BY_ROW, SAME, Answers, Comparison, compare, joined, rounding, row_by_row
+from mmjax.artifact.parity import (
+    ROW_BY_ROW,
+    SAME,
+    Answers,
+    Comparison,
+    compare,
+    joined,
+    label_tuples,
+    rounding,
+    row_by_row,
+)
 from mmjax.artifact.predictor import Predictor
 from mmjax.artifact.sample import Sample, as_bytes, row_mappings, typed_rows
 from mmjax.client_http import ServerError
@@ -115,6 +125,8 @@ def live_answers(predictor: Predictor, sample: Sample, url: str) -> tuple[Answer
 
 def reply_answers(schema: Schema, reply: Mapping[str, Any]) -> Answers:
     """Return the Answers in a reply of the server."""
+    if schema.target.labels:
+        return Answers(np.array(reply["probabilities"], np.float64), label_tuples(reply["labels"]))
     if schema.target.classes:
         return Answers(np.array(reply["probabilities"], np.float64), np.array(reply["labels"], dtype=object))
     return Answers(np.array(reply["predictions"], np.float64)[:, None], None)

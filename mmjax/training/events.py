@@ -504,8 +504,9 @@ def _on_device(snapshot: Snapshot) -> Snapshot:
 def _epoch_metrics(totals: Totals, task: Task) -> dict[str, float]:
     rows = max(float(totals.rows), 1e-9)
     metrics = {"train_loss": float(totals.loss) / rows}
-    if np.issubdtype(task.data["label"].dtype, np.integer):
-        metrics["train_accuracy"] = float(totals.correct) / rows
+    label = task.data["label"]
+    if np.issubdtype(label.dtype, np.integer):
+        metrics["train_accuracy" if label.ndim == 1 else "train_subset_accuracy"] = float(totals.correct) / rows
     return metrics
 
 

@@ -20,7 +20,7 @@ from mmjax.parts import Parts, States
 from mmjax.schema import Batch
 from mmjax.training.decide import decision_problems
 from mmjax.training.events import Measure, Plan, Task
-from mmjax.training.losses import Loss, class_weight_array, make_loss
+from mmjax.training.losses import Loss, class_weight_array, label_weight_array, make_loss
 from mmjax.training.members import Members, member_of, stacked
 from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
@@ -284,7 +284,7 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
     """Raise ConfigError or DataError where training would measure nothing or change nothing."""
     training, (train_rows, validation_rows) = config.training, rows_to_learn(prepared.split)
     where, _, metric = make_plan(config).monitor.partition("_")
-    known = metric_names(len(prepared.schema.target.classes))
+    known = metric_names(prepared.schema.target)
     problems = []
     if where and metric not in known:
         told = f"expected {where}_X with X one of {', '.join(known)} for this target, got {where}_{metric}"
@@ -293,7 +293,7 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
         problems.append("training.early_stopping.monitor: expected train_X, as there are no validation rows")
     if training.calibration == "temperature" and not ("ece" in known and validation_rows):
         problems.append(
-            "training.calibration: temperature expected a classification target and validation rows, got "
+            "training.calibration: temperature expected a target of classes or labels and validation rows, got "
             f"{prepared.schema.target.task} and {validation_rows} rows; remove it, or set it to none"
         )
     validation = prepared.split.validation if prepared.split.folds is None else prepared.split.train
@@ -353,6 +353,9 @@ def _loss(config: Config, prepared: Prepared, train: Batch) -> Loss:
     if target.task == "classification":
         counts = np.bincount(train["label"], minlength=len(target.classes))
         weights = class_weight_array(config.training.class_weights, target.classes, counts)
+    elif target.task == "multilabel":
+        held, rows = np.asarray(train["label"]).sum(axis=0), len(train["label"])
+        weights = label_weight_array(config.training.class_weights, target.classes, held, rows)
     return make_loss(config.training, task=target.task, class_weights=weights)
 
 
@@ -374,9 +377,13 @@ def _scorer(
     return Scorer(prepared, whole, member, compiled(parts.held_out.apply), mean_loss, rows, members)
 
 
+_WHILE_TRAINING = ("loss", "accuracy", "subset_accuracy")
+"""Metrics of the training rows that are added up in the steps."""
+
+
 def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str) -> Measure:
     """Return what looks at the validation rows after each epoch, and at the training rows when `monitor` needs it."""
-    of_train = monitor.startswith("train_") and monitor not in ("train_loss", "train_accuracy")
+    of_train = monitor.startswith("train_") and monitor.removeprefix("train_") not in _WHILE_TRAINING
     split, members = scorer.prepared.split, scorer.members
 
     def measure(variables: Any, *, member: int = 0) -> dict[str, float]:
@@ -384,6 +391,6 @@ def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str) -> Measure:
         states = States(variables, members.transform_of(fitted[0], member) if members else fitted[0], fitted[1])
         found = {f"val_{name}": value for name, value in scorer.metrics(states, held).items()}
         seen = scorer.metrics(states, train) if of_train else {}
-        return found | {f"train_{name}": value for name, value in seen.items() if name not in ("loss", "accuracy")}
+        return found | {f"train_{name}": value for name, value in seen.items() if name not in _WHILE_TRAINING}
 
     return measure

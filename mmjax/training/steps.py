@@ -114,12 +114,19 @@ def _add(totals: Totals, loss: jax.Array, outputs: jax.Array, batch: Batch, step
     label = batch["label"]
     weight = batch.get("weight", jnp.ones(label.shape[:1], jnp.float32))
     if jnp.issubdtype(label.dtype, jnp.integer):
-        correct = jnp.sum(weight * (_predicted(outputs) == label))
+        right = _predicted(outputs) == label if label.ndim == 1 else (_held(outputs) == label).all(axis=-1)
+        correct = jnp.sum(weight * right)
     else:
         correct = jnp.zeros((), jnp.float32)
     rows = jnp.sum(weight)
     bad = jnp.where((totals.first_bad < 0) & ~jnp.isfinite(loss), step, totals.first_bad)
     return Totals(totals.loss + loss * rows, totals.correct + correct, totals.rows + rows, totals.steps + 1, bad)
+
+
+def _held(outputs: jax.Array) -> jax.Array:
+    """Return i32[B, L], 1 for labels more probable than not, of logits `f32[B, L]`; of members by the mean."""
+    likely = outputs > 0 if outputs.ndim == 2 else jax.nn.sigmoid(outputs).mean(axis=1) > 0.5
+    return likely.astype(jnp.int32)
 
 
 def _predicted(outputs: jax.Array) -> jax.Array:

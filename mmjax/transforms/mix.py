@@ -50,7 +50,10 @@ def mix(*, mixup: float = 0.0, cutmix: float = 0.0, probability: float = 1.0) ->
 
 
 def mixed_answers(batch: Batch, part: jax.Array) -> Batch:
-    """Return `label`, `weight` and (of classes) `mixed_label`, `mixed_share` of rows mixed by `part f32[B]`."""
+    """Return `label`, `weight` and (of classes and labels) `mixed_label`, `mixed_share` of rows mixed by `part f32[B]`.
+
+    Labels i32[B, L] go as classes do, each row's together.
+    """
     label = jnp.asarray(batch["label"])
     weight = jnp.asarray(batch["weight"]) if "weight" in batch else jnp.ones(part.shape, jnp.float32)
     other, others_weight = jnp.roll(label, 1, axis=0), jnp.roll(weight, 1) * part
@@ -61,7 +64,7 @@ def mixed_answers(batch: Batch, part: jax.Array) -> Batch:
         both = (1 - columns) * label + columns * other
         # Not the sum where a part is 0: the label of a row that weighs nothing may be NaN.
         return {"label": jnp.where(columns == 0, label, jnp.where(columns == 1, other, both)), "weight": whole}
-    swapped = share > 0.5
+    swapped = (share > 0.5).reshape(-1, *(1,) * (label.ndim - 1))
     return {
         "label": jnp.where(swapped, other, label),
         "mixed_label": jnp.where(swapped, label, other),

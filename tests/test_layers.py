@@ -27,7 +27,7 @@ LAYERS: dict[int, dict[str, str]] = {
         "transforms": """transforms/augment transforms/base transforms/build transforms/image
             transforms/piecewise transforms/tabular""",
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp
-            models/realmlp models/resnet models/tabm""",
+            models/pretrained models/realmlp models/resnet models/state_dict models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/conformal
             training/event_types training/losses training/metrics training/outputs training/state training/stopping
             training/threshold""",
@@ -37,8 +37,8 @@ LAYERS: dict[int, dict[str, str]] = {
             analysis/tables""",
     },
     2: {
-        "training": """training/checkpoint training/decide training/events training/members training/optimizer
-            training/scoring training/steps""",
+        "training": """training/checkpoint training/decide training/events training/fine_tuning training/members
+            training/optimizer training/scoring training/steps""",
         "artifact": "artifact/bundle artifact/registry artifact/runs",
     },
     3: {

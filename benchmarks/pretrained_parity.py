@@ -5,13 +5,12 @@ sizes, one of them odd, for every network; weights and running statistics are ra
 an .npz and loaded as `model.pretrained` is. The twins (`torch_twins.py`) have the state-dict names and shapes of
 torchvision and timm; those that `mmjax.models.pretrained` expects must be the same list.
 
-`python benchmarks/pretrained_parity.py` prints the table; `--golden` also writes what `tests/test_pretrained.py`
-compares with: logits and a digest of names and shapes. Exits 1 where a difference is above 1e-4.
+`python benchmarks/pretrained_parity.py` prints the table, of networks whose names hold TEXT with `--only TEXT`;
+`--golden` also writes what `tests/test_pretrained.py` compares with: logits and a digest of names and shapes. Exits 1 where a difference is above 1e-4.
 """
 
 import argparse
 import hashlib
-import io
 import json
 import os
 import subprocess
@@ -49,9 +48,9 @@ JOBS = (
 SCHEMA = Schema(target=Target(column="y", task="classification", classes=("a", "b")))
 
 
-def twins() -> dict[str, Any]:
+def twins(asked: list[tuple[str, str]]) -> dict[str, Any]:
     """Return the twins' logits, and shapes of their state dicts, by source and name."""
-    jobs = [{"name": n, "source": s, "classes": CLASSES, "seed": SEED, "sizes": SIZES} for s, n in JOBS]
+    jobs = [{"name": n, "source": s, "classes": CLASSES, "seed": SEED, "sizes": SIZES} for s, n in asked]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "twins.npz"
         command = [peer_python(), HERE / "torch_twins.py", out]
@@ -92,12 +91,14 @@ def logits_of(source: str, name: str) -> tuple[dict[str, Any], dict[str, np.ndar
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", action="store_true", help=f"write {GOLDEN.name} too")
-    golden, worst = {}, 0.0
-    write = parser.parse_args().golden
-    found = twins()
+    parser.add_argument("--only", default="", metavar="TEXT", help="networks whose names hold it")
+    options, worst = parser.parse_args(), 0.0
+    golden: dict[str, Any] = json.loads(GOLDEN.read_text())["networks"] if options.only and options.golden else {}
+    asked = [(source, name) for source, name in JOBS if options.only in f"{source}/{name}"]
+    found = twins(asked)
     heads = ("weights of", "network", "arrays", "parameters", "same names", "largest logit", "images differ by")
     print(f"| {' | '.join((*heads, *(f'{h}x{w}' for h, w in SIZES)))} |\n{'|---' * (len(heads) + len(SIZES))}|")
-    for source, name in JOBS:
+    for source, name in asked:
         key = f"{source}/{name}"
         wanted = {k: v for k, v in json.loads(str(found[f"{key}/shapes"])).items() if "num_batches" not in k}
         shapes, ours = logits_of(source, name)
@@ -107,15 +108,13 @@ def main() -> None:
         worst = max(worst, *gaps.values(), 0.0 if same else np.inf)
         largest = max(float(np.abs(found[f"{key}/{size}"]).max()) for size in ours)
         apart = min(float(np.abs(np.diff(found[f"{key}/{size}"], axis=0)).max()) for size in ours)
-        row = (source, name, len(wanted), f"{count:,}", same, f"{largest:.2f}", f"{apart:.2f}")
+        row = (source, name, len(wanted), f"{count:,}", same, f"{largest:.2f}", f"{apart:.3f}")
         print(f"| {' | '.join(map(str, (*row, *(f'{gap:.1e}' for gap in gaps.values()))))} |", flush=True)
         golden[key] = {"names": names_digest(wanted)} | {
             size: [[round(float(v), 7) for v in row] for row in found[f"{key}/{size}"]] for size in ours
         }
-    if write:
-        text = io.StringIO()
-        json.dump({"classes": CLASSES, "seed": SEED, "networks": golden}, text, indent=1)
-        GOLDEN.write_text(text.getvalue() + "\n")
+    if options.golden:
+        GOLDEN.write_text(json.dumps({"classes": CLASSES, "seed": SEED, "networks": golden}) + "\n")
     print(f"largest difference {worst:.1e}, {'within' if worst <= TOLERANCE else 'ABOVE'} {TOLERANCE}")
     sys.exit(worst > TOLERANCE)
 

@@ -6,7 +6,8 @@ an .npz and loaded as `model.pretrained` is. The twins (`torch_twins.py`) have t
 torchvision and timm; those that `mmjax.models.pretrained` expects must be the same list.
 
 `python benchmarks/pretrained_parity.py` prints the table, of networks whose names hold TEXT with `--only TEXT`;
-`--golden` also writes what `tests/test_pretrained.py` compares with: logits and a digest of names and shapes. Exits 1 where a difference is above 1e-4.
+`--golden` also writes what `tests/test_pretrained.py` compares with: logits and a digest of names and shapes. Exits 1
+where a difference is above 1e-4.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from mmjax.models.build import build_model
 from mmjax.models.pretrained import source_shapes, with_state_dict
 from mmjax.models.state_dict import load_state_dict
 from mmjax.recipe import before_data
-from mmjax.schema import Schema, Target
+from mmjax.schema import ImageSpec, Schema, Target, schema_from_json, schema_to_json
 from mmjax.train import fit
 from mmjax.training.fine_tuning import depths_of, fine_tuning_rates
 from tests.doors import write_images
@@ -150,3 +150,11 @@ def _paths(tree: Any) -> list[tuple[str, ...]]:
 def test_more_stages_than_there_are_cannot_be_frozen() -> None:
     with pytest.raises(ConfigError, match=r"training\.freeze: expected at most 4, the stages of resnet18, got 5"):
         params_of("resnet18", freeze=5)
+
+
+def test_a_crop_share_travels_in_the_schema_and_is_absent_where_it_is_none() -> None:
+    image = ImageSpec(height_px=8, width_px=8, crop_share=0.875)
+    schema = Schema(target=SCHEMA.target, image=image)
+    assert schema_from_json(schema_to_json(schema), "s") == schema
+    whole = Schema(target=SCHEMA.target, image=ImageSpec(height_px=8, width_px=8))
+    assert b"crop_share" not in schema_to_json(whole)

@@ -88,8 +88,8 @@ def test_logits_are_pytorchs(key: str, size: tuple[int, int], tmp_path: Path) ->
     image = SEEDED.seeded_images(*size, SEED)[:, None]
     logits = jax.jit(lambda v, x: model.apply(v, {"image": x}, train=False)[0])(loaded.variables, image)
     expected = np.array(GOLDEN["networks"][key][f"{size[0]}x{size[1]}"])
-    assert np.abs(np.diff(expected, axis=0)).max() > 0.01  # the images matter
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+    assert np.abs(np.diff(expected, axis=0)).max() > 5e-3  # the images matter
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 
 def test_timm_and_torchvision_efficientnets_differ_by_names_only() -> None:

@@ -39,11 +39,19 @@ ModelName = Literal[
     "resnet18",
     "resnet34",
     "resnet50",
+    "resnet18d",
+    "resnet34d",
+    "resnet50d",
     "efficientnet_b0",
     "efficientnet_b1",
     "efficientnet_b2",
     "efficientnet_b3",
     "efficientnet_b4",
+    "tf_efficientnet_b0",
+    "tf_efficientnet_b1",
+    "tf_efficientnet_b2",
+    "tf_efficientnet_b3",
+    "tf_efficientnet_b4",
 ]
 OptimizerName = Literal["sgd", "adam", "adamw", "lion", "muon"]
 ScheduleName = Literal["constant", "cosine", "warmup_cosine", "one_cycle", "step", "coslog4"]
@@ -300,9 +308,22 @@ class ImageData(Section, frozen=True, kw_only=True):
     resize: Annotated[
         Literal["crop", "stretch", "pad"], Meta(description="How an image of another shape is brought to `image_size`.")
     ] = "crop"
+    crop_share: Annotated[
+        Share | None,
+        Meta(description="crop: the share of the covered square that is kept, in the middle; by default all of it."),
+    ] = None
     filter: Annotated[
-        Literal["bilinear", "bicubic", "lanczos", "box"], Meta(description="The antialiased resampling filter.")
-    ] = "bilinear"
+        Literal["bilinear", "bicubic", "lanczos", "box"] | UnsetType,
+        Meta(description="The antialiased resampling filter."),
+    ] = UNSET
+    channel_mean: Annotated[
+        tuple[Fraction, Fraction, Fraction] | None,
+        Meta(description="Of red, green and blue in 0..1, subtracted; by default that of the training images."),
+    ] = None
+    channel_std: Annotated[
+        tuple[Share, Share, Share] | None,
+        Meta(description="Of red, green and blue in 0..1, divided by; by default that of the training images."),
+    ] = None
     task: Annotated[
         Task | UnsetType, Meta(description="Inferred from the target when absent; class folders are classified.")
     ] = UNSET
@@ -443,6 +464,13 @@ class Architecture(Section, frozen=True, kw_only=True):
     width: Annotated[
         Count | UnsetType, Meta(description="resnet: channels of the first stage; doubled at each next.")
     ] = UNSET
+    stem: Annotated[
+        Literal["small", "large"] | UnsetType,
+        Meta(
+            description="resnet*, efficientnet_*: `small` keeps the resolution; `large` is the papers', which quarters "
+            "(efficientnet: halves) it. By default small for images under 96 px, unless there is `model.pretrained`."
+        ),
+    ] = UNSET
 
 
 class Model(Section, frozen=True, kw_only=True):
@@ -450,6 +478,13 @@ class Model(Section, frozen=True, kw_only=True):
 
     type: Annotated[Literal["tabular", "vision"] | UnsetType, Meta(description="The modality.")] = UNSET
     name: Annotated[ModelName | UnsetType, Meta(description="The family and its size.")] = UNSET
+    pretrained: Annotated[
+        Text | None,
+        Meta(
+            description="A `.safetensors` or `.npz` state dict of torchvision or timm for `name`, to start from, with "
+            "the image size, crop, filter, mean and std that belong to it (docs/VISION.md)."
+        ),
+    ] = None
     architecture: Architecture = Architecture()
 
 
@@ -579,6 +614,17 @@ class Training(Section, frozen=True, kw_only=True):
             "prediction; the first and the last are the interval."
         ),
     ] = (0.05, 0.5, 0.95)
+    freeze: Annotated[
+        Literal["none", "trunk"] | Count,
+        Meta(
+            description="What of a pretrained network stays as it is, its running statistics too: nothing, the `trunk` "
+            "(all but the head), or the stem and so many stages."
+        ),
+    ] = "none"
+    layer_decay: Annotated[
+        Share,
+        Meta(description="Images: each stage learns this much slower than the one after it, the head at full rate."),
+    ] = 1.0
     gradient_clip_norm: Annotated[
         Positive | UnsetType | None, Meta(description="Clip gradients to this global norm; left out: tabm to 1.")
     ] = UNSET

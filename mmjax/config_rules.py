@@ -66,6 +66,9 @@ _NEEDS = (
     _Needs("training.checkpoint.every_seconds", "training.checkpoint.enabled", (True,)),
     _Needs("training.checkpoint.every_seconds", "training.checkpoint.every_epochs", (UNSET,)),
     _Needs("training.checkpoint.keep", "training.checkpoint.enabled", (True,)),
+    _Needs("data.image.crop_share", "data.image.resize", ("crop",)),
+    _Needs("data.image.channel_mean", "data.image.augmentation.normalize", (True,)),
+    _Needs("data.image.channel_std", "data.image.augmentation.normalize", (True,)),
     _Needs("split.column", "split.strategy", BY_COLUMN),
     _Needs("data.cache.path", "data.loading", ("streamed", "auto")),
     _Needs("data.cache.max_gib", "data.loading", ("streamed", "auto")),
@@ -78,18 +81,16 @@ _NEEDS = (
 
 _TABLE_MODELS = ("mlp", "realmlp", "realmlp_s", "tabm")
 _REALMLP = ("input_dim", "hidden_layers", "activation", "embedding_dim")
-_RESNET = ("stages", "width", "dropout", "activation")
+_RESNET = ("stages", "width", "dropout", "activation", "stem")
 _FIELDS = {
     "mlp": ("input_dim", "hidden_layers", "dropout", "activation", "normalization", "residual", "embedding_dim"),
     "realmlp": (*_REALMLP, "dropout"),
     "realmlp_s": _REALMLP,
     "tabm": (*_REALMLP, "dropout", "members"),
     "resnet": _RESNET,
-    "resnet18": _RESNET[2:],
-    "resnet34": _RESNET[2:],
-    "resnet50": _RESNET[2:],
+    **{f"resnet{layers}{kind}": _RESNET[2:] for layers in (18, 34, 50) for kind in ("", "d")},
 }
-_EFFICIENTNET = ("dropout",)
+_EFFICIENTNET = ("dropout", "stem")
 _LOSSES = {
     "classification": ("cross_entropy", "focal", "bce"),
     "regression": ("mse", "mae", "huber", "pinball"),
@@ -119,7 +120,17 @@ def find_conflicts(config: Config, given: Given) -> Iterator[Conflict]:
         paths = ("data", "data.tabular", "data.image")
         yield Conflict(paths, "expected `tabular` or `image` in it, got neither; add one")
         return
-    for rule in (_split_shares, _column_roles, _csv_only, _labels, _task_options, _monitor, _model_of_data):
+    rules = (
+        _split_shares,
+        _column_roles,
+        _csv_only,
+        _labels,
+        _task_options,
+        _monitor,
+        _model_of_data,
+        _fine_tuning,
+    )
+    for rule in rules:
         yield from rule(config, given, section, data)
     if image is not None:
         yield from image_conflicts(image, given, *_task(config))
@@ -307,7 +318,7 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
         yield Conflict(("preset", section), told, idle=True)
     name = ("realmlp" if kind == "tabular" else "resnet") if model.name is UNSET else model.name
     if (name in _TABLE_MODELS) != (kind == "tabular"):
-        vision = "resnet, resnet18 to resnet50 or efficientnet_b0 to efficientnet_b4"
+        vision = "resnet, resnet18 to resnet50 (or with d) or [tf_]efficientnet_b0 to b4"
         options = "realmlp, realmlp_s, tabm or mlp" if kind == "tabular" else vision
         yield Conflict(("model.name", section), f"expected {options} for {section}, got {name}")
         return
@@ -318,6 +329,37 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
             yield Conflict(
                 (path, "model.name", section), f"{name} has no such option; it takes {', '.join(fields)}", idle=True
             )
+
+
+def _fine_tuning(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
+    path, name, training = config.model.pretrained, config.model.name, config.training
+    if isinstance(data, ImageData) and (data.channel_mean is None) != (data.channel_std is None):
+        yield Conflict(
+            (f"{section}.channel_mean", f"{section}.channel_std"), "expected both or neither, got one; add the other"
+        )
+    if path is not None:
+        if not isinstance(data, ImageData) or name in ("resnet", UNSET):
+            got = "no `model.name`" if name is UNSET else f"`model.name: {name}`"
+            message = f"expected the network whose weights these are, such as `model.name: resnet18`, got {got}"
+            yield Conflict(("model.pretrained", "model.name"), message)
+        if not path.lower().endswith((".safetensors", ".npz")):
+            yield Conflict(("model.pretrained",), _other_weights(path))
+    if training.freeze != "none" and path is None:
+        yield Conflict(
+            ("training.freeze", "model.pretrained"), "expected `model.pretrained` with it, or random weights would stay"
+        )
+    if training.layer_decay != 1.0 and not isinstance(data, ImageData):
+        message = f"has no effect: expected data.image with it, got {section}; remove this"
+        yield Conflict(("training.layer_decay", section), message, idle=True)
+
+
+def _other_weights(path: str) -> str:
+    told = f"expected a .safetensors or .npz file, got {path}"
+    if not path.lower().endswith((".pt", ".pth", ".bin", ".ckpt", ".pkl")):
+        return told
+    convert = "import sys, torch; from safetensors.torch import save_file; "
+    convert += "save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])"
+    return f"{told}: a pickle can run any code; convert it once: python -c '{convert}' {path} weights.safetensors"
 
 
 def _monitor(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:

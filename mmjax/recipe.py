@@ -11,12 +11,14 @@ import msgspec
 from msgspec import UNSET
 
 from mmjax.backend import fast_bfloat16
-from mmjax.config import Config, Training
+from mmjax.config import Config, ImageData, Training
 from mmjax.data.loading import choose_loading
 from mmjax.data.prepare_table import expected_bytes
 from mmjax.data.prepared import Prepared, rows_to_learn
 from mmjax.errors import ConfigError
 from mmjax.models.build import resolve_architecture
+from mmjax.models.pretrained import preprocessing_of
+from mmjax.models.state_dict import load_state_dict
 from mmjax.schema import Schema
 
 
@@ -127,8 +129,13 @@ BEST_FOLDS = 5
 
 
 def before_data(config: Config) -> tuple[Config, tuple[Decision, ...]]:
-    """Return the config with what a preset decides before rows are dealt, and the Decisions: folds of `best`."""
+    """Return the config with what is decided before rows are read or dealt, and the Decisions.
+
+    Folds of the preset `best`; the preprocessing of `model.pretrained`. DataError where its file cannot be read.
+    """
     table, training = config.data.tabular, config.training
+    if config.model.pretrained is not None and config.data.image is not None:
+        return _of_pretrained(config, config.data.image, config.model.pretrained)
     if config.preset != "best" or table is None or config.split.folds is not UNSET:
         return config, ()
     folds, why = BEST_FOLDS, "preset best: a model for each, and honest answers to calibrate on"
@@ -140,6 +147,29 @@ def before_data(config: Config) -> tuple[Config, tuple[Decision, ...]]:
         folds, why = 0, "rows are streamed from disk"
     decision = Decision("split.folds", folds, why)
     return decided(config, decision), (decision,)
+
+
+def _of_pretrained(config: Config, image: ImageData, weights: str) -> tuple[Config, tuple[Decision, ...]]:
+    """Return the config with the preprocessing that the weights were made for where it says nothing else."""
+    name = config.model.name
+    assert name is not UNSET, "the config rules ask for a name"
+    load_state_dict(weights)  # now, not when all images are decoded
+    found, why = preprocessing_of(name, weights)
+    choices = [
+        ("image_size", (found.size_px, found.size_px), image.image_size is UNSET),
+        ("filter", found.filter, image.filter is UNSET),
+        # A size of one's own is for other images: then all of them is kept.
+        (
+            "crop_share",
+            found.crop_share,
+            image.crop_share is None and image.image_size is UNSET and image.resize == "crop",
+        ),
+    ]
+    if image.augmentation.normalize and image.channel_mean is None:
+        choices += [("channel_mean", found.mean, True), ("channel_std", found.std, True)]
+    why = f"of the pretrained weights: {why}"
+    decisions = tuple(Decision(f"data.image.{key}", value, why) for key, value, is_open in choices if is_open)
+    return functools.reduce(decided, decisions, config), decisions
 
 
 def _preset_choices(config: Config, schema: Schema) -> tuple[Choice, ...]:
@@ -158,11 +188,12 @@ def _data_choices(config: Config, schema: Schema, name: str, train_rows: int) ->
     if schema.image:
         size = (schema.image.height_px, schema.image.width_px)
         cropped = config.data.image is not None and config.data.image.augmentation.random_resized_crop is not None
-        shift = (0.0, "random_resized_crop moves images") if cropped else (0.08, "small shifts help at every size")
+        shift, moved = (0.0, "random_resized_crop moves images") if cropped else (0.08, "small shifts help at every size")
         return [
             ("data.image.task", schema.target.task, schema.target.reason),
             ("data.image.image_size", size, "the size of the images, at most 64 px"),
-            ("data.image.augmentation.shift", *shift),
+            ("data.image.filter", "bilinear", "the usual one"),
+            ("data.image.augmentation.shift", shift, moved),
         ]
     path = "data.tabular.preprocessing."
     # Not RealMLP-TD's: beside its embeddings they help where numbers jump (adult: ROC-AUC 0.913 -> 0.921, california:
@@ -232,7 +263,7 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
         ("training.epochs", epochs, rows),
         ("training.optimizer", "adamw", "robust to the learning rate"),
         ("training.adam_b2", 0.999, "Adam's own"),
-        ("training.learning_rate", _learning_rate(config), "a good peak for this network and optimizer"),
+        ("training.learning_rate", *_peak(config)),
         ("training.weight_decay", 0.05 if schema.image else 0.02, "mild"),
         ("training.decay_schedule", "constant", "follows the learning rate"),
         ("training.schedule", "warmup_cosine", "ends at zero, so the last weights are settled"),
@@ -324,6 +355,17 @@ _LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lion": 2e-4, "muon"
 def _learning_rate(config: Config) -> float:
     optimizer = config.training.optimizer
     return _LEARNING_RATES[optimizer if isinstance(optimizer, str) else "adamw"]
+
+
+FINE_TUNING = 0.1
+"""Of a learning rate, when pretrained layers move too: they are near their place already."""
+
+
+def _peak(config: Config) -> tuple[float, str]:
+    rate = _learning_rate(config)
+    if config.model.pretrained is None or config.training.freeze == "trunk":
+        return rate, "a good peak for this network and optimizer"
+    return FINE_TUNING * rate, "a tenth of that from scratch, as the weights are pretrained"
 
 
 def _table_batch_size(rows: int) -> int:

@@ -97,6 +97,8 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     width_px: int
     resize: Literal["crop", "stretch", "pad"] = "crop"
     filter: Literal["bilinear", "bicubic", "lanczos", "box"] = "bilinear"
+    crop_share: float | msgspec.UnsetType = msgspec.UNSET
+    """crop: the share of the covered square that is kept, in the middle; UNSET, and not in the JSON: all of it."""
 
 
 class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):

@@ -156,6 +156,10 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             record.save(data_sha256=prepared.fingerprint, split_sizes=split_sizes(prepared), computes=computes(backend))
         with record.stage("train"):
             setup = set_up(config, prepared, build_parts(config, prepared.schema))
+            if setup.pretrained:
+                tell(f"pretrained: {config.model.pretrained}: {setup.pretrained}")
+                loaded = Decision("model.pretrained", config.model.pretrained, setup.pretrained)
+                decisions = with_decisions(decisions, (loaded,))
             if not setup.plan.loop:
                 tell("steps: one call each, as XLA lays out convolutions badly inside a loop on a CPU")
             ready = Ready(config, decisions, prepared, setup)

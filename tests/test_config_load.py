@@ -125,7 +125,7 @@ STRUCTURE = {
     ),
     "key of another section": (
         TABLE + "model:\n  dropout: 0.1",
-        ["c.yaml:3: model.dropout: unknown key; options: type, name, architecture; did you mean "
+        ["c.yaml:3: model.dropout: unknown key; options: type, name, pretrained, architecture; did you mean "
          "'model.architecture.dropout'?"],
     ),
     "key one level too high": (
@@ -195,7 +195,8 @@ STRUCTURE = {
         ["c.yaml:2: training: expected a mapping with epochs, batch_size, learning_rate, optimizer, momentum, "
          "weight_decay, adam_b2, decay_schedule, schedule, warmup_fraction, step_every, step_factor, loss, "
          "label_smoothing, calibration, threshold, coverage, abstain_below, class_weights, "
-         "focal_gamma, huber_delta, quantiles, gradient_clip_norm, accumulate_steps, ema_decay, members, "
+         "focal_gamma, huber_delta, quantiles, freeze, layer_decay, gradient_clip_norm, accumulate_steps, "
+         "ema_decay, members, "
          "seeds, member_loop, early_stopping, checkpoint, got "
          "nothing; give a value or remove the key",
          "c.yaml:3: seed: expected a whole number >= 0, got nothing; give a value or remove the key"],
@@ -343,7 +344,7 @@ RULES = {
     ),
     "name of other data": (
         IMAGES + "model: {name: mlp}",
-        "c.yaml:2: model.name: expected resnet, resnet18 to resnet50 or efficientnet_b0 to efficientnet_b4 for "
+        "c.yaml:2: model.name: expected resnet, resnet18 to resnet50 (or with d) or [tf_]efficientnet_b0 to b4 for "
         "data.image, got mlp",
     ),
     "network of other data": (
@@ -358,15 +359,15 @@ RULES = {
     "input_dim of images": (
         IMAGES + "model: {architecture: {input_dim: 8}}",
         "c.yaml:2: model.architecture.input_dim: resnet has no such option; it takes stages, width, dropout, "
-        "activation",
+        "activation, stem",
     ),
     "stages of a fixed resnet": (
         IMAGES + "model: {name: resnet50, architecture: {stages: [1]}}",
-        "c.yaml:2: model.architecture.stages: resnet50 has no such option; it takes dropout, activation",
+        "c.yaml:2: model.architecture.stages: resnet50 has no such option; it takes dropout, activation, stem",
     ),
     "activation of an efficientnet": (
         IMAGES + "model: {name: efficientnet_b0, architecture: {activation: relu, dropout: 0.2}}",
-        "c.yaml:2: model.architecture.activation: efficientnet_b0 has no such option; it takes dropout",
+        "c.yaml:2: model.architecture.activation: efficientnet_b0 has no such option; it takes dropout, stem",
     ),
     "loss of another task": (
         TASK % "classification" + "training: {loss: mse}",

@@ -93,6 +93,8 @@ SCHEDULED = {**TABLE, "training.learning_rate": 0.01}
 AUGMENTED = "data.image.augmentation"
 PREPARED = "data.tabular.preprocessing"
 REALMLP = {**TABLE, "model.name": "realmlp"}
+B0 = {"name": "dead", "data.image.path": "images", "model.name": "efficientnet_b0"}
+MEAN = {"data.image.channel_mean": [0.5, 0.5, 0.5], "data.image.channel_std": [0.5, 0.5, 0.5]}
 STREAMED = {**TABLE, "data.loading": "streamed"}
 
 
@@ -144,6 +146,9 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("data.image.image_size", Key([16, 16], "rows", IMAGES)),
     ("data.image.resize", Key("stretch", "rows", {**IMAGES, "data.image.image_size": [8, 8]})),
     ("data.image.filter", Key("box", "rows", {**IMAGES, "data.image.image_size": [8, 8]})),
+    ("data.image.crop_share", Key(0.5, "rows", IMAGES)),
+    ("data.image.channel_mean", Key([0.1, 0.2, 0.3], "fitted", {**IMAGES, **MEAN})),
+    ("data.image.channel_std", Key([0.1, 0.2, 0.3], "fitted", {**IMAGES, **MEAN})),
     ("data.image.task", Key("regression", "schema", {**LISTED, "data.image.target_column": "grade"})),
     ("data.image.positive_class", Key("dark", "schema", IMAGES)),
     ("data.image.image_column", Key("negative", "rows", LISTED)),
@@ -194,6 +199,8 @@ KEYS: tuple[tuple[str, Key], ...] = (
         "model.name",
         Key("resnet18", "shapes", {**IMAGES, "model.architecture.stages": None, "model.architecture.width": None}),
     ),
+    ("model.pretrained", Key("w.pth", "refusal", B0, says="expected a .safetensors or .npz file, got w.pth")),
+    ("model.architecture.stem", Key("large", "shapes", IMAGES)),
     ("model.architecture.members", Key(3, "program", {**TABLE, "model.name": "tabm"})),
     ("model.architecture.input_dim", Key(99, "refusal", says="model.architecture.input_dim: expected")),
     ("model.architecture.hidden_layers", Key([5], "program")),
@@ -249,6 +256,8 @@ KEYS: tuple[tuple[str, Key], ...] = (
         "training.quantiles",
         Key([0.5], "program", {**TABLE, "data.tabular.target_column": "length", "training.loss": "pinball"}),
     ),
+    ("training.freeze", Key("trunk", "refusal", IMAGES, says="training.freeze: expected `model.pretrained` with it")),
+    ("training.layer_decay", Key(0.5, "program", IMAGES)),
     ("training.gradient_clip_norm", Key(0.5, "program")),
     ("training.accumulate_steps", Key(2, "program")),
     ("training.ema_decay", Key(0.9, "program")),
@@ -271,7 +280,6 @@ KEYS: tuple[tuple[str, Key], ...] = (
 )
 
 NUMBERS = {**TABLE, "data.tabular.ignore_columns": ["colour", "open", "note", "part", "again"]}
-B0 = {"name": "dead", "data.image.path": "images", "model.name": "efficientnet_b0"}
 IDLE: tuple[tuple[str, Settings, str], ...] = (
     ("data.image.id_column", {**IMAGES, "data.image.id_column": "id"}, "expected a .csv file"),
     ("data.image.ignore_columns", {**IMAGES, "data.image.ignore_columns": ["id"]}, "expected a .csv file"),
@@ -287,6 +295,8 @@ IDLE: tuple[tuple[str, Settings, str], ...] = (
     ("model.architecture.embedding_dim", {**NUMBERS, "model.architecture.embedding_dim": 5}, "got none; remove it"),
     ("model.architecture.activation", {**B0, "model.architecture.activation": "relu"}, "has no such option"),
     ("model.architecture.width", {**B0, "model.architecture.width": 8}, "has no such option"),
+    ("data.image.crop_share", {**IMAGES, "data.image.resize": "pad", "data.image.crop_share": 0.5}, "has no effect"),
+    ("training.layer_decay", {**TABLE, "training.layer_decay": 0.5}, "expected data.image with it"),
     ("preset", {**IMAGES, "preset": "fast"}, "expected a table, whose network it chooses"),
     ("preset", {**TABLE, "preset": "fast"}, "expected no `model.name` with"),
     ("training.momentum", {**TABLE, "training.momentum": 0.5}, "has no effect"),

@@ -30,7 +30,7 @@ LAYERS: dict[int, dict[str, str]] = {
         "transforms": """transforms/augment transforms/base transforms/boxes transforms/build transforms/image
             transforms/mix transforms/piecewise transforms/tabular transforms/trivial_augment""",
         "models": """models/base models/build models/convolution models/efficientnet models/layers models/mlp
-            models/realmlp models/resnet models/tabm""",
+            models/pretrained models/realmlp models/resnet models/state_dict models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/conformal
             training/event_types training/label_metrics training/label_outputs training/losses training/metrics
             training/outputs training/state training/stopping
@@ -41,8 +41,8 @@ LAYERS: dict[int, dict[str, str]] = {
             analysis/tables""",
     },
     2: {
-        "training": """training/checkpoint training/decide training/events training/members training/optimizer
-            training/scoring training/steps""",
+        "training": """training/checkpoint training/decide training/events training/fine_tuning training/members
+            training/optimizer training/scoring training/steps""",
         "artifact": "artifact/bundle artifact/registry artifact/runs",
     },
     3: {

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from msgspec import UNSET
+
 from mmjax.analysis.report import (
     OUT_OF_FOLD,
     Report,
@@ -279,9 +281,9 @@ def describe_schema(schema: Schema, *, width: int = 80) -> str:
             (x.column, "label", f"holds where it is {x.positive!r}, not where {x.negative!r}") for x in target.labels
         ]
     if schema.image is not None:
-        size = (
-            f"{schema.image.height_px} x {schema.image.width_px} pixels, {schema.image.resize}, {schema.image.filter}"
-        )
+        share = "" if schema.image.crop_share is UNSET else f" of {schema.image.crop_share:.3g}"
+        size = f"{schema.image.height_px} x {schema.image.width_px} pixels"
+        size += f", {schema.image.resize}{share}, {schema.image.filter}"
         rows += [(column, "image", size) for column in schema.image.columns]
     rows += [(c.name, c.kind, c.reason) for c in schema.columns if c.name not in target.columns]
     rows = [(shorten(printable(name), 24), kind, printable(why)) for name, kind, why in rows]

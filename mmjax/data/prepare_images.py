@@ -163,7 +163,12 @@ def image_spec(source: ImageSource, data: ImageData) -> ImageSpec:
     """Return how images are brought to one size: as the config says, or `default_image_size`."""
     size = default_image_size(source) if data.image_size is msgspec.UNSET else data.image_size
     return ImageSpec(
-        columns=(source.image_column,), height_px=size[0], width_px=size[1], resize=data.resize, filter=data.filter
+        columns=(source.image_column,),
+        height_px=size[0],
+        width_px=size[1],
+        resize=data.resize,
+        filter="bilinear" if data.filter is msgspec.UNSET else data.filter,
+        crop_share=msgspec.UNSET if data.crop_share in (None, 1.0) else data.crop_share,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import UNSET
 
 from mmjax.backend import compiled, platform, threads_in_use
 from mmjax.config import Config, Training, fold_count
@@ -16,10 +17,13 @@ from mmjax.data.prepared import rows_to_learn
 from mmjax.data.split import Split
 from mmjax.errors import ConfigError, DataError
 from mmjax.models.build import count_parameters
+from mmjax.models.pretrained import with_state_dict
+from mmjax.models.state_dict import load_state_dict, sha256_of
 from mmjax.parts import Parts, States
 from mmjax.schema import Batch
 from mmjax.training.decide import decision_problems
 from mmjax.training.events import Measure, Plan, Task
+from mmjax.training.fine_tuning import fine_tuning_rates
 from mmjax.training.losses import Loss, class_weight_array, label_weight_array, make_loss
 from mmjax.training.members import Members, member_of, stacked
 from mmjax.training.metrics import metric_names
@@ -124,6 +128,8 @@ class Setup(NamedTuple):
     """For when training is done: its state is added to by `training.decide`. With folds, that of out-of-fold rows."""
     whole: Output
     """Of all members together."""
+    pretrained: str = ""
+    """What was loaded where the config names pretrained weights."""
 
 
 def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
@@ -142,8 +148,9 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     rows = members.shortest if members else batch_rows(train)
     steps = _updates(config, rows)
     each = _init_each(parts, prepared, members, transform_state, config.seed)
+    each, loaded = _pretrained(config, each)
     params = each[0]["params"]
-    rates = parts.model.rates(params) if parts.model.rates else None
+    rates = parts.model.rates(params) if parts.model.rates else fine_tuning_rates(config.training, params)
     optimizer = make_optimizer(config.training, total_steps=steps[-1], params=params, rates=rates)
     loss = _loss(config, prepared, train)
     learner = Learner(
@@ -180,7 +187,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         validation_rows=rows_to_learn(prepared.split)[1],
     )
     state = stacked(states) if members else states[0]
-    return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output)
+    return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output, loaded)
 
 
 def _augmented(learner: Learner, config: Config, epoch_steps: int) -> list[tuple[int, Learner]]:
@@ -249,6 +256,17 @@ def _init_each(
         sample = take(inputs_of(prepared.batch), _init_rows(prepared, rows, seed, number))
         found.append(init(jax.random.fold_in(key, number) if number else key, own, sample))
     return found
+
+
+def _pretrained(config: Config, each: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """Return the variables of each member with the values of `model.pretrained`, and what to tell about it."""
+    path, name = config.model.pretrained, config.model.name
+    if path is None:
+        return each, ""
+    assert name is not UNSET
+    state, digest = load_state_dict(path), sha256_of(path)
+    loaded = [with_state_dict(name, state, own, f"model.pretrained: {path}") for own in each]
+    return [jax.tree.map(jnp.asarray, own.variables) for own in loaded], f"{loaded[0].note}; sha256 {digest}"
 
 
 def _init_rows(prepared: Prepared, rows: np.ndarray, seed: int, member: int) -> np.ndarray:

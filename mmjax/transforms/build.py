@@ -44,8 +44,10 @@ def build_transform(config: Config, schema: Schema) -> Transform:
             parts.append(only_seen(schema.cardinalities))
         apart = config.model.name == "tabm"
         parts.append(table_transform(config.data.tabular.preprocessing, schema, codes_apart=apart))
-    if config.data.image is not None:
-        parts.append(scale_image(normalize=config.data.image.augmentation.normalize))
+    if (image := config.data.image) is not None:
+        mean, std = image.channel_mean, image.channel_std
+        fixed = None if mean is None or std is None else (mean, std)
+        parts.append(scale_image(normalize=image.augmentation.normalize, fixed=fixed))
     return chain(*parts)
 
 

@@ -188,7 +188,9 @@ def _data_choices(config: Config, schema: Schema, name: str, train_rows: int) ->
     if schema.image:
         size = (schema.image.height_px, schema.image.width_px)
         cropped = config.data.image is not None and config.data.image.augmentation.random_resized_crop is not None
-        shift, moved = (0.0, "random_resized_crop moves images") if cropped else (0.08, "small shifts help at every size")
+        shift, moved = 0.08, "small shifts help at every size"
+        if cropped:
+            shift, moved = 0.0, "random_resized_crop moves images"
         return [
             ("data.image.task", schema.target.task, schema.target.reason),
             ("data.image.image_size", size, "the size of the images, at most 64 px"),

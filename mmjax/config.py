@@ -35,6 +35,8 @@ ModelName = Literal[
     "realmlp",
     "realmlp_s",
     "tabm",
+    "airbench",
+    "airbench_s",
     "resnet",
     "resnet18",
     "resnet34",
@@ -456,6 +458,10 @@ class Architecture(Section, frozen=True, kw_only=True):
     members: Annotated[
         Annotated[int, Meta(ge=2)] | UnsetType,
         Meta(description="tabm: networks in one, which share weights; their mean answers."),
+    ] = UNSET
+    mirrored: Annotated[
+        bool | UnsetType,
+        Meta(description="airbench: answer with the mean of an image and its mirror image, at twice the work."),
     ] = UNSET
     stages: Annotated[
         Annotated[tuple[Count, ...], Meta(min_length=1, max_length=4)] | UnsetType,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET
 
-from mmjax.backend import fast_bfloat16
+from mmjax.backend import fast_bfloat16, platform
 from mmjax.config import Config, ImageData, Training
 from mmjax.data.loading import choose_loading
 from mmjax.data.prepare_table import expected_bytes
@@ -35,12 +35,18 @@ Choice = tuple[str, Any, str]
 
 
 def resolve(
-    config: Config, schema: Schema, *, train_rows: int, validation_rows: int, fast_bfloat16: bool = False
+    config: Config,
+    schema: Schema,
+    *,
+    train_rows: int,
+    validation_rows: int,
+    fast_bfloat16: bool = False,
+    on_cpu: bool = True,
 ) -> tuple[Config, tuple[Decision, ...]]:
     """Return the config with every field decided, and the Decisions that were taken.
 
     `fast_bfloat16` says whether the device computes faster in it than in f32 (`mmjax.backend.fast_bfloat16`).
-    Raises ConfigError for a batch that no training row would fill.
+    `on_cpu` says whether a CPU will train it. Raises ConfigError for a batch that no training row would fill.
     """
     batch_size = config.training.batch_size
     if isinstance(batch_size, int) and batch_size > train_rows:
@@ -48,12 +54,13 @@ def resolve(
             f"training.batch_size: expected at most {train_rows}, the number of training rows, got {batch_size}; "
             "lower it, or remove it and it is chosen"
         )
-    name = _model_name(config, schema)
+    presets = _preset_choices(config, schema, train_rows, on_cpu)
+    name = _model_name(config, presets)
     choices = (
         _precision(schema, fast_bfloat16),
         *_data_choices(config, schema, name, train_rows),
         ("model.type", "vision" if schema.image else "tabular", "follows from the data"),
-        *_preset_choices(config, schema),
+        *presets,
         *_training_choices(config, schema, name, train_rows, validation_rows),
         _baselines(schema, train_rows),
     )
@@ -79,6 +86,7 @@ def resolve_prepared(config: Config, prepared: Prepared) -> tuple[Config, tuple[
         train_rows=train_rows,
         validation_rows=validation_rows,
         fast_bfloat16=bool(prepared.schema.image) and fast_bfloat16(),
+        on_cpu=platform() == "cpu",
     )
 
 
@@ -172,16 +180,24 @@ def _of_pretrained(config: Config, image: ImageData, weights: str) -> tuple[Conf
     return functools.reduce(decided, decisions, config), decisions
 
 
-def _preset_choices(config: Config, schema: Schema) -> tuple[Choice, ...]:
-    if schema.image:
-        return (("model.name", "resnet", "the default for vision data"),)
-    return PRESETS[config.preset] if config.model.name is UNSET else ()
+SMALL_PX, SMALL_ROWS = 96, 1_000
+"""Images whose shorter side is below this, and training images from which on airbench is chosen."""
 
 
-def _model_name(config: Config, schema: Schema) -> str:
+def _preset_choices(config: Config, schema: Schema, train_rows: int, on_cpu: bool) -> tuple[Choice, ...]:
+    if schema.image is None:
+        return PRESETS[config.preset] if config.model.name is UNSET else ()
+    px = min(schema.image.height_px, schema.image.width_px)
+    if px >= SMALL_PX or train_rows < SMALL_ROWS:
+        return (("model.name", "resnet", f"the default for {train_rows} images of {px} px"),)
+    name, where = ("airbench_s", "a CPU") if on_cpu else ("airbench", "a GPU")
+    return (("model.name", name, f"{train_rows} images of {px} px, on {where}"),)
+
+
+def _model_name(config: Config, presets: tuple[Choice, ...]) -> str:
     if config.model.name is not UNSET:
         return config.model.name
-    return next(value for key, value, _ in _preset_choices(config, schema) if key == "model.name")
+    return next(value for key, value, _ in presets if key == "model.name")
 
 
 def _data_choices(config: Config, schema: Schema, name: str, train_rows: int) -> list[Choice]:
@@ -257,6 +273,8 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
         return common + _realmlp_choices(config, name, classify, train_rows, validation_rows)
     if name == "tabm":
         return common + _tabm_choices(config, classify, train_rows, validation_rows)
+    if name in AIRBENCH:
+        return common + _airbench_choices(config, name, train_rows, validation_rows)
     batch_size = _image_batch_size(train_rows) if schema.image else _table_batch_size(train_rows)
     epochs = _image_epochs(train_rows) if schema.image else _table_epochs(train_rows)
     return [
@@ -267,6 +285,27 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
         ("training.adam_b2", 0.999, "Adam's own"),
         ("training.learning_rate", *_peak(config)),
         ("training.weight_decay", 0.05 if schema.image else 0.02, "mild"),
+        ("training.decay_schedule", "constant", "follows the learning rate"),
+        ("training.schedule", "warmup_cosine", "ends at zero, so the last weights are settled"),
+        *_stopping_choices(config.training, validation_rows, epochs),
+    ]
+
+
+AIRBENCH = ("airbench", "airbench_s")
+
+
+def _airbench_choices(config: Config, name: str, train_rows: int, validation_rows: int) -> list[Choice]:
+    """Batches and epochs by rows; the optimizer's constants after airbench94 (arXiv 2404.00498)."""
+    rows, why = f"{train_rows} training rows", "after airbench94 (arXiv 2404.00498)"
+    batch_size = 64 if train_rows <= 4_000 else 256 if name == "airbench_s" else 1024
+    epochs = min(100, max(10, 200_000 // train_rows))
+    return [
+        ("training.batch_size", min(batch_size, train_rows), rows),
+        ("training.epochs", epochs, rows),
+        ("training.optimizer", "muon", why),
+        ("training.adam_b2", 0.999, "Adam's own"),
+        ("training.learning_rate", _learning_rate(config), "a good peak for this network and optimizer"),
+        ("training.weight_decay", 0.05, "mild"),
         ("training.decay_schedule", "constant", "follows the learning rate"),
         ("training.schedule", "warmup_cosine", "ends at zero, so the last weights are settled"),
         *_stopping_choices(config.training, validation_rows, epochs),

@@ -34,6 +34,7 @@ from mmjax.train import fit
 from mmjax.training.event_types import Checkpointed, EpochEnded, Started, Stopped
 from mmjax.training.events import train_events
 from mmjax.training.setup import Setup, set_up
+from mmjax.training.state import eval_variables
 from mmjax.training.steps import empty_totals, make_train_chunk
 from tests.doors import write_csv
 
@@ -52,6 +53,7 @@ TABLE: Settings = {
     "training.batch_size": 10,
     "training.schedule": "constant",
 }
+AIR: Settings = {"name": "dead", "data.image.path": "images", "model.name": "airbench_s", "training.epochs": 1}
 IMAGES: Settings = {
     "name": "dead",
     "data.image.path": "images",
@@ -210,6 +212,7 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("model.architecture.normalization", Key("batch", "program")),
     ("model.architecture.residual", Key(True, "program", {**TABLE, "model.architecture.hidden_layers": [4, 4]})),
     ("model.architecture.embedding_dim", Key(5, "program")),
+    ("model.architecture.mirrored", Key(True, "forward", AIR)),
     ("model.architecture.stages", Key([2], "shapes", IMAGES)),
     ("model.architecture.width", Key(6, "shapes", IMAGES)),
     ("training.epochs", Key(3, "program", {**TABLE, "training.schedule": "cosine"})),
@@ -427,6 +430,15 @@ def program(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def forward(config: Config) -> str:
+    """The forward pass of answers as XLA gets it, in short."""
+    setup, prepared = setup_of(config), prepared_of(config)
+    parts = build_parts(resolved_of(config), prepared.schema)
+    batch = take({name: values for name, values in prepared.batch.items() if name != "label"}, np.arange(2))
+    text = jax.jit(parts.forward).lower(eval_variables(setup.state), *setup.fitted, batch).as_text()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def digest(tree: Any) -> str:
     """sha256 of arrays, their shapes and where they are."""
     found = hashlib.sha256()
@@ -518,6 +530,7 @@ OBSERVED: dict[str, Callable[[Config], Any]] = {
     "shapes": shapes,
     "fitted": lambda config: digest(setup_of(config).fitted),
     "program": program,
+    "forward": forward,
     "events": events,
     "run": run,
     "judged": judged,

@@ -55,3 +55,5 @@ class Model(NamedTuple):
     apply: Apply
     rates: Callable[[Any], Rates] | None = None
     """`rates(params)`; None where all parameters learn alike, and norms and biases do not decay."""
+    images_to_start: int = 2
+    """Training images that initial values are fitted to; two tell a network their shape."""

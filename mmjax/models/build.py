@@ -10,6 +10,8 @@ from msgspec import UNSET
 from mmjax.config import Architecture, ModelName
 from mmjax.config import Model as ModelConfig
 from mmjax.errors import ConfigError, DataError
+from mmjax.models import airbench
+from mmjax.models.airbench import WHITENED_IMAGES, WIDTHS, AirNet
 from mmjax.models.base import Model, Variables
 from mmjax.models.efficientnet import B0_STAGES, EFFICIENTNETS, EfficientNet
 from mmjax.models.layers import Inputs, activation_function, model_from_linen, row_mask
@@ -29,6 +31,7 @@ ARCHITECTURE_DEFAULTS: dict[str, Architecture] = {
     "realmlp": Architecture(hidden_layers=(256, 256, 256), dropout=0.15),
     "realmlp_s": Architecture(hidden_layers=(256, 256, 256)),
     "tabm": Architecture(hidden_layers=(512, 512), dropout=0.1, activation="relu", members=MEMBERS),
+    **dict.fromkeys(WIDTHS, Architecture(dropout=0.0, activation="gelu", mirrored=False)),
     "resnet": Architecture(stages=(2, 2, 2), width=32, dropout=0.0, activation="relu"),
     **dict.fromkeys(RESNETS, _RESNET),
     **_EFFICIENTNET,
@@ -106,6 +109,9 @@ def build_model(
                     dtype,
                 )
             )
+        case "airbench" | "airbench_s":
+            net = AirNet(outputs, WIDTHS[name], activation, shape.dropout, shape.mirrored, dtype)
+            return _vision(net, name, shape.dropout)._replace(rates=airbench.rates, images_to_start=WHITENED_IMAGES)
         case "resnet":
             row = ResNetRow(shape.stages, shape.width)
             module = ResNet(outputs, row, activation, shape.dropout, dtype, large)
@@ -208,7 +214,7 @@ def _items(architecture: Architecture) -> list[tuple[str, Any]]:
     return [(field, getattr(architecture, field)) for field in architecture.__struct_fields__]
 
 
-def _vision(module: ResNet | EfficientNet, name: str, dropout: float) -> Model:
+def _vision(module: AirNet | ResNet | EfficientNet, name: str, dropout: float) -> Model:
     def read(batch: Batch) -> Inputs:
         if "image" not in batch:
             raise DataError(

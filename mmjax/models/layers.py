@@ -200,6 +200,8 @@ class Convolution(nn.Module):
     depthwise: bool = False
     dtype: Any = jnp.float32
     tensorflow: bool = False
+    kernel_init: Callable[..., jax.Array] | None = None
+    """None: He normal, backward form."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -208,7 +210,8 @@ class Convolution(nn.Module):
         shape = (self.kernel_px, self.kernel_px, x.shape[-1] // groups, self.channels)
         # He's backward form, as torchvision: each input pixel of a channel meets this many weights
         fan_out = self.kernel_px**2 * self.channels // groups
-        kernel = self.param("kernel", normal_init(math.sqrt(2.0 / fan_out)), shape, jnp.float32)
+        init = self.kernel_init or normal_init(math.sqrt(2.0 / fan_out))
+        kernel = jnp.asarray(self.param("kernel", init, shape, jnp.float32))
         return convolution(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

@@ -249,11 +249,12 @@ def _init_each(
         return parts.model.init(key, parts.transform.apply(fitted, batch))
 
     init, key = compiled(of_batch), jax.random.key(seed)
+    most = parts.model.images_to_start if "image" in prepared.batch else INIT_ROWS
     who = zip(members.numbers, members.rows, strict=True) if members else [(0, prepared.split.train)]
     found = []
     for index, (number, rows) in enumerate(who):
         own = members.transform_of(transform_state, index) if members else transform_state
-        sample = take(inputs_of(prepared.batch), _init_rows(prepared, rows, seed, number))
+        sample = take(inputs_of(prepared.batch), _init_rows(rows, most, seed, number))
         found.append(init(jax.random.fold_in(key, number) if number else key, own, sample))
     return found
 
@@ -269,11 +270,9 @@ def _pretrained(config: Config, each: list[dict[str, Any]]) -> tuple[list[dict[s
     return [jax.tree.map(jnp.asarray, own.variables) for own in loaded], f"{loaded[0].note}; sha256 {digest}"
 
 
-def _init_rows(prepared: Prepared, rows: np.ndarray, seed: int, member: int) -> np.ndarray:
-    """Return the rows that initial weights may be fitted to; of images two tell their shape."""
-    if "image" in prepared.batch:
-        return rows[:2]
-    chosen = np.random.default_rng([seed, member] if member else seed).permutation(len(rows))[:INIT_ROWS]
+def _init_rows(rows: np.ndarray, most: int, seed: int, member: int) -> np.ndarray:
+    """Return the rows that initial weights may be fitted to, drawn at random."""
+    chosen = np.random.default_rng([seed, member] if member else seed).permutation(len(rows))[:most]
     return rows[np.sort(chosen)]
 
 

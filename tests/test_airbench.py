@@ -8,7 +8,7 @@ from flax import linen as nn
 from msgspec import UNSET
 
 from mmjax.config_load import config_from_dict
-from mmjax.models.airbench import AirNet, dirac_init, max_pool_2x2, rates, whitening_kernel
+from mmjax.models.airbench import AirNet, dirac_init, max_pool_2x2, whitening_kernel
 from mmjax.recipe import resolve
 from mmjax.schema import ImageSpec, Schema, Target
 
@@ -75,15 +75,6 @@ def test_mirrored_answers_do_not_tell_left_from_right() -> None:
     np.testing.assert_allclose(answer(x), answer(x[:, :, ::-1]), atol=1e-5)
     np.testing.assert_allclose(answer(x), (plain(x) + plain(x[:, :, ::-1])) / 2, atol=1e-5)
     assert np.abs(plain(x) - plain(x[:, :, ::-1])).max() > 1e-3
-
-
-def test_biases_of_norms_learn_fast_and_do_not_decay() -> None:
-    params = started(net(), images(4))["params"]
-    found = rates(params)
-    assert found.learning_rate["group1_norm1"]["bias"] == 64.0
-    assert found.learning_rate["group1_conv1"]["kernel"] == found.learning_rate["head"]["kernel"] == 1.0
-    assert found.decay["group2_norm2"] == {"bias": 0.0, "scale": 0.0}
-    assert found.decay["group2_conv2"]["kernel"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The network for images under 96 px: a whitening layer, then three groups of two convolutions each, after airbench.
 
 Constants are those of `airbench94` (Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single A100", arXiv 2404.00498,
-section 3, and `KellerJordan/cifar10-airbench`). Deviations: norms have a scale, and the kernels of the whitening layer
-are `batch_stats`, so that no optimizer moves or decays them.
+section 3, and `KellerJordan/cifar10-airbench`). Deviations: norms have a scale and learn as fast as all else, and
+the kernels of the whitening layer are `batch_stats`, so that no optimizer moves or decays them.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mmjax.models.base import Rates
 from mmjax.models.convolution import convolution
 from mmjax.models.layers import BatchNorm, Convolution, Dropout
 
@@ -24,8 +23,6 @@ LEAST_VARIANCE = 5e-4
 """Added to the variance of each principal component, in units of a standardised pixel."""
 NORM_MOMENTUM = 0.6
 LOGIT_SCALE = 1 / 9
-BIAS_RATE = 64.0
-"""Factor of the learning rate of the norms' biases."""
 WIDTHS = {"airbench_s": (24, 48, 96), "airbench": (64, 256, 256)}
 """Channels of the three groups: for two cores of a CPU, and airbench94's."""
 
@@ -116,18 +113,3 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     height, width = (size // 2 * 2 for size in x.shape[1:3])
     rows = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
     return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
-
-
-def rates(params: Any) -> Rates:
-    """Return the Rates: biases of norms learn 64 times as fast, and neither they nor scales decay."""
-
-    def place(path: Any) -> tuple[str, ...]:
-        return tuple(str(getattr(key, "key", key)) for key in path)
-
-    def factor(path: Any, leaf: Any) -> float:
-        return BIAS_RATE if place(path)[-1] == "bias" else 1.0
-
-    def decay(path: Any, leaf: Any) -> float:
-        return 0.0 if leaf.ndim == 1 else 1.0
-
-    return Rates(jax.tree.map_with_path(factor, params), jax.tree.map_with_path(decay, params))

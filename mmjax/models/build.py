@@ -10,7 +10,6 @@ from msgspec import UNSET
 from mmjax.config import Architecture, ModelName
 from mmjax.config import Model as ModelConfig
 from mmjax.errors import ConfigError, DataError
-from mmjax.models import airbench
 from mmjax.models.airbench import WHITENED_IMAGES, WIDTHS, AirNet
 from mmjax.models.base import Model, Variables
 from mmjax.models.efficientnet import B0_STAGES, EFFICIENTNETS, EfficientNet
@@ -111,7 +110,7 @@ def build_model(
             )
         case "airbench" | "airbench_s":
             net = AirNet(outputs, WIDTHS[name], activation, shape.dropout, shape.mirrored, dtype)
-            return _vision(net, name, shape.dropout)._replace(rates=airbench.rates, images_to_start=WHITENED_IMAGES)
+            return _vision(net, name, shape.dropout)._replace(images_to_start=WHITENED_IMAGES)
         case "resnet":
             row = ResNetRow(shape.stages, shape.width)
             module = ResNet(outputs, row, activation, shape.dropout, dtype, large)

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from mmjax.backend import fast_bfloat16
-from mmjax.config import Config, Training
+from mmjax.config import Config, Training, table_images
 from mmjax.data.loading import choose_loading
 from mmjax.data.prepare_table import expected_bytes
 from mmjax.data.prepared import Prepared, rows_to_learn
@@ -47,10 +47,12 @@ def resolve(
             "lower it, or remove it and it is chosen"
         )
     name = _model_name(config, schema)
+    fused = table_images(config) is not None
     choices = (
         _precision(schema, fast_bfloat16),
-        *_data_choices(schema, name, train_rows),
-        ("model.type", "vision" if schema.image else "tabular", "follows from the data"),
+        *_data_choices(schema, name, train_rows, fused=fused),
+        ("model.type", "multimodal" if fused else "vision" if schema.image else "tabular", "follows from the data"),
+        *(_FUSION if fused else ()),
         *_preset_choices(config, schema),
         *_training_choices(config, schema, name, train_rows, validation_rows),
         _baselines(schema, train_rows),
@@ -154,14 +156,27 @@ def _model_name(config: Config, schema: Schema) -> str:
     return next(value for key, value, _ in _preset_choices(config, schema) if key == "model.name")
 
 
-def _data_choices(schema: Schema, name: str, train_rows: int) -> list[Choice]:
+_FUSION: tuple[Choice, ...] = (
+    ("model.fusion.join", "concatenate", "the join that asks least of few rows"),
+    ("model.fusion.pooling", "mean", "the pooling that asks least of few rows"),
+    ("model.fusion.width", 128, "enough for either trunk"),
+    ("model.fusion.hidden_layers", (128, 128), "the columns are the smaller part"),
+    ("model.fusion.dropout", 0.1, "the default of mlp"),
+    ("model.fusion.modality_dropout", 0.2, "rows without images or without columns are answered too"),
+)
+
+
+def _data_choices(schema: Schema, name: str, train_rows: int, *, fused: bool) -> list[Choice]:
+    images = "data.tabular.images." if fused else "data.image."
+    pixels: list[Choice] = []
     if schema.image:
         size = (schema.image.height_px, schema.image.width_px)
-        return [
-            ("data.image.task", schema.target.task, schema.target.reason),
-            ("data.image.image_size", size, "the size of the images, at most 64 px"),
-            ("data.image.augmentation.shift", 0.08, "small shifts help at every size"),
+        pixels = [
+            (images + "image_size", size, "the size of the images, at most 64 px"),
+            (images + "augmentation.shift", 0.08, "small shifts help at every size"),
         ]
+    if schema.image and not fused:
+        return [("data.image.task", schema.target.task, schema.target.reason), *pixels]
     path = "data.tabular.preprocessing."
     # Not RealMLP-TD's: beside its embeddings they help where numbers jump (adult: ROC-AUC 0.913 -> 0.921, california:
     # RMSE 49,900 -> 49,000) and harmed none of wine_quality and telco_churn.
@@ -178,6 +193,7 @@ def _data_choices(schema: Schema, name: str, train_rows: int) -> list[Choice]:
         bins, bins_why, encoding_why = 0, _TD_S, "one-hot, scaled as numbers are"
     return [
         ("data.tabular.task", schema.target.task, schema.target.reason),
+        *pixels,
         (path + "scaler", "robust", "outliers move neither the centre nor the scale"),
         (path + "numeric_bins", bins, bins_why),
         (path + "handle_missing", "median", "outliers do not move it"),
@@ -192,7 +208,7 @@ the training."""
 
 
 def _baselines(schema: Schema, train_rows: int) -> Choice:
-    if schema.image:
+    if not schema.features:
         return ("evaluation.baselines", "quick", "of images only the majority or mean is asked")
     boost = train_rows >= BOOSTED_ROWS
     why = "boosting takes seconds" if boost else "boosting would take longer than the training"

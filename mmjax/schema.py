@@ -19,7 +19,8 @@ Columns = dict[str, np.ndarray]
 Batch = dict[str, Any]
 """Arrays by field name with a leading batch axis: `numeric f32[B, F]` (NaN = missing), `category i32[B, C]`
 (0 = missing or unknown), `dense f32[B, D]`, `codes f32[B, F, N]` (of `numeric`, by `piecewise_codes`),
-`image u8[B, I, H, W, 3]` with `image_present f32[B, I]`, `label i32[B]` or `f32[B, T]` (less `Target.offset`),
+`image u8[B, I, H, W, 3]` with `image_present f32[B, I]`, `columns_present f32[B]` (beside images, after a Transform:
+0 where no cell of a row is known), `label i32[B]` or `f32[B, T]` (less `Target.offset`),
 `weight f32[B]`. An absent modality is an absent key."""
 
 Kind = Literal["numeric", "categorical", "boolean", "datetime", "identifier", "constant", "text", "ignored"]

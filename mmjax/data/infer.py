@@ -36,18 +36,20 @@ def infer_schema(
     inference: Inference = Inference(),
     declared: DeclaredSchema | None = None,
     exclude: Sequence[str] = (),
+    images: Sequence[str] = (),
     lines: np.ndarray | None = None,
 ) -> Schema:
     """Return the Schema of all rows, without vocabularies: every column in order with its kind and the reason.
 
-    Target, weight, `ignore_columns` and `exclude` (columns with another use, as a split column) have the kind ignored.
+    Target, weight, `ignore_columns`, `exclude` (columns with another use, as a split column) and `images` (columns that
+    name image files) have the kind ignored. Where there are images no other column needs to be learnt from.
     `columns` are cells, or what was seen of them. `lines` (i64[N]) makes messages name lines of the file. DataError
     with everything wrong at once.
     """
     named = {"target_column": target_column, "id_column": id_column, "weight_column": weight_column}
-    _check_names(columns, named, ignore_columns, exclude, declared)
+    _check_names(columns, named, ignore_columns, exclude, images, declared)
     known = declared.columns if declared else {}
-    roles = _roles(target_column, weight_column, id_column, ignore_columns, exclude)
+    roles = _roles(target_column, weight_column, id_column, ignore_columns, exclude, images)
     keep = {target_column: Keep(texts=True), weight_column: Keep(numbers=True)}
     seen = {
         name: cells if isinstance(cells, Seen) else see(name, cells, missing_markers, keep.get(name, Keep()))
@@ -57,7 +59,7 @@ def infer_schema(
         _column(name, roles.get(name) or decide(column.facts, known.get(name), inference), known.get(name))
         for name, column in seen.items()
     ]
-    problems = _feature_problems(found) + (_weight_problems(seen[weight_column], lines) if weight_column else [])
+    problems = ([] if images else _feature_problems(found)) + (_weight_problems(seen[weight_column], lines) if weight_column else [])
     try:
         target = infer_target(
             seen[target_column],
@@ -149,11 +151,17 @@ def fit_schema(schema: Schema, learn_from: Callable[[Column], Sequence[str] | np
 
 
 def _roles(
-    target: str, weight: str | None, id_column: str | None, ignore_columns: Sequence[str], exclude: Sequence[str]
+    target: str,
+    weight: str | None,
+    id_column: str | None,
+    ignore_columns: Sequence[str],
+    exclude: Sequence[str],
+    images: Sequence[str],
 ) -> dict[str, Verdict]:
     """Return the columns whose place the config decides, the strongest claim last."""
     ignored = dict.fromkeys(exclude, "has another use in the config")
     ignored |= dict.fromkeys(ignore_columns, "in ignore_columns")
+    ignored |= dict.fromkeys(images, "names images")
     ignored |= {weight: "the sample weights"} if weight is not None else {}
     roles = {name: Verdict("ignored", reason) for name, reason in {**ignored, target: "the target"}.items()}
     return roles | ({id_column: Verdict("identifier", "the id column")} if id_column is not None else {})
@@ -164,11 +172,13 @@ def _check_names(
     named: dict[str, str | None],
     ignore_columns: Sequence[str],
     exclude: Sequence[str],
+    images: Sequence[str],
     declared: DeclaredSchema | None,
 ) -> None:
     """Raise DataError where the config or the schema file names a column that is not there, or one for two uses."""
     used = [(key, name) for key, name in named.items() if name is not None]
     used += [("ignore_columns", name) for name in ignore_columns] + [("split.column", name) for name in exclude]
+    used += [("images.columns", name) for name in images]
     problems = [
         f"{key}: no column '{name}'; the columns are {', '.join(columns)}{did_you_mean(name, columns)}"
         for key, name in used

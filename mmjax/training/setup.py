@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.backend import compiled, platform, threads_in_use
-from mmjax.config import Config, Training, fold_count
+from mmjax.config import Config, Training, fold_count, image_settings
 from mmjax.data.pipeline import Picked, batch_rows, take
 from mmjax.data.prepare import Prepared
 from mmjax.data.prepared import rows_to_learn
@@ -132,6 +132,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     run that ends before its first update. DataError for training rows that all weigh nothing.
     """
     _refuse_useless(config, prepared)
+    images = image_settings(config)
     members = make_members(config, prepared.split)
     train = _training_rows(prepared, prepared.split.train)
     transform_state = jax.tree.map(jnp.asarray, _fit_transform(parts, prepared, members, train))
@@ -148,7 +149,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     learner = Learner(
         model=parts.model,
         transform=parts.transform,
-        augment=build_augment(config.data.image.augmentation) if config.data.image else None,
+        augment=build_augment(images.augmentation) if images else None,
         loss=loss,
         targets=parts.output.targets,
         optimizer=optimizer,
@@ -251,7 +252,7 @@ def make_plan(config: Config) -> Plan:
         name=config.name,
         seed=config.seed,
         training=config.training,
-        loop=config.data.image is None or platform() != "cpu",
+        loop=image_settings(config) is None or platform() != "cpu",
         monitor=monitor if isinstance(monitor, str) else "",
         precision=str(config.precision),
     )

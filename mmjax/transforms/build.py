@@ -4,7 +4,7 @@ from typing import assert_never
 
 from msgspec import UNSET
 
-from mmjax.config import Config, Preprocessing, Scaler, fold_count
+from mmjax.config import Config, Preprocessing, Scaler, fold_count, image_settings
 from mmjax.schema import Schema
 from mmjax.transforms.base import Transform, chain, identity
 from mmjax.transforms.image import scale_image
@@ -12,6 +12,7 @@ from mmjax.transforms.piecewise import piecewise_codes, piecewise_linear
 from mmjax.transforms.tabular import (
     cyclic_dates,
     impute,
+    mark_columns,
     min_max,
     one_hot,
     onehot_width,
@@ -25,14 +26,15 @@ from mmjax.transforms.tabular import (
 
 def build_transform(config: Config, schema: Schema) -> Transform:
     """Return the Transform of a resolved config: dates, gaps, scale, categories of tables; scaled pixels of images."""
-    parts = []
+    parts, images = [], image_settings(config)
     if config.data.tabular is not None:
         if fold_count(config) and schema.cardinalities:
             parts.append(only_seen(schema.cardinalities))
+        parts += [mark_columns()] if images else []
         apart = config.model.name == "tabm"
         parts.append(table_transform(config.data.tabular.preprocessing, schema, codes_apart=apart))
-    if config.data.image is not None:
-        parts.append(scale_image(normalize=config.data.image.augmentation.normalize))
+    if images is not None:
+        parts.append(scale_image(normalize=images.augmentation.normalize))
     return chain(*parts)
 
 

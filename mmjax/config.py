@@ -163,7 +163,7 @@ class TableImages(Section, frozen=True, kw_only=True):
     """Columns of a table that name image files, which are learnt from beside the others by one network."""
 
     columns: Annotated[
-        Annotated[tuple[Text, ...], Meta(min_length=1, max_length=64)],
+        Annotated[tuple[Text, ...], Meta(min_length=1, max_length=16)],
         Meta(description="The columns with paths of images; an empty cell is a missing image. All share one trunk."),
     ]
     folder: Annotated[

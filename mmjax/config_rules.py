@@ -280,7 +280,7 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
         for path in sorted(path for path in given if path.startswith("model.fusion.")):
             told = f"has no effect: expected `data.tabular.images` with it, got {section} without; remove this"
             yield Conflict((path, section), told, idle=True)
-    elif model.fusion.pooling is not UNSET and len(table_images(config).columns) == 1:
+    elif "model.fusion.pooling" in given and isinstance(data, TabularData) and len(data.images.columns) == 1:
         told = "has no effect: expected several columns of images to pool, got one; remove this"
         yield Conflict(("model.fusion.pooling", f"{section}.columns"), told, idle=True)
     if kind != "tabular" and "preset" in given:

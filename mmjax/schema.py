@@ -25,6 +25,8 @@ Batch = dict[str, Any]
 
 Kind = Literal["numeric", "categorical", "boolean", "datetime", "identifier", "constant", "text", "ignored"]
 
+Modality = Literal["table", "image", "multimodal"]
+
 SCHEMA_FORMAT = 1
 DATETIME_PARTS = ("elapsed_days", "time_of_day", "day_of_week", "day_of_year")
 
@@ -103,6 +105,13 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def features(self) -> tuple[Column, ...]:
         """The columns a model sees, in the order of the table."""
         return self.of_kind("numeric", "categorical", "boolean", "datetime")
+
+    @cached_property
+    def modality(self) -> Modality:
+        """What a row is: cells, one image, or several images or images beside cells."""
+        if self.image is None:
+            return "table"
+        return "image" if len(self.image.columns) == 1 and not self.features else "multimodal"
 
     @cached_property
     def feature_offsets(self) -> np.ndarray | None:

@@ -92,7 +92,7 @@ def judge(
     labels = fit_labels(batch, train, len(prepared.schema.target.classes))
     usual = Fitted(np.tile(labels.usual if labels.classes else np.zeros(1), (len(at), 1)), "")
     asking: list[tuple[str, Predict]] = [("majority class" if labels.classes else "mean", lambda: usual)]
-    if prepared.schema.features and not prepared.schema.image and len(choose):
+    if prepared.schema.features and len(choose):
         parts = train, choose, given[at]
         asking += _others(prepared, labels, parts, random, notes)
         asking += _boosting(prepared, labels, parts, random, notes, seed) if boost else []

@@ -7,14 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.config import TableImages
+from mmjax.config import Config, TableImages, table_images
 from mmjax.data.cells import missing_mask, texts
 from mmjax.data.table import Table
 from mmjax.data.validate import Fault, judge
-from mmjax.errors import DataError
+from mmjax.errors import ConfigError, DataError
 from mmjax.schema import Columns, Schema
 
+IMAGES_HELP = "Where paths of images in a table start from  [default: as trained, else the folder of the CSV]"
 OUTSIDE = "the path of an image in {folder} (this one leads out of it)"
+READABLE = "a readable image ({reason})"
 ABSENT = "an image file in {folder} (there is none of that name)"
 
 
@@ -24,6 +26,14 @@ class Paths(NamedTuple):
     paths: np.ndarray
     """object[N, I]: paths (str); None where the cell is empty."""
     faults: list[Fault]
+
+
+def expect_folder(config: Config, folder: Path) -> None:
+    """Raise ConfigError where a folder of images is given for a model of other data, or is none."""
+    if table_images(config) is None:
+        raise ConfigError("--images: expected with a model of a table with columns of images only; leave it out")
+    if not folder.is_dir():
+        raise ConfigError(f"--images {folder}: expected a folder, got {'a file' if folder.exists() else 'nothing'}")
 
 
 def image_folder(settings: TableImages, csv: str | os.PathLike[str], given: str | os.PathLike[str] | None = None) -> str:
@@ -77,6 +87,20 @@ def with_paths(schema: Schema, table: Table, folder: str) -> Table:
         except DataError as error:
             raise DataError([*error.problems, "mend these cells, or leave them empty; --images names another folder"]) from error
     return table._replace(columns=table.columns | {name: found.paths[:, i] for i, name in enumerate(names)})
+
+
+def refuse_images(schema: Schema, table: Table) -> None:
+    """Raise DataError with file, line and column of every image that cannot be read; `with_paths` has been there."""
+    from mmjax.data.decode import scan_images  # here: tables need no Pillow
+
+    faults = []
+    for name in (name for name in (schema.image.columns if schema.image else ()) if name in table.columns):
+        cells = table.columns[name]
+        given = np.array([row for row, cell in enumerate(cells) if cell is not None], np.int64)
+        for index, reason in scan_images(cells[given].tolist()):
+            row = given[index]
+            faults.append(Fault(row[None], name, [str(cells[row])], READABLE.format(reason=reason), readable=False))
+    judge(faults, None, schema, table.lines, table.path, "fail")
 
 
 def _is_there(path: str) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from mmjax.config import Config, TableImages
 from mmjax.data.audit_rows import mix
 from mmjax.data.cache import Tell
-from mmjax.data.image_paths import image_folder, image_paths
+from mmjax.data.image_paths import READABLE, image_folder, image_paths
 from mmjax.data.pixels import Pixels
 from mmjax.data.prepare_images import load_sources, spec_of
 from mmjax.data.table_survey import Survey
@@ -88,7 +88,7 @@ def _unreadable(cells: Columns, names: tuple[str, ...], rows: np.ndarray, pixels
     for index, reason in pixels.faults:
         found.setdefault((names[index % len(names)], reason), []).append(int(rows[index // len(names)]))
     return [
-        Fault(np.array(at), name, [str(cells[name][row]) for row in at], f"a readable image ({reason})", readable=False)
+        Fault(np.array(at), name, [str(cells[name][row]) for row in at], READABLE.format(reason=reason), readable=False)
         for (name, reason), at in found.items()
     ]
 

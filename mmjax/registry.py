@@ -265,10 +265,10 @@ def _compare_served(
             todo = "run make install, or pip install '.[serve]' in a clone of mmjax"
             raise ConfigError(f"--url: expected the packages of the extra 'serve', got none; {todo}")
         return [], ["server: not compared, as the extra 'serve' is not installed"]
-    from mmjax.serving.parity import compare_live, compare_server
+    from mmjax.serving.parity import compare_forms, compare_live, compare_server
 
     live = [compare_live(contents, predictor, asked, url)] if url else []
-    return [compare_server(predictor, asked), *live], []
+    return [compare_server(predictor, asked), *compare_forms(predictor, asked), *live], []
 
 
 def _compared_row(found: "Comparison") -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def encode(schema: Schema, columns: Columns, *, label: bool = False) -> Batch:
     (from 1) and value of bad cells.
     """
     rows = _row_count(columns)
-    columns = columns | {name: np.full(rows, None, object) for name in left_out(schema, columns)}
+    columns = with_left_out(schema, columns)
     if absent := missing_columns(schema, columns):
         raise DataError([f"column '{name}': expected a value for every row, got no such column" for name in absent])
     bad: list[_Bad] = []
@@ -100,6 +100,12 @@ def left_out(schema: Schema, names: Iterable[str]) -> tuple[str, ...]:
     return (*images, *(() if some_features else features))
 
 
+def with_left_out(schema: Schema, columns: Columns) -> Columns:
+    """Return the Columns with those that are `left_out`, missing in every row."""
+    rows = len(next(iter(columns.values()), ()))
+    return columns | {name: np.full(rows, None, object) for name in left_out(schema, columns)}
+
+
 def check_columns(schema: Schema, names: Iterable[str], *, where: str) -> tuple[str, ...]:
     """Return those of `names` that are known but are no features, and so are ignored (target, identifier, text ...).
 
@@ -124,7 +130,7 @@ def unknown_categories(schema: Schema, columns: Columns) -> dict[str, dict[str, 
     """Return, by column, how often each text occurs that is neither missing nor in the vocabulary."""
     gaps = missing_texts(schema.missing_markers)
     found = {}
-    for column in schema.category_columns:
+    for column in (column for column in schema.category_columns if column.name in columns):
         codes = category_codes(column, columns[column.name])
         cells = texts(columns[column.name][codes == 0])
         if counts := Counter(cell for cell in cells if cell.strip() not in gaps):

@@ -153,7 +153,7 @@ _SUMMARY: Json = {
     "name": TEXT,
     "version": MAYBE_WHOLE,
     "digest": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-    "modality": {"enum": ["table", "image"]},
+    "modality": {"enum": ["table", "image", "multimodal"]},
     "task": {"enum": ["classification", "regression"]},
     "classes": array_of(TEXT),
     "features": array_of(TEXT),

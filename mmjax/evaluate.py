@@ -105,6 +105,7 @@ def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
         "intervals": {},
         "baselines": None,
         "leak": None,  # of the test rows
+        "modalities": None,
         "members": trained["members"] | {"each": []} if trained.get("members") else None,
         "per_class": {GIVEN: evaluation.per_class},
         "confusion": {GIVEN: evaluation.confusion},

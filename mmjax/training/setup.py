@@ -61,6 +61,11 @@ class Scorer(NamedTuple):
             return self._out_of_fold(states, rows), self.answers(rows)
         return self._score(self.forward, states, rows), self.answers(rows)
 
+    def scores_without(self, states: States, split: str, hide: Callable[[Batch], Batch]) -> Scores:
+        """Return the Scores of a split, by all members, of inputs from which something is hidden."""
+        rows, forward = self.rows_of(split), self.forward
+        return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows, change=hide)
+
     def metrics(self, member: States, rows: np.ndarray) -> dict[str, float]:
         """Return `loss` and every metric on some rows, of one model or member; an empty dict when there are none."""
         if not len(rows):

@@ -113,7 +113,7 @@ def judged_answers(config: Config, prepared: Prepared, answers: dict[str, Answer
 def _what_to_try(config: Config) -> str:
     """Return what may do better than this run, in words; empty where it has all of that."""
     training, split = config.training, config.split
-    tries = ["preset: best"] if config.data.tabular is not None and config.model.name != "tabm" else []
+    tries = ["preset: best"] if config.model.type == "tabular" and config.model.name != "tabm" else []
     alone = training.members == 1 and not training.seeds and not fold_count(config)
     if alone and split.strategy not in ("column", "folders", "time"):
         tries.append("split.folds: 5")

@@ -69,16 +69,16 @@ def decode_mixed(body: bytes) -> Asked:
 def columns_of_json(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> Columns:
     """Return rows of a JSON body as Columns: cells as JSON has them, images as bytes; Refused naming what is wrong.
 
-    Every row has the same columns; see `data.encode.left_out` for those that none need have.
+    A row may lack the columns that `data.encode.left_out` tells of it.
     """
     _check_rows(schema, len(rows))
-    names = tuple(rows[0])
-    apart = [i for i, row in enumerate(rows, 1) if set(row) != set(names)]
-    wrong = [f"row {i}: expected the columns of row 1 ({', '.join(names)}), got others" for i in apart]
-    wrong = wrong or _column_problems(schema, names, "rows")
+    wrong: list[str] = []
+    for row, first in {frozenset(row): i for i, row in reversed(list(enumerate(rows, 1)))}.items():
+        wrong += _column_problems(schema, tuple(row), f"row {first}")
     if wrong:
-        raise Refused(400, "bad-row", wrong[:SHOWN])
-    columns = {name: objects([row[name] for row in rows]) for name in names}
+        raise Refused(400, "bad-row", sorted(wrong)[:SHOWN])
+    names = tuple(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: objects([row.get(name) for row in rows]) for name in names}
     refuse_texts(schema, columns)
     for name in _images(schema, names):
         cells = [_from_base64(name, i, cell, wrong) for i, cell in enumerate(columns[name].tolist(), 1)]

@@ -75,14 +75,16 @@ async def predict(request: AnyRequest) -> Response[bytes]:
     """Answer for rows by column name, images among them: one as a form of fields and files, several as JSON."""
     engine = engine_of(request)
     kind, boundary = form_of(request.headers.get("content-type", "application/json"))
-    named = _query(request, "model", "version") if kind == FORM else _query(request)
+    # JSON has a place for the model's name in the body, a form has not
+    named = _query(request, *(("model", "version") if kind == FORM else ()))
     served = select(engine, *named) if kind == FORM else None
     _expect_plain(request)
     deadline = deadline_of(engine, request.headers.get(TIMEOUT), request.scope.get(RECEIVED))
     body = await read_body(request, MAX_MIXED_BYTES)
     with admitted(engine):
         started = time.perf_counter()
-        asked = await in_thread(engine, functools.partial(_mixed, engine, served, boundary, body))
+        work = functools.partial(_mixed, engine, served, boundary, body)
+        asked = await in_thread(engine, work)
         return await _answered(request, engine, asked, deadline, started)
 
 
@@ -132,7 +134,7 @@ def _table(engine: Engine, body: bytes) -> Asked:
 
 
 def _mixed(engine: Engine, served: Served | None, boundary: str, body: bytes) -> Asked:
-    """Return what a form asks of the model `served`, or what JSON asks of the model that it names."""
+    """Return what a form asks of the model `served`; without one, what JSON asks of the model that it names."""
     try:
         if served is not None:
             return Asked(served, columns_of_form(served.predictor.schema, boundary, body))

@@ -91,7 +91,8 @@ class Client:
 
         Rows are dicts by column name, a dict of lists or arrays, or a 2-D array or lists of cells in the order of the
         model's features; None and NaN are missing. Images are paths or bytes of files, one or a list of them. Where a
-        model looks at images beside cells, rows are by column name, and hold both. What exceeds the limits of a request is sent as several. Without `model` there must be only one that is meant.
+        model looks at images beside cells, rows are by column name, and hold both. What exceeds the limits of a request
+        is sent as several. Without `model` there must be only one that is meant.
         """
         try:
             return self._predict(rows, model, version)

@@ -1,7 +1,6 @@
 """What a client sends: rows and images as the bodies of requests, in parts that the limits of a server allow."""
 
 import base64
-import itertools
 import json
 import math
 import re

@@ -73,9 +73,7 @@ def evaluate_splits(config: Config, setup: Setup, states: States, *, calibrated:
     return Evaluated(evaluations, answers, leak, judged_modalities(config, setup, states, answers))
 
 
-def judged_modalities(
-    config: Config, setup: Setup, states: States, answers: dict[str, Answers]
-) -> Modalities | None:
+def judged_modalities(config: Config, setup: Setup, states: States, answers: dict[str, Answers]) -> Modalities | None:
     """Return what images and columns each add to the model, on the test rows, else those of validation.
 
     None where there are not both, and with folds without test rows, each of which only some members have not seen.

@@ -163,7 +163,8 @@ def test_training_without_a_key_is_refused() -> None:
 def test_images_answer_alone_where_there_are_no_columns() -> None:
     schema = Schema(target=SCHEMA.target, image=SCHEMA.image)
     fusion = Fusion(join="gated", pooling="mean", width=8, hidden_layers=(8,), dropout=0.1, modality_dropout=0.5)
-    config = ModelConfig(type="multimodal", name="resnet", architecture=Architecture(stages=(1,), width=4), fusion=fusion)
+    shape = Architecture(stages=(1,), width=4)
+    config = ModelConfig(type="multimodal", name="resnet", architecture=shape, fusion=fusion)
     model = build_model(config, schema, outputs=2)
     rows = {name: values for name, values in batch().items() if name.startswith("image")}
     variables = jax.jit(model.init)(jax.random.key(0), rows)

@@ -189,8 +189,6 @@ def test_json_that_is_wrong_is_refused_with_the_place(served: Served, body: Any,
     assert reply.headers["content-type"] == "application/problem+json"
 
 
-
-
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -235,9 +233,10 @@ def test_a_form_that_is_wrong_is_refused_with_the_part(served: Served, body: byt
 def test_other_doors_headers_and_queries_are_refused(served: Served) -> None:
     ask = served.client.ask
     body = json.dumps({"model": "homes", "rows": [GOOD]})
-    assert "expected application/json or multipart/form-data" in ask(
-        "POST", "/predict", body, {"content-type": "text/plain"}
-    ).json["detail"]
+    assert (
+        "expected application/json or multipart/form-data"
+        in ask("POST", "/predict", body, {"content-type": "text/plain"}).json["detail"]
+    )
     assert ask("POST", "/predict", body, JSON | {"content-encoding": "gzip"}).status == 415
     assert ask("POST", "/predict?model=homes", body, JSON).json["type"] == "urn:mmjax:bad-query"
     assert ask("POST", "/predict?modle=homes", form(("front", FRONT)), FORM).json["type"] == "urn:mmjax:bad-query"

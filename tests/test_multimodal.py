@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +46,8 @@ def make_shapes(folder: Path, rows: int = 240) -> Path:
             kind, heavy = noise.integers(2, size=2).tolist()
             (folder / f"drawn/{i}.png").write_bytes(draw(kind, noise))
             weight = f"{noise.normal(2 if heavy else -2, 0.7):.3f}"
-            writer.writerow((f"r{i}", f"drawn/{i}.png", weight, "red" if noise.random() < 0.5 else "blue", "ny"[kind ^ heavy]))
+            colour = "red" if noise.random() < 0.5 else "blue"
+            writer.writerow((f"r{i}", f"drawn/{i}.png", weight, colour, "ny"[kind ^ heavy]))
     return folder / "shapes.csv"
 
 
@@ -57,7 +57,8 @@ def config_of(path: Path, **more: Any) -> Config:
     fusion = {"width": 16, "hidden_layers": [16], "modality_dropout": 0.2} | more.pop("fusion", {})
     model = {"architecture": {"stages": [1, 1], "width": 8}, "fusion": fusion}
     training = {"epochs": 10, "batch_size": 16, "learning_rate": 5e-3}
-    return config_from_dict({"name": "shapes", "data": {"tabular": table}, "model": model, "training": training, **more}, "t")
+    document = {"name": "shapes", "data": {"tabular": table}, "model": model, "training": training}
+    return config_from_dict(document | more, "test")
 
 
 class Trained(NamedTuple):
@@ -68,11 +69,11 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     home = tmp_path_factory.mktemp("multimodal")
     table = make_shapes(home)
     result = fit(config_of(table), runs_dir=home / "runs", registry=home / "registry")
-    yield Trained(home, table, result, load_predictor(result.bundle))
+    return Trained(home, table, result, load_predictor(result.bundle))
 
 
 def test_the_model_that_sees_both_beats_either_alone_and_the_report_says_so(trained: Trained) -> None:
@@ -189,17 +190,19 @@ def test_several_images_a_row_folds_and_a_number_to_predict(tmp_path: Path) -> N
         rows.append((*cells, sign, 100.5 + kinds.sum() * (1 if sign == "up" else -1)))
     with (tmp_path / "many.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("a", "b", "c", "sign", "value"), *rows])
-    images = {"columns": ["a", "b", "c"], "image_size": [8, 8]}
+    table = {"path": str(tmp_path / "many.csv"), "target_column": "value", "task": "regression"}
+    table["images"] = {"columns": ["a", "b", "c"], "image_size": [8, 8]}
     fusion = {"join": "gated", "pooling": "attention", "width": 8, "hidden_layers": [8]}
     document = {
         "name": "many",
-        "data": {"tabular": {"path": str(tmp_path / "many.csv"), "target_column": "value", "task": "regression", "images": images}},
+        "data": {"tabular": table},
         "model": {"architecture": {"stages": [1], "width": 4}, "fusion": fusion},
         "training": {"epochs": 1, "batch_size": 8, "member_loop": "loop"},
         "split": {"folds": 2},
     }
     result = fit(config_from_dict(document, "test"), runs_dir=tmp_path / "runs", registry=None)
-    found = load_predictor(result.bundle).predict({"a": [None, str(tmp_path / "0-0.png")], "b": [None, None], "sign": ["up", "down"]})
+    asked = {"a": [None, str(tmp_path / "0-0.png")], "b": [None, None], "sign": ["up", "down"]}
+    found = load_predictor(result.bundle).predict(asked)
     assert np.isfinite(found.prediction).all()
     assert found.uncertainty is not None
     assert result.report["modalities"]["metric"] == "rmse"

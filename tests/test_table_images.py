@@ -1,4 +1,4 @@
-"""Columns that name images: paths stay in their folder, what cannot be read is told, all ways to load give one batch."""
+"""Columns that name images: paths stay in their folder, what cannot be read is told, all ways to load are alike."""
 
 import csv
 from pathlib import Path
@@ -33,8 +33,8 @@ def make_table(folder: Path, *changes: tuple[int, str, str], header: tuple[str, 
     for i in range(ROWS):
         for side in ("f", "b"):
             (folder / f"pictures/{side}{i}.png").write_bytes(picture(2 * i + (side == "b")))
-        rows.append({"id": f"r{i}", "front": f"pictures/f{i}.png", "size": f"{i * 7 % 5}.5", "back": f"pictures/b{i}.png"})
-        rows[-1]["kind"] = "ab"[i % 2]
+        images = {"front": f"pictures/f{i}.png", "back": f"pictures/b{i}.png"}
+        rows.append({"id": f"r{i}", "size": f"{i * 7 % 5}.5", "kind": "ab"[i % 2], **images})
     for row, column, cell in changes:
         rows[row][column] = cell
     path = folder / "table.csv"

@@ -1,4 +1,4 @@
-"""Cells that name image files: each a path within one folder, or empty. Nothing is opened here but to see if it is there."""
+"""Cells that name image files: each a path within one folder, or empty."""
 
 import os
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def expect_folder(config: Config, folder: Path) -> None:
         raise ConfigError(f"--images {folder}: expected a folder, got {'a file' if folder.exists() else 'nothing'}")
 
 
-def image_folder(settings: TableImages, csv: str | os.PathLike[str], given: str | os.PathLike[str] | None = None) -> str:
-    """Return the folder that paths in a CSV file start from: the one `given`, else the config's, else the file's own."""
+def image_folder(settings: TableImages, csv: str | Path, given: str | Path | None = None) -> str:
+    """Return where paths in a CSV file start from: the folder `given`, else the config's, else the file's own."""
     return os.fspath(given or settings.folder or Path(csv).parent)
 
 
@@ -85,7 +85,8 @@ def with_paths(schema: Schema, table: Table, folder: str) -> Table:
         try:
             judge(found.faults, None, schema, table.lines, table.path, "fail")
         except DataError as error:
-            raise DataError([*error.problems, "mend these cells, or leave them empty; --images names another folder"]) from error
+            advice = "mend these cells, or leave them empty; --images names another folder"
+            raise DataError([*error.problems, advice]) from error
     return table._replace(columns=table.columns | {name: found.paths[:, i] for i, name in enumerate(names)})
 
 

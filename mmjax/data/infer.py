@@ -59,7 +59,8 @@ def infer_schema(
         _column(name, roles.get(name) or decide(column.facts, known.get(name), inference), known.get(name))
         for name, column in seen.items()
     ]
-    problems = ([] if images else _feature_problems(found)) + (_weight_problems(seen[weight_column], lines) if weight_column else [])
+    problems = [] if images else _feature_problems(found)
+    problems += _weight_problems(seen[weight_column], lines) if weight_column else []
     try:
         target = infer_target(
             seen[target_column],

@@ -99,7 +99,8 @@ def read_rows(
     keys, hashes = row_keys(survey.columns, (telling, features), keep), None
     if images is not None:
         batch |= image_rows(images)
-        golden |= dict(zip(images.schema.image.columns, images.paths[golden_rows(split, config.golden_rows)].T))
+        kept_paths = images.paths[golden_rows(split, config.golden_rows)]
+        golden |= {name: kept_paths[:, i] for i, name in enumerate(data.images.columns if data.images else ())}
         keys, hashes = [mixed_keys(found, images) for found in keys], np.asarray(images.pixels.hashes)
     rows = Rows(schema, batch, split, survey.names[kept], *keys, hashes, groups, ordered_by)
     findings = audit(rows, config.audit)

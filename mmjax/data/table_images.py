@@ -33,7 +33,10 @@ class RowImages(NamedTuple):
 def load_row_images(
     config: Config, settings: TableImages, schema: Schema, survey: Survey, validation: Validation, tell: Tell | None
 ) -> RowImages:
-    """Return the images of the rows that `validation` keeps. DataError where a cell names none and the policy says so."""
+    """Return the images of the rows that `validation` keeps.
+
+    DataError where a cell names none that can be read and the policy is `fail`, or no row is left.
+    """
     table = survey.layout.path
     cells: Columns = {name: survey.columns[name].cells().read() for name in settings.columns}
     found = image_paths(cells, settings.columns, image_folder(settings, table), schema.missing_markers)
@@ -61,9 +64,7 @@ def mixed_keys(keys: np.ndarray, images: RowImages) -> np.ndarray:
     return keys
 
 
-def _without(
-    config: Config, schema: Schema, survey: Survey, validation: Validation, faults: list[Fault]
-) -> Validation:
+def _without(config: Config, schema: Schema, survey: Survey, validation: Validation, faults: list[Fault]) -> Validation:
     """Return the Validation without rows that have one of these faults too; DataError under policy `fail`."""
     assert config.data.tabular is not None, "images of a table"
     faults = [fault for fault in (_of_kept(fault, validation.keep) for fault in faults) if len(fault.rows)]

@@ -159,4 +159,3 @@ def _inputs(said: dict[str, jax.Array], batch: Batch) -> tuple[jax.Array | None,
     present = batch["image_present"]
     seen = said["images"].reshape(*present.shape, -1)
     return seen, present, said.get("columns"), batch.get("columns_present")
-

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 import multipart
-import numpy as np
 
 from mmjax.data.encode import SHOWN, check_columns, with_left_out
 from mmjax.data.images import objects

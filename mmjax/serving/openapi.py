@@ -146,8 +146,8 @@ def _predict_paths(models: Sequence[Served]) -> Json:
     named = _one_of("model", "query", _names(models)) | of_form
     versions = [model.name.version for model in models if model.name.version is not None]
     mixed = operation(
-        "predict", "Predictions for rows by column name, with images beside cells: JSON, or one row as a form", "predict",
-        reply, headers=timing, statuses=(*ALWAYS, 404, *PREDICT),
+        "predict", "Predictions for rows by name, images beside cells: JSON, or one row as a form", "predict", reply,
+        headers=timing, statuses=(*ALWAYS, 404, *PREDICT),
         parameters=(named, _one_of("version", "query", versions) | of_form, DEADLINE), body=mixed_bodies(models),
     )  # fmt: skip
     tabular = operation(

@@ -61,7 +61,7 @@ def mixed_row_schema(schema: Schema) -> Json:
 def form_schema(schema: Schema) -> Json:
     """Return what a form for one row is: a field for each cell, as texts of a CSV file are, and a file an image."""
     made = row_schema(schema)
-    made["properties"] = {name: TEXT for name in made["properties"]}
+    made["properties"] = dict.fromkeys(made["properties"], TEXT)
     for column in schema.of_kind("numeric"):
         number = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
         made["properties"][column.name] = {"anyOf": [number, {"enum": ["", *schema.missing_markers]}]}

@@ -105,8 +105,8 @@ def score(
 ) -> Scores:
     """Return the Scores of all rows of a host Batch, or of `rows` i64[N]; the states are those of a Forward.
 
-    `change` is made to each slice of the inputs first, as to hide some. Rows go through in slices of `largest`; the last is padded up to its bucket (of at least `smallest`), and padding
-    never changes a result.
+    `change` is made to each slice of the inputs first, as to hide some. Rows go through in slices of `largest`; the
+    last is padded up to its bucket (of at least `smallest`), and padding never changes a result.
     """
     inputs = inputs_of(batch)
     parts = []

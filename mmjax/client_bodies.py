@@ -145,11 +145,12 @@ def mixed_requests(
     images = tuple((description["schema"]["image"] or {"columns": ()})["columns"])
     if isinstance(rows, Mapping):
         rows = [dict(zip(rows, cells, strict=True)) for cells in zip(*rows.values(), strict=True)]
-    if not by_name(rows):
+    if not isinstance(rows, Sequence) or not by_name(rows):
         raise DataError("rows: expected dicts, or a dict of lists, by column name, got something else")
+    named: list[Mapping[str, Any]] = [row for row in rows if isinstance(row, Mapping)]
     part: list[dict[str, Any]] = []
     size, most = 0, max(1, MOST_IMAGES // max(1, len(images)))
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(named, 1):
         made = {str(name): _mixed_cell(number, str(name), cell, images) for name, cell in row.items()}
         took = sum(len(made[name]) for name in images if made.get(name))
         if part and (len(part) == most or size + took > MOST_IMAGE_BYTES * 4 // 3):

@@ -268,19 +268,19 @@ def _class_weights(config: Config) -> Iterator[Conflict]:
 
 
 def _model_of_data(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
-    fused = table_images(config) is not None
-    kind = "multimodal" if fused else "tabular" if isinstance(data, TabularData) else "vision"
-    section, model = "data.tabular.images" if fused else section, config.model
+    images = table_images(config)
+    kind = "multimodal" if images else "tabular" if isinstance(data, TabularData) else "vision"
+    section, model = "data.tabular.images" if images else section, config.model
     if model.type is not UNSET and model.type != kind:
         yield Conflict(("model.type", section), f"expected {kind} for {section}, got {model.type}")
     if "preset" in given and config.preset != "best" and model.name is not UNSET:
         told = f"has no effect: expected no `model.name` with {config.preset}, which only chooses it; remove one"
         yield Conflict(("preset", "model.name"), told, idle=True)
-    if not fused:
+    if images is None:
         for path in sorted(path for path in given if path.startswith("model.fusion.")):
             told = f"has no effect: expected `data.tabular.images` with it, got {section} without; remove this"
             yield Conflict((path, section), told, idle=True)
-    elif "model.fusion.pooling" in given and isinstance(data, TabularData) and len(data.images.columns) == 1:
+    elif "model.fusion.pooling" in given and len(images.columns) == 1:
         told = "has no effect: expected several columns of images to pool, got one; remove this"
         yield Conflict(("model.fusion.pooling", f"{section}.columns"), told, idle=True)
     if kind != "tabular" and "preset" in given:
@@ -290,7 +290,7 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
     if (name in _TABLE_MODELS) != (kind == "tabular"):
         vision = "resnet, resnet18 to resnet50 or efficientnet_b0 to efficientnet_b4"
         options = "realmlp, realmlp_s, tabm or mlp" if kind == "tabular" else vision
-        if fused:
+        if images:
             options += " (the trunk of the images)"
         yield Conflict(("model.name", section), f"expected {options} for {section}, got {name}")
         return

@@ -21,9 +21,9 @@ LAYERS: dict[int, dict[str, str]] = {
             data/audit_rows data/cache data/cells data/decode data/decode_sheet data/encode data/encode_survey
             data/facts data/findings data/fingerprint data/folders data/idx data/image_bytes data/image_paths
             data/images data/infer data/kinds data/loading data/pipeline data/pixels data/prepare data/prepare_images
-            data/prepare_table data/prepared data/prepared_cache data/quarantine data/schema_file data/split data/split_groups
-            data/split_time data/stream data/survey data/table data/table_images data/table_survey data/validate
-            data/validate_survey""",
+            data/prepare_table data/prepared data/prepared_cache data/quarantine data/schema_file data/split
+            data/split_groups data/split_time data/stream data/survey data/table data/table_images data/table_survey
+            data/validate data/validate_survey""",
         "transforms": """transforms/augment transforms/base transforms/build transforms/image
             transforms/piecewise transforms/tabular""",
         "models": """models/base models/build models/convolution models/efficientnet models/fusion models/layers
@@ -61,10 +61,10 @@ LAYERS: dict[int, dict[str, str]] = {
         "serving": """serving/answering serving/app serving/batcher serving/client serving/compression serving/device
             serving/engine serving/express serving/health serving/life serving/limits serving/log serving/mixed
             serving/numbers serving/observe serving/open_inference serving/open_inference_extras
-            serving/open_inference_inputs serving/open_inference_model serving/open_inference_reply serving/open_inference_request
-            serving/open_inference_tensors serving/openapi serving/openapi_schemas serving/outer serving/page
-            serving/parity serving/probes serving/protocol serving/reload serving/routes serving/settings
-            serving/tables serving/wire""",
+            serving/open_inference_inputs serving/open_inference_model serving/open_inference_reply
+            serving/open_inference_request serving/open_inference_tensors serving/openapi serving/openapi_schemas
+            serving/outer serving/page serving/parity serving/probes serving/protocol serving/reload serving/routes
+            serving/settings serving/tables serving/wire""",
     },
     6: {
         door: door

@@ -81,7 +81,7 @@ def read_rows(
     validation = validate_survey(survey, schema, declared, data.on_invalid)
     images = None
     if data.images is not None:
-        from mmjax.data.table_images import image_rows, load_row_images, mixed_keys  # here: tables need no Pillow
+        from mmjax.data.table_images import load_row_images  # here: tables need no Pillow
 
         images = load_row_images(config, data.images, schema, survey, validation, tell)
         schema, validation = images.schema, images.validation
@@ -98,11 +98,20 @@ def read_rows(
     groups, ordered_by = audited_by(config, cells)
     keys, hashes = row_keys(survey.columns, (telling, features), keep), None
     if images is not None:
-        batch |= image_rows(images)
-        kept_paths = images.paths[golden_rows(split, config.golden_rows)]
-        golden |= {name: kept_paths[:, i] for i, name in enumerate(data.images.columns if data.images else ())}
-        keys, hashes = [mixed_keys(found, images) for found in keys], np.asarray(images.pixels.hashes)
-    rows = Rows(schema, batch, split, survey.names[kept], *keys, hashes, groups, ordered_by)
+        batch |= images.rows()
+        golden |= images.cells(golden_rows(split, config.golden_rows))
+        keys, hashes = [images.keys(found) for found in keys], np.asarray(images.pixels.hashes)
+    rows = Rows(
+        schema,
+        batch,
+        split,
+        survey.names[kept],
+        row_keys=keys[0],
+        feature_keys=keys[1],
+        image_hashes=hashes,
+        groups=groups,
+        ordered_by=ordered_by,
+    )
     findings = audit(rows, config.audit)
     if file_stamp(data.path) != before:
         raise DataError(f"{data.path}: the file changed while it was read; start again when it is whole")

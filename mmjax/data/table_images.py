@@ -29,6 +29,22 @@ class RowImages(NamedTuple):
     streamed: bool
     notes: tuple[str, ...]
 
+    def rows(self) -> Batch:
+        """Return `image u8[N, I, H, W, 3]` and `image_present f32[N, I]`."""
+        present = np.array([[path is not None for path in row] for row in self.paths], np.float32)
+        return {"image": self.pixels.images, "image_present": present.reshape(self.paths.shape)}
+
+    def cells(self, rows: np.ndarray) -> Columns:
+        """Return the paths in these of the kept rows, by column."""
+        assert self.schema.image is not None
+        return {name: self.paths[rows, i] for i, name in enumerate(self.schema.image.columns)}
+
+    def keys(self, keys: np.ndarray) -> np.ndarray:
+        """Return keys of rows u64[N] that depend on the bytes of their images too, whatever the files are called."""
+        for content in np.asarray(self.pixels.contents).T:
+            keys = mix(keys, content)
+        return keys
+
 
 def load_row_images(
     config: Config, settings: TableImages, schema: Schema, survey: Survey, validation: Validation, tell: Tell | None
@@ -49,19 +65,6 @@ def load_row_images(
     schema = msgspec.structs.replace(schema, image=spec)
     notes = (*notes, *_gap_notes(found.paths[validation.keep], settings.columns))
     return RowImages(schema, validation, found.paths[validation.keep], pixels, streamed, notes)
-
-
-def image_rows(images: RowImages) -> Batch:
-    """Return `image u8[N, I, H, W, 3]` and `image_present f32[N, I]` of the kept rows."""
-    present = np.array([[path is not None for path in row] for row in images.paths], np.float32)
-    return {"image": images.pixels.images, "image_present": present.reshape(images.paths.shape)}
-
-
-def mixed_keys(keys: np.ndarray, images: RowImages) -> np.ndarray:
-    """Return keys of rows u64[N] that depend on the bytes of their images too, whatever the files are called."""
-    for content in np.asarray(images.pixels.contents).T:
-        keys = mix(keys, content)
-    return keys
 
 
 def _without(config: Config, schema: Schema, survey: Survey, validation: Validation, faults: list[Fault]) -> Validation:

@@ -110,10 +110,10 @@ def make_fusion(images: Model, columns: Model | None, join: Join) -> Model:
     trunks = {"images": images} | ({"columns": columns} if columns else {})
 
     def init(key: jax.Array, batch: Batch) -> Variables:
-        keys = dict(zip((*TRUNKS, "join"), jax.random.split(key, 3), strict=True))
-        found = {name: trunk.init(keys[name], _of(name, batch)) for name, trunk in trunks.items()}
+        keys = jax.random.split(key, len(TRUNKS) + 1)
+        found = {name: trunk.init(keys[TRUNKS.index(name)], _of(name, batch)) for name, trunk in trunks.items()}
         said = {name: trunk.apply(found[name], _of(name, batch), train=False)[0] for name, trunk in trunks.items()}
-        own = join.init(keys["join"], *_inputs(said, batch), train=False)
+        own = join.init(keys[-1], *_inputs(said, batch), train=False)
         return {
             "params": {name: variables["params"] for name, variables in found.items()} | {"join": own["params"]},
             "batch_stats": {name: variables["batch_stats"] for name, variables in found.items()},

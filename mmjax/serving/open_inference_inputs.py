@@ -118,26 +118,21 @@ def _images(tensor: Tensor, *, may_be_missing: bool) -> np.ndarray:
             cells[i] = image
         return cells
     files = tensor.values.reshape(-1).tolist()
-    if may_be_missing:
-        cells = objects([file or None for file in files])
-        given = np.array([cell is not None for cell in cells], bool)
-        files = [file for file in files if file]
+    cells = objects([(file or None) if may_be_missing else file for file in files])
+    rows = np.array([row for row, cell in enumerate(cells) if cell is not None or not may_be_missing], np.int64)
+    files = cells[rows].tolist()
     if not all(isinstance(file, bytes) for file in files):
         told = "expected image files as binary data, or pixels as UINT8, got JSON texts"
         raise Refused(400, "bad-tensor", f"input '{tensor.name}': {told}")
-    if may_be_missing:
-        cells[given] = _named_cells(tensor, files, np.flatnonzero(given) + 1)
-        return cells
-    return image_cells(files)
-
-
-def _named_cells(tensor: Tensor, files: list[bytes], rows: np.ndarray) -> np.ndarray:
-    """Return `image_cells`, its problems with the input and the row in front."""
-    try:
+    if not may_be_missing:
         return image_cells(files)
+    try:
+        cells[rows] = image_cells(files)
     except Refused as refused:
-        told = [
-            re.sub(r"^image (\d+)", lambda found: f"input '{tensor.name}', row {rows[int(found[1]) - 1]}", problem)
-            for problem in refused.problems
-        ]
+
+        def place(found: re.Match[str]) -> str:
+            return f"input '{tensor.name}', row {rows[int(found[1]) - 1] + 1}"
+
+        told = [re.sub(r"^image (\d+)", place, problem) for problem in refused.problems]
         raise Refused(refused.status, refused.reason, told) from refused
+    return cells

@@ -1,9 +1,9 @@
 """The peers' side of `tabular_quality.py`: fits one model on a training CSV, and predicts the rows of a test CSV.
 
 Run by the Python of `benchmarks/.peers-tabular` (see make_peers.py). JSON on standard input: {"model", "train", "test",
-"target", "task", "classes", "missing", "seed", "output"}. What it predicts is written to `output` (`.npy`): f64[N, K]
-probabilities in the order of `classes`, or f64[N] values. JSON on standard output: {"seconds"} of reading, fitting and
-predicting, without imports.
+"target", "task", "classes", "missing", "seed", "device", "output"}. What it predicts is written to `output` (`.npy`):
+f64[N, K] probabilities in the order of `classes`, or f64[N] values. JSON on standard output: {"seconds"} of reading,
+fitting and predicting, without imports.
 
 Every peer gets its defaults and the same columns. What the defaults do not say, and its users must choose:
 - pytabkit refuses missing numbers, also for its trees, and says to impute them beforehand; so do scikit-learn's network
@@ -42,7 +42,7 @@ def main() -> None:
     """Answer one request."""
     warnings.filterwarnings("ignore")
     request = json.load(sys.stdin)
-    model, prepare = make_model(request["model"], request["task"], request["seed"])
+    model, prepare = make_model(request["model"], request["task"], request["seed"], request["device"])
     os.chdir(os.path.dirname(request["output"]))  # CatBoost and Lightning leave folders where they run
     started = time.perf_counter()
     train, test = (pd.read_csv(request[part], na_values=request["missing"], dtype=dtype_of(request)) for part in PARTS)
@@ -95,11 +95,11 @@ def imputed(frames: Frames) -> Frames:
     return train, test
 
 
-def make_model(name: str, task: str, seed: int) -> tuple[Any, Callable[[Frames], Frames]]:
+def make_model(name: str, task: str, seed: int, device: str) -> tuple[Any, Callable[[Frames], Frames]]:
     """Return a model to fit, and what its columns go through first."""
     classify = task != "regression"
     if "_TD" in name:
-        return _pytabkit(name, classify, seed), imputed
+        return _pytabkit(name, classify, seed, device), imputed
     if name == "HistGradientBoosting":
         from sklearn import ensemble
 
@@ -108,7 +108,7 @@ def make_model(name: str, task: str, seed: int) -> tuple[Any, Callable[[Frames],
     return _scikit_learn(name, classify, seed), imputed
 
 
-def _pytabkit(name: str, classify: bool, seed: int) -> Any:
+def _pytabkit(name: str, classify: bool, seed: int, device: str) -> Any:
     import pytabkit
 
     for module in LOADED[name.partition("_")[0]]:
@@ -116,7 +116,7 @@ def _pytabkit(name: str, classify: bool, seed: int) -> Any:
             importlib.import_module(module)
         except ImportError:
             importlib.import_module(f"pytorch_{module}")
-    settings: dict[str, Any] = {"device": "cpu", "random_state": seed}
+    settings: dict[str, Any] = {"device": device, "random_state": seed}
     if name.endswith("_ce"):
         settings["val_metric_name"] = "cross_entropy"
         if name.startswith("RealMLP"):

@@ -14,6 +14,9 @@ Seconds are those of reading, fitting and predicting, compiling inside (with an 
 mmjax also the audit, the report and the bundle that `fit` makes. What the peers are given is told in tabular_peer.py.
 Their rows are kept in `results/tabular_peers.json` and measured again with `--anew`; mmjax's are measured each time.
 Beside other work set `OMP_WAIT_POLICY=passive`: threads that spin while they wait made LightGBM eight times slower.
+
+Errors alone may be measured elsewhere, many fits at once: `--jobs 10 --rows FILE --peer-device cuda` on a machine with
+a GPU keeps each row in FILE, without seconds; `--rows FILE` without `--jobs` measures here what is not in it.
 """
 
 import argparse
@@ -28,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,10 +205,29 @@ def fit_here(request: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds, "unused_columns": sorted(unused - {request["target"]})}
 
 
-def measure(model: str, table: str, seed: int, pair: Pair) -> dict[str, Any]:
+class Asked(NamedTuple):
+    """What to measure, and how."""
+
+    tables: Sequence[str]
+    models: Sequence[str]
+    seeds: int | None
+    anew: bool
+    jobs: int = 1
+    """Fits at once; of more than one no seconds are kept."""
+    kept: Path | None = None
+    """Rows that are known already, a JSON object a line; new ones are added."""
+    peer_device: str = "cpu"
+    """PyTorch's."""
+    peer_python: str | None = None
+    """In place of that of make_peers.py."""
+
+
+def measure(model: str, table: str, seed: int, pair: Pair, asked: Asked) -> dict[str, Any]:
     """Return the row of one model on one split. Raises RuntimeError when it breaks, NoPeer."""
-    own = model in OWN
-    command = [sys.executable, __file__, "--fit-here"] if own else [peer_python("tabular"), HERE / "tabular_peer.py"]
+    if model in OWN:
+        command = [sys.executable, __file__, "--fit-here"]
+    else:
+        command = [asked.peer_python or peer_python("tabular"), HERE / "tabular_peer.py"]
     task = TABLES[table].task
     with tempfile.TemporaryDirectory() as made:
         output = Path(made) / "predicted.npy"
@@ -218,12 +241,13 @@ def measure(model: str, table: str, seed: int, pair: Pair) -> dict[str, Any]:
             "missing": MISSING,
             "seed": seed,
             "output": str(output),
+            "device": asked.peer_device,
             "run_dir": str(Path(made) / "run"),
         }
+        # With nobody beside it a fit begins with an empty cache, as its seconds count
+        cache = str(Path(made) / "cache") if asked.jobs == 1 else str(Path(tempfile.gettempdir()) / "mmjax-quality")
         load = round(os.getloadavg()[0], 2)
-        finished = run_json(
-            command, env={"MMJAX_CACHE_DIR": str(Path(made) / "cache")}, timeout_s=TIMEOUT_S, request=request
-        )
+        finished = run_json(command, env={"MMJAX_CACHE_DIR": cache}, timeout_s=TIMEOUT_S, request=request)
         error, accuracy = error_of(task, np.load(output), pair.answers)
     if unused := finished.document.pop("unused_columns", []):
         print(f"note: {model} on {table} leaves out {', '.join(unused)}, which peers are given")
@@ -234,7 +258,7 @@ def measure(model: str, table: str, seed: int, pair: Pair) -> dict[str, Any]:
         "rows": pair.rows,
         "error": error,
         "accuracy": accuracy,
-        "seconds": finished.document["seconds"],
+        "seconds": finished.document["seconds"] if asked.jobs == 1 else None,
         "cpu_seconds": finished.cpu_seconds,
         "peak_mb": finished.peak_mb,
         "load_average_before": load,
@@ -260,42 +284,60 @@ def remember(key: str, row: dict[str, Any]) -> None:
     part.replace(CACHE)
 
 
-class Asked(NamedTuple):
-    """What to measure."""
+class Fit(NamedTuple):
+    """One row to measure."""
 
-    tables: Sequence[str]
-    models: Sequence[str]
-    seeds: int | None
-    anew: bool
+    model: str
+    table: str
+    seed: int
+    pair: Pair
+
+
+def fits(asked: Asked, folder: Path) -> Iterator[Fit]:
+    """Yield what to fit, its two files written below `folder`; a seed is done for all tables before the next begins."""
+    for table, seed in ((table, seed) for seed in range(asked.seeds or 5) for table in asked.tables):
+        place = folder / f"{table}-{seed}"
+        place.mkdir()
+        pair = write_pair(table, seed, place)
+        if asked.seeds is None and seed >= 3 and pair.rows > LARGE_ROWS:
+            continue
+        for model in asked.models:
+            if not (model.endswith("_ce") and TABLES[table].task == "regression"):  # the same as without it
+                yield Fit(model, table, seed, pair)
 
 
 def rows_of(asked: Asked, failed: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the row of each model on each split, measured or from the cache; what breaks is told and noted in `failed`.
-
-    A seed is done for all tables before the next one begins.
-    """
+    """Yield the row of each fit, measured or known; what breaks is told and noted in `failed`."""
+    known = {(row["model"], row["table"], row["seed"]): row for row in kept_rows(asked.kept)}
     environment_ = environment()
     cpu = f"{environment_['cpu']}, {environment_['cores']} cores"
-    for table, seed in ((table, seed) for seed in range(asked.seeds or 5) for table in asked.tables):
-        with tempfile.TemporaryDirectory() as made:
-            pair = write_pair(table, seed, Path(made))
-            if asked.seeds is None and seed >= 3 and pair.rows > LARGE_ROWS:
-                continue
-            for model in asked.models:
-                if model.endswith("_ce") and TABLES[table].task == "regression":
-                    continue  # the same as without it
-                key = "" if model in OWN else cache_key(model, table, seed, pair.digest, cpu)
-                row = None if asked.anew else read_cache().get(key)
-                try:
-                    row = row or measure(model, table, seed, pair)
-                except RuntimeError as error:
-                    failed.append(f"{model} on {table}, seed {seed}")
-                    print(f"{failed[-1]}: broke: {error}", flush=True)
-                    continue
-                if key:
-                    remember(key, row)
-                print(f"{table}, seed {seed}, {model}: {row['error']:.5g} in {row['seconds']:.1f} s", flush=True)
-                yield row
+
+    def row_of(fit: Fit) -> dict[str, Any] | None:
+        model, table, seed, pair = fit
+        key = "" if model in OWN or asked.jobs > 1 else cache_key(model, table, seed, pair.digest, cpu)
+        row = known.get((model, table, seed)) or (None if asked.anew else read_cache().get(key))
+        try:
+            row = row or measure(model, table, seed, pair, asked)
+        except RuntimeError as error:
+            failed.append(f"{model} on {table}, seed {seed}")
+            print(f"{failed[-1]}: broke: {error}", flush=True)
+            return None
+        if key and (model, table, seed) not in known:
+            remember(key, row)
+        if asked.kept and (model, table, seed) not in known:
+            with asked.kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        seconds = "" if row["seconds"] is None else f" in {row['seconds']:.1f} s"
+        print(f"{table}, seed {seed}, {model}: {row['error']:.5g}{seconds}", flush=True)
+        return row
+
+    with tempfile.TemporaryDirectory() as made, ThreadPoolExecutor(asked.jobs) as pool:
+        yield from filter(None, pool.map(row_of, fits(asked, Path(made))))
+
+
+def kept_rows(path: Path | None) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
 
 
 def by_model(rows: Iterable[dict[str, Any]], table: str) -> dict[str, dict[int, dict[str, Any]]]:
@@ -324,7 +366,8 @@ def table_lines(rows: Sequence[dict[str, Any]], table: str) -> Iterator[str]:
         error, accuracy, seconds = (mean(seeds.values(), field) for field in ("error", "accuracy", "seconds"))
         told = "" if math.isnan(accuracy) else f"{accuracy:.4f}"
         shown = f"{error:,.1f}" if error >= 100 else f"{error:.5f}"
-        yield f"  {model:<22} {shown:>12} {told:>9} {seconds:>9.1f} {len(seeds):>6}"
+        taken = "" if math.isnan(seconds) else f"{seconds:.1f}"
+        yield f"  {model:<22} {shown:>12} {told:>9} {taken:>9} {len(seeds):>6}"
 
 
 def ratios(rows: Sequence[dict[str, Any]], model: str, peer: str, field: str) -> dict[str, float]:
@@ -335,6 +378,8 @@ def ratios(rows: Sequence[dict[str, Any]], model: str, peer: str, field: str) ->
         plain = peer.removesuffix("_ce") if TABLES[table].task == "regression" else peer
         own, other = models.get(model, {}), models.get(plain, {})
         seeds = own.keys() & other.keys()
+        if field == "seconds":  # measured in one place, or not at all
+            seeds = {seed for seed in seeds if own[seed][field] and other[seed][field]}
         if seeds and (bottom := mean((other[seed] for seed in seeds), field)) > 0:
             found[table] = mean((own[seed] for seed in seeds), field) / bottom
     return found
@@ -363,8 +408,8 @@ def figures_of(rows: Sequence[dict[str, Any]]) -> list[Figure]:
                 told = f"{len(large)} table{'s' if len(large) > 1 else ''}"
                 error = geometric_mean(errors[table] for table in large)
                 made.append(Figure(f"error, {model} / {peer}, {told}", "x", (error,)))
-                time_ = geometric_mean(seconds[table] for table in large)
-                made.append(Figure(f"  seconds, {model} / {peer}", "x", (time_,)))
+            if timed := [seconds[table] for table in large if table in seconds]:
+                made.append(Figure(f"  seconds, {model} / {peer}", "x", (geometric_mean(timed),)))
             small = (table for table in errors if sizes[table] < SMALL_ROWS)
             made += [Figure(f"  error on {table} alone, {model} / {peer}", "x", (errors[table],)) for table in small]
     return made
@@ -391,13 +436,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="seeds 0 .. SEEDS - 1 for every table [5, 3 for large tables]")
     parser.add_argument("--anew", action="store_true", help="measure the peers' rows again")
     parser.add_argument("--fit-here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=1, help="fits at once, for errors alone [1]")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="rows that are known, and where new ones are added")
+    parser.add_argument("--peer-device", default="cpu", help="PyTorch's device for the networks of the peers [cpu]")
+    parser.add_argument("--peer-python", metavar="PATH", help="a Python with the peers, in place of make_peers.py's")
     arguments = parser.parse_args()
     if arguments.fit_here:
         print(json.dumps(fit_here(json.load(sys.stdin))))
         return
     for name in arguments.tables:
         skip_if_absent(SHARED_DATA / "tabular" / TABLES[name].file)
-    asked, failed = Asked(arguments.tables, arguments.models, arguments.seeds, arguments.anew), []
+    options = arguments.jobs, arguments.rows, arguments.peer_device, arguments.peer_python
+    asked, failed = Asked(arguments.tables, arguments.models, arguments.seeds, arguments.anew, *options), []
     try:
         rows = list(rows_of(asked, failed))
     except NoPeer as error:

@@ -89,8 +89,8 @@ def test_values_are_compared_relative_to_their_size_without_the_offset():
 
 def test_the_bucket_is_that_of_training():
     sizes = {"train": 300, "validation": 20, "test": 9000}
-    assert training_bucket({"data": {"split_sizes": sizes}}, 4096) == 512
-    assert training_bucket({"data": {"split_sizes": sizes}}, 256) == 256
+    assert training_bucket({"data": {"split_sizes": sizes}}, 4096) == 32
+    assert training_bucket({"data": {"split_sizes": sizes | {"validation": 0}}}, 256) == 256
     assert training_bucket({}, 4096) == 4096
 
 

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmjax.config import Model as ModelConfig
 from mmjax.config import Training
 from mmjax.errors import DataError
 from mmjax.models.build import build_model, count_parameters
-from mmjax.models.layers import FadingDropout, flat_cos
+from mmjax.models.layers import FadingDropout, Part, flat_cos, side_by_side
 from mmjax.models.realmlp import NTKDense, PeriodicEmbedding, RealMLP, rates
 from mmjax.schema import Column, Schema, Target
 from mmjax.training.optimizer import make_optimizer, make_schedule
@@ -75,8 +77,9 @@ def test_starts_by_the_data() -> None:
     params = jax.jit(model().init)(jax.random.key(0), rows)["params"]
     x = np.random.default_rng(3).normal(2.0, 5.0, (500, 7)).astype(np.float32)
     layer = NTKDense(40, "data")
-    own = layer.init(jax.random.key(2), x)["params"]
-    outputs = np.asarray(layer.apply({"params": own}, x))
+    part = Part(jnp.asarray(x), learned=True)
+    own = layer.init(jax.random.key(2), part)["params"]
+    outputs = np.asarray(layer.apply({"params": own}, part))
     np.testing.assert_allclose(outputs.std(axis=0), 1.0, rtol=1e-3)
     without = outputs - np.asarray(own["bias"])
     assert (np.asarray(own["bias"]) >= -without.max(axis=0)).all()  # a convex mixture of what the rows gave
@@ -93,7 +96,7 @@ def test_starts_by_the_data() -> None:
 
 def test_a_constant_input_leaves_finite_weights() -> None:
     x = np.ones((10, 4), np.float32)
-    params = NTKDense(8, "data").init(jax.random.key(0), x)["params"]
+    params = NTKDense(8, "data").init(jax.random.key(0), Part(jnp.asarray(x), learned=True))["params"]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
@@ -223,3 +226,32 @@ def test_the_module_says_what_it_is_made_of() -> None:
     module = RealMLP(1, (4,), jnp.tanh, 0.0, (), 0, False)
     variables = module.init(jax.random.key(0), jnp.ones((3, 2)), None, None, train=False, mask=None)
     assert set(variables["params"]) == {"waves", "scaling", "hidden1", "alpha1", "head"}
+
+
+@settings(deadline=None)
+@given(kinds=st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_inputs_in_parts_are_one_product(kinds: list[tuple[int, bool]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = [jnp.asarray(rng.normal(size=(6, width)), jnp.float32) for width, _ in kinds]
+    kernel = jnp.asarray(rng.normal(size=(sum(width for width, _ in kinds), 3)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
+
+    def apart(values: list[jax.Array], kernel: jax.Array) -> jax.Array:
+        parts = [Part(each, learned) for each, (_, learned) in zip(values, kinds, strict=True)]
+        return (weights * side_by_side(parts, kernel)).sum()
+
+    found = jax.value_and_grad(apart, argnums=(0, 1))(values, kernel)
+    x, k, w = (np.asarray(each, np.float64) for each in (jnp.concatenate(values, axis=1), kernel, weights))
+    np.testing.assert_allclose(found[0], (w * (x @ k)).sum(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.concatenate(found[1][0], axis=1), w @ k.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[1][1], x.T @ w, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_given_costs_no_gradient() -> None:
+    kernel, given_, learned = jnp.ones((9, 4)), jnp.ones((2, 6)), jnp.ones((2, 3))
+
+    def loss(kernel: jax.Array, learned: jax.Array) -> jax.Array:
+        return side_by_side([Part(given_, learned=False), Part(learned, learned=True)], kernel).sum()
+
+    products = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(kernel, learned)).count("dot_general")
+    assert products == 3 + 2  # of the learned: forward, weights, inputs; of the given: forward, weights

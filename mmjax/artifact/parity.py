@@ -147,7 +147,7 @@ def training_path(predictor: Predictor, columns: Columns, *, bucket: int) -> Ans
 def training_bucket(report: Mapping[str, Any], largest: int) -> int:
     """Return the rows of a pass when the model of this report was trained; `largest` where it does not say."""
     sizes = report.get("data", {}).get("split_sizes", {})
-    rows = max((sizes.get(name, 0) for name in ("train", "validation")), default=0)
+    rows = sizes.get("validation", 0) or sizes.get("train", 0)
     return bucket_of(rows, largest) if rows else largest
 
 

@@ -1,7 +1,7 @@
 """What every network is built from: convolution, norm, dropout, pools, and the step from a Linen module to a Model."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, assert_never
 
 import jax
@@ -73,6 +73,51 @@ def table_inputs(family: str, cardinalities: tuple[int, ...]) -> Callable[[Batch
         return Inputs(arrays, row_mask(batch))
 
     return read
+
+
+class Part(NamedTuple):
+    """Some of the inputs of a layer."""
+
+    values: jax.Array
+    """f32[B, D]."""
+    learned: bool
+    """Whether parameters had a part in making them, which must then get their gradient."""
+
+
+def side_by_side(parts: Sequence[Part], kernel: jax.Array) -> jax.Array:
+    """Return `x kernel` for x the parts side by side, `[B, D]` in all, and `kernel [D, O]`.
+
+    What is learned and what is given are multiplied apart, so that no gradient of what is given is computed, a third of
+    the work of a first layer: with 700 codes of numbers it takes a quarter of the time on a CPU.
+    """
+    stops = np.cumsum([part.values.shape[-1] for part in parts])
+    rows = np.split(np.arange(stops[-1]), stops[:-1])
+    total = None
+    for learned in {part.learned: None for part in parts}:
+        own = [index for index, part in enumerate(parts) if part.learned == learned]
+        values = [parts[index].values for index in own]
+        weights = [kernel[rows[index][0] : rows[index][-1] + 1] for index in own]
+        x, w = (
+            each[0] if len(each) == 1 else jnp.concatenate(each, axis) for each, axis in ((values, -1), (weights, 0))
+        )
+        total = x @ w if total is None else total + x @ w
+    assert total is not None, "a layer has inputs"
+    return total
+
+
+class Dense(nn.Module):
+    """`x W + b` of inputs in parts: W He normal, b 0."""
+
+    units: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, *parts: Part) -> jax.Array:
+        """Return `[B, units]`."""
+        shape = (sum(part.values.shape[-1] for part in parts), self.units)
+        kernel = jnp.asarray(self.param("kernel", he_normal, shape, jnp.float32))
+        bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (self.units,), jnp.float32))
+        return side_by_side(parts, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, :]
 
 
 def embedded(table: jax.Array, category: jax.Array, cardinalities: tuple[int, ...]) -> jax.Array:

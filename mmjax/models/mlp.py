@@ -10,10 +10,11 @@ from flax import linen as nn
 from mmjax.models.base import Model
 from mmjax.models.layers import (
     BatchNorm,
+    Dense,
     Dropout,
+    Part,
     embedded,
     first_rows,
-    he_normal,
     model_from_linen,
     normal_init,
     table_inputs,
@@ -64,13 +65,15 @@ class MLP(nn.Module):
     ) -> jax.Array:
         """Return `[B, outputs]` for `numeric f32[B, F]`, `dense f32[B, D]`, `category i32[B, C]`, or None each."""
         codes = None if category is None else self._embed(category)
-        parts = [part.astype(self.dtype) for part in (numeric, dense, codes) if part is not None]
-        x = jnp.concatenate(parts, axis=-1)
+        given = [Part(part.astype(self.dtype), learned=False) for part in (numeric, dense) if part is not None]
+        parts = given if codes is None else [*given, Part(codes.astype(self.dtype), learned=True)]
+        x = jnp.concatenate([part.values for part in parts], axis=-1)
         for number, width in enumerate(self.hidden_layers, start=1):
-            y = nn.Dense(width, dtype=self.dtype, kernel_init=he_normal, name=f"hidden{number}")(x)
+            y = Dense(width, self.dtype, name=f"hidden{number}")(*parts)
             y = self._normalize(y, f"norm{number}", train=train, mask=mask)
             y = Dropout(self.dropout, name=f"dropout{number}")(self.activation(y), train=train)
             x = x + y if self.residual and x.shape == y.shape else y
+            parts = [Part(x, learned=True)]
         return nn.Dense(self.outputs, dtype=self.dtype, name="head")(x)
 
     def _embed(self, category: jax.Array) -> jax.Array:

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mmjax.models.base import Model, Rates
-from mmjax.models.layers import FadingDropout, embedded, model_from_linen, normal_init, table_inputs, uniform_init
+from mmjax.models.layers import (
+    FadingDropout,
+    Part,
+    embedded,
+    model_from_linen,
+    normal_init,
+    side_by_side,
+    table_inputs,
+    uniform_init,
+)
 
 FREQUENCIES, FREQUENCY_STD = 16, 0.1
 """Waves of each number, and the deviation that their frequencies are drawn with."""
@@ -64,9 +73,18 @@ class NTKDense(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return `f32[B, units]`; with `start: data` the rows of the first call decide the parameters."""
-        shape, root = (x.shape[-1], self.units), 1.0 / math.sqrt(x.shape[-1])
+    def __call__(self, *parts: Part, scaling: jax.Array | None = None) -> jax.Array:
+        """Return `f32[B, units]` of the parts side by side, D in all, each times its factor of `scaling f32[D]`.
+
+        With `start: data` the rows of the first call decide the parameters.
+        """
+        inputs = sum(part.values.shape[-1] for part in parts)
+        shape, root = (inputs, self.units), 1.0 / math.sqrt(inputs)
+
+        def product(kernel: jax.Array) -> jax.Array:
+            scaled = kernel if scaling is None else scaling[:, None] * kernel
+            wide = [part._replace(values=part.values.astype(self.dtype)) for part in parts]
+            return side_by_side(wide, scaled.astype(self.dtype)).astype(jnp.float32) * root
 
         def kernel_init(key: jax.Array) -> jax.Array:
             if self.start == "zeros":
@@ -74,11 +92,11 @@ class NTKDense(nn.Module):
             drawn = normal_init(1.0)(key, shape, jnp.float32)
             if self.start == "normal":
                 return drawn
-            deviation = (x @ drawn * root).std(axis=0)
+            deviation = product(drawn).std(axis=0)
             return drawn / jnp.where(deviation > SMALLEST_DEVIATION, deviation, 1.0)[None, :]
 
         kernel = self.param("kernel", kernel_init)
-        outputs = (x.astype(self.dtype) @ kernel.astype(self.dtype)).astype(jnp.float32) * root
+        outputs = product(jnp.asarray(kernel))
 
         def bias_init(key: jax.Array) -> jax.Array:
             if self.start == "zeros":
@@ -129,24 +147,28 @@ class RealMLP(nn.Module):
         """Return `[B, outputs]`; inputs as MLP's, `progress f32[]` is the share of training that is done."""
         parts = []
         if numeric is not None:
-            parts.append(numeric if self.simple else PeriodicEmbedding(name="waves")(numeric))
+            waves = numeric if self.simple else PeriodicEmbedding(name="waves")(numeric)
+            parts.append(Part(waves, learned=not self.simple))
         if dense is not None:
-            parts.append(dense)
+            parts.append(Part(dense, learned=False))
         if category is not None:
             shape = (sum(self.cardinalities), self.embedding_dim)
             table = self.param("embedding", normal_init(EMBEDDING_STD), shape, jnp.float32)
-            parts.append(embedded(jnp.asarray(table), category, self.cardinalities))
-        x = jnp.concatenate(parts, axis=-1)
-        x = x * self.param("scaling", nn.initializers.ones, (x.shape[-1],), jnp.float32)[None, :]
+            parts.append(Part(embedded(jnp.asarray(table), category, self.cardinalities), learned=True))
+        inputs = sum(part.values.shape[-1] for part in parts)
+        # The factors go into the next layer's weights: what is given then needs no gradient
+        scaling: Any = self.param("scaling", nn.initializers.ones, (inputs,), jnp.float32)
         start = "normal" if self.simple else "data"
         for number, width in enumerate(self.hidden_layers, start=1):
-            x = NTKDense(width, start, self.dtype, name=f"hidden{number}")(x)
+            x = NTKDense(width, start, self.dtype, name=f"hidden{number}")(*parts, scaling=scaling)
             bent = self.activation(x)
             if not self.simple:
                 alpha = self.param(f"alpha{number}", nn.initializers.ones, (width,), jnp.float32)
                 bent = x + alpha[None, :] * (bent - x)
             x = FadingDropout(self.dropout, name=f"dropout{number}")(bent, train=train, progress=progress)
-        return NTKDense(self.outputs, "zeros" if self.simple else "data", self.dtype, name="head")(x)
+            parts, scaling = [Part(x, learned=True)], None
+        start = "zeros" if self.simple else "data"
+        return NTKDense(self.outputs, start, self.dtype, name="head")(*parts, scaling=scaling)
 
 
 def rates(params: Any) -> Rates:

@@ -48,7 +48,7 @@ class Scorer(NamedTuple):
     """The Output's `apply`, compiled."""
     loss: Callable[[np.ndarray, Batch], float]
     rows: int
-    """Rows of every forward pass."""
+    """Rows of every forward pass: as many as there are to look at after each epoch, up to a limit."""
     members: Members | None
 
     def scores(self, states: States, split: str) -> tuple[Scores, Batch]:
@@ -329,7 +329,8 @@ def _scorer(
     prepared: Prepared, parts: Parts, loss: Loss, output_state: Any, precision: str, members: Members | None
 ) -> Scorer:
     largest = IMAGE_ROWS if prepared.schema.image else TABLE_ROWS
-    rows = bucket_of(max(len(prepared.split.train), len(prepared.split.validation), 1), largest)
+    held = members.held if members else (prepared.split.validation,)
+    rows = bucket_of(max(map(len, held)) or len(prepared.split.train), largest)
 
     @compiled
     def total(outputs: jax.Array, label: jax.Array, weight: jax.Array | None) -> jax.Array:

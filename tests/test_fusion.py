@@ -95,7 +95,8 @@ def test_one_image_of_a_row_counts_as_it_would_alone_and_the_mean_is_that_of_tho
     present = np.array([[1, 1, 1], [1, 1, 0]], np.float32)
     fewer = np.array([[1, 1, 1], [1, 0, 0]], np.float32)
     variables = join.init(jax.random.key(0), seen, present, None, None, train=False)
-    both, one = (join.apply(variables, seen, there, None, None, train=False) for there in (present, fewer))
+    applied = (join.apply(variables, seen, there, None, None, train=False) for there in (present, fewer))
+    both, one = map(np.asarray, applied)
     np.testing.assert_allclose(both, one, rtol=1e-5)
 
 

@@ -53,6 +53,7 @@ LAYERS: dict[int, dict[str, str]] = {
     },
     5: {
         "cli": "cli",
+        "init": "init_texts",
         "resume": "resume",
         "drill": "drill",
         "ensembles": "ensembles",

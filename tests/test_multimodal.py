@@ -190,7 +190,7 @@ def test_several_images_a_row_folds_and_a_number_to_predict(tmp_path: Path) -> N
         rows.append((*cells, sign, 100.5 + kinds.sum() * (1 if sign == "up" else -1)))
     with (tmp_path / "many.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("a", "b", "c", "sign", "value"), *rows])
-    table = {"path": str(tmp_path / "many.csv"), "target_column": "value", "task": "regression"}
+    table: dict[str, Any] = {"path": str(tmp_path / "many.csv"), "target_column": "value", "task": "regression"}
     table["images"] = {"columns": ["a", "b", "c"], "image_size": [8, 8]}
     fusion = {"join": "gated", "pooling": "attention", "width": 8, "hidden_layers": [8]}
     document = {

@@ -99,7 +99,7 @@ def columns_for(schema: Schema) -> Columns:
 
 def add_model(root: Path, name: str, schema: Schema, *, seed: int = 0) -> None:
     """Register an untrained model of this schema in the registry `root` as the next version of `name`."""
-    if schema == HOMES:
+    if schema == HOMES and schema.image is not None:
         images = TableImages(columns=schema.image.columns, image_size=(8, 8))
         data = Data(tabular=TabularData(path="table.csv", target_column="price", images=images))
         model = Model(architecture=Architecture(stages=(1,), width=4), fusion=Fusion(width=8, hidden_layers=(8,)))

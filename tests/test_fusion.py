@@ -41,7 +41,7 @@ def batch(seed: int = 0) -> Batch:
 
 
 @functools.cache
-def made(join: str, pooling: str, modality_dropout: float = 0.5, name: ModelName = "resnet") -> tuple[Model, Any, Any]:
+def made(join: Any, pooling: Any, modality_dropout: float = 0.5, name: ModelName = "resnet") -> tuple[Model, Any, Any]:
     """A small model, its variables, and `apply` compiled for both uses."""
     architecture = Architecture(stages=(1,), width=4) if name == "resnet" else Architecture()
     fusion = Fusion(

@@ -113,6 +113,11 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return "table"
         return "image" if len(self.image.columns) == 1 and not self.features else "multimodal"
 
+    def rows_of_images(self, images: int) -> int:
+        """Return how many rows have about so many images: a power of two where `images` is one, at least 1."""
+        each = len(self.image.columns) if self.image else 1
+        return max(1, images >> (each - 1).bit_length())
+
     @cached_property
     def feature_offsets(self) -> np.ndarray | None:
         """What each feature column loses before it is rounded to f32, f64[features]; None where none loses anything."""

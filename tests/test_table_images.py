@@ -191,6 +191,15 @@ SCHEMA = Schema(
 )
 
 
+def test_a_pass_has_as_many_images_whatever_the_number_of_a_row() -> None:
+    rows = [
+        Schema(target=SCHEMA.target, image=ImageSpec(columns=tuple("abcdefgh"[:n]), height_px=8, width_px=8))
+        for n in (1, 2, 3, 4, 8)
+    ]
+    assert [schema.rows_of_images(256) for schema in rows] == [256, 128, 64, 64, 32]
+    assert rows[-1].rows_of_images(4) == 1
+
+
 @pytest.mark.parametrize(
     ("given", "absent"),
     [

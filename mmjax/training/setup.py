@@ -16,7 +16,7 @@ from mmjax.data.split import Split
 from mmjax.errors import ConfigError, DataError
 from mmjax.models.build import count_parameters
 from mmjax.parts import Parts, States
-from mmjax.schema import Batch
+from mmjax.schema import Batch, Schema
 from mmjax.training.decide import decision_problems
 from mmjax.training.events import Measure, Plan, Task
 from mmjax.training.losses import Loss, class_weight_array, make_loss
@@ -34,6 +34,11 @@ TABLE_ROWS = 4096
 """Rows of one forward pass when a table is scored."""
 IMAGE_ROWS = 256
 """The same for images: their activations are large."""
+
+
+def largest_pass(schema: Schema) -> int:
+    """Return the rows of the largest pass; where a row has several images, fewer."""
+    return schema.rows_of_images(IMAGE_ROWS) if schema.image else TABLE_ROWS
 
 
 class Scorer(NamedTuple):
@@ -328,7 +333,7 @@ def _loss(config: Config, prepared: Prepared, train: Batch) -> Loss:
 def _scorer(
     prepared: Prepared, parts: Parts, loss: Loss, output_state: Any, precision: str, members: Members | None
 ) -> Scorer:
-    largest = IMAGE_ROWS if prepared.schema.image else TABLE_ROWS
+    largest = largest_pass(prepared.schema)
     held = members.held if members else (prepared.split.validation,)
     rows = bucket_of(max(map(len, held)) or len(prepared.split.train), largest)
 

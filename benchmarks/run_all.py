@@ -22,6 +22,7 @@ LIMITS_S = {
     "startup": 300,
     "tabular_speed": 900,
     "convolution": 600,
+    "augmentation": 900,
     "adult": 600,
     "fashion_mnist": 1800,
     "serving": 900,

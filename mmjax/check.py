@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from mmjax.data.audit import refuse
 from mmjax.data.audit_rows import counted
 from mmjax.data.decode_sheet import contact_sheet
 from mmjax.data.findings import audit_lines, finding_json
+from mmjax.data.labels import said
 from mmjax.data.pipeline import epoch_batches, take
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.prepared import class_counts, rows_to_learn, split_sizes
@@ -30,7 +32,7 @@ from mmjax.recipe import Decision, before_data, resolve_prepared
 from mmjax.schema import Batch
 from mmjax.training.setup import Setup, first_member, set_up
 from mmjax.training.steps import empty_totals, make_train_chunk
-from mmjax.transforms.augment import build_augment
+from mmjax.transforms.build import build_augment
 
 TIMED_STEPS = 50
 PROMISES = {
@@ -135,7 +137,7 @@ def counts_by_class(prepared: Prepared) -> dict[str, dict[str, int]]:
 def write_batch(checked: Checked, path: Path) -> int:
     """Write a contact sheet of the first training batch as the network will see it; return the number of images.
 
-    Augmented, before standardisation, captioned with its class or value.
+    Augmented, before standardisation, captioned with its class or value; mixed images with both classes.
     """
     config, prepared = checked.config, checked.prepared
     settings = image_settings(config)
@@ -143,16 +145,29 @@ def write_batch(checked: Checked, path: Path) -> int:
     train = prepared.split.train
     first = epoch_batches(config.seed, 1, len(train), min(32, len(train)))[0]
     batch = take(prepared.batch, train[first])
-    label = batch["label"]
-    augment = build_augment(settings.augmentation)
+    image = config.data.image
+    augment = build_augment(settings.augmentation, size=image.train_size if image else None, seed=config.seed)
     if augment is not None:
-        batch = augment(jax.random.key(config.seed), batch)
-    pixels, each = np.asarray(batch["image"]), batch["image"].shape[1]
+        rows = train[first].astype(np.int32)
+        batch = augment(jax.random.key(config.seed), batch | {"row": rows, "epoch": np.zeros_like(rows)})
+    pixels = np.asarray(batch["image"])
     images = np.clip(np.round(pixels.reshape(-1, *pixels.shape[2:])), 0, 255).astype(np.uint8)
-    classes = prepared.schema.target.classes
-    captions = [classes[index] for index in label] if classes else [f"{value:g}" for value in label[:, 0]]
-    contact_sheet(path, images, [caption for caption in captions for _ in range(each)])
+    captions = _captions(batch, prepared.schema.target.classes)
+    contact_sheet(path, images, [caption for caption in captions for _ in range(pixels.shape[1])])
     return len(images)
+
+
+def _captions(batch: Batch, classes: tuple[str, ...]) -> list[str]:
+    """Return the class, labels or value of each image, and of a mixed one the other answer with its part."""
+    label = np.asarray(batch["label"])
+    if not classes:
+        return [f"{value:g}" for value in label[:, 0]]
+    name = partial(said, names=classes) if label.ndim == 2 else classes.__getitem__
+    names = list(map(name, label))
+    if "mixed_label" not in batch:
+        return names
+    others = zip(names, map(name, np.asarray(batch["mixed_label"])), np.asarray(batch["mixed_share"]), strict=True)
+    return [f"{one} + {share:.0%} {other}" if share else one for one, other, share in others]
 
 
 def _expect_drawable(config: Config, path: Path) -> None:

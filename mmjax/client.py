@@ -43,7 +43,7 @@ class Model(NamedTuple):
     modality: str
     """`table`, `image`, or `multimodal`: several images, or images beside cells."""
     task: str
-    """`classification` or `regression`."""
+    """`classification`, `regression` or `multilabel`."""
     classes: tuple[str, ...]
     """In the order of probabilities."""
     features: tuple[str, ...]
@@ -54,9 +54,9 @@ class Answers(NamedTuple):
     """Answers for N rows or images in the order they were given: the fields of `Predictions`, and who gave them."""
 
     prediction: np.ndarray
-    """Class texts (object[N]) or values f64[N]."""
+    """Class texts (object[N]), values f64[N], or which labels hold, bool[N, L]."""
     probabilities: np.ndarray | None
-    """f32[N, K] in the order of `classes`; None for regression."""
+    """f32[N, K] in the order of `classes`, or f32[N, L] of labels, each by itself; None for regression."""
     classes: tuple[str, ...]
     model: str
     version: int | None
@@ -244,7 +244,8 @@ class Client:
             return answers._replace(intervals=_stacked(replies, "intervals", np.float64))
         probabilities = np.concatenate([np.asarray(reply["probabilities"], np.float32) for reply in replies])
         classes = tuple(self.describe(name, version)["classes"])
-        labels = np.array(classes, dtype=object)[np.concatenate(told).astype(np.int64)]
+        indices = np.concatenate(told).astype(np.int64)
+        labels = indices > 0 if indices.ndim == 2 else np.array(classes, dtype=object)[indices]
         answers = Answers(labels, probabilities, classes, name, version, taken, ids, uncertainty)
         inside = [
             {"sets": [[name in texts for name in classes] for texts in reply["sets"]]}

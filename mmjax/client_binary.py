@@ -53,7 +53,7 @@ def binary_requests(matrix: np.ndarray, description: Mapping[str, Any]) -> Itera
     """Yield the requests for the rows of a matrix."""
     version = description["version"]
     path = f"/v2/models/{quote(description['name'], safe='')}" + ("" if version is None else f"/versions/{version}")
-    names = ("probabilities", "predictions") if description["task"] == "classification" else ("predictions",)
+    names = ("predictions",) if description["task"] == "regression" else ("probabilities", "predictions")
     names += ("uncertainty",) if description.get("uncertainty") else ()
     for start in range(0, len(matrix), MOST_ROWS):
         part = np.ascontiguousarray(matrix[start : start + MOST_ROWS])

@@ -19,6 +19,8 @@ NonNegative = Annotated[float, Meta(ge=0.0)]
 Count = Annotated[int, Meta(ge=1, lt=2**31)]
 Text = Annotated[str, Meta(min_length=1)]
 Pixels = Annotated[int, Meta(ge=8, le=4096)]
+Labels = Annotated[tuple[Text, ...], Meta(min_length=2)]
+"""The columns of a multilabel target."""
 
 Scaler = Literal["standard", "minmax", "robust"]
 MissingStrategy = Literal["mean", "median", "mode", "constant"]
@@ -26,7 +28,7 @@ CategoricalEncoding = Literal["embedding", "onehot", "ordinal", "onehot_or_embed
 Policy = Literal["fail", "drop", "report"]
 Severity = Literal["ignore", "warn", "fail"]
 Loading = Literal["auto", "resident", "streamed"]
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "multilabel"]
 Activation = Literal["relu", "gelu", "silu", "selu", "mish", "tanh"]
 ModelName = Literal[
     "mlp",
@@ -37,11 +39,19 @@ ModelName = Literal[
     "resnet18",
     "resnet34",
     "resnet50",
+    "resnet18d",
+    "resnet34d",
+    "resnet50d",
     "efficientnet_b0",
     "efficientnet_b1",
     "efficientnet_b2",
     "efficientnet_b3",
     "efficientnet_b4",
+    "tf_efficientnet_b0",
+    "tf_efficientnet_b1",
+    "tf_efficientnet_b2",
+    "tf_efficientnet_b3",
+    "tf_efficientnet_b4",
 ]
 OptimizerName = Literal["sgd", "adam", "adamw", "lion", "muon"]
 ScheduleName = Literal["constant", "cosine", "warmup_cosine", "one_cycle", "step", "coslog4"]
@@ -79,7 +89,26 @@ CLASSIFICATION_METRICS = (
 REGRESSION_METRICS = ("loss", "rmse", "mae", "r2", "mape")
 """Metrics of a regressor."""
 
-METRIC_NAMES = CLASSIFICATION_METRICS + REGRESSION_METRICS[1:]
+MULTILABEL_METRICS = (
+    "loss",
+    "subset_accuracy",
+    "hamming_loss",
+    "precision_macro",
+    "recall_macro",
+    "f1_macro",
+    "precision_micro",
+    "recall_micro",
+    "f1_micro",
+    "roc_auc",
+    "pr_auc",
+    "log_loss",
+    "refined_log_loss",
+    "brier",
+    "ece",
+)
+"""Metrics of a model of several labels; those without `micro` and `subset_accuracy` are means over labels."""
+
+METRIC_NAMES = tuple(dict.fromkeys(CLASSIFICATION_METRICS + REGRESSION_METRICS + MULTILABEL_METRICS))
 """Every metric that `monitor` takes after `val_` or `train_`."""
 
 
@@ -147,16 +176,63 @@ class Inference(Section, frozen=True, kw_only=True):
 DEFAULT_MISSING_MARKERS = ("?", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null")
 
 
-class Augmentation(Section, frozen=True, kw_only=True):
+class RowAugmentation(Section, frozen=True, kw_only=True):
     """Random changes of training images; never applied to validation, test or served images."""
 
-    horizontal_flip: Annotated[bool, Meta(description="Mirror left and right with probability one half.")] = True
+    horizontal_flip: Annotated[
+        bool | Literal["alternating"],
+        Meta(
+            description="Mirror left and right with probability one half; `alternating`: half of the images in one "
+            "epoch, the other half in the next. `false` where left and right matter."
+        ),
+    ] = True
+    vertical_flip: Annotated[bool, Meta(description="Mirror top and bottom with probability one half.")] = False
+    random_resized_crop: Annotated[
+        tuple[Share, Share] | None,
+        Meta(
+            description="[least, most]: cut out a random box that covers such a share of the image, such as "
+            "[0.35, 1.0] (photographs: [0.08, 1.0]), and bring it to the size of training."
+        ),
+    ] = None
+    crop_ratio: Annotated[
+        tuple[Positive, Positive],
+        Meta(description="random_resized_crop: [least, most] of a box's width over its height."),
+    ] = (0.75, 4 / 3)
     rotation_range: Annotated[int, Meta(ge=0, le=180, description="Rotate by up to this many degrees either way.")] = 0
     shift: Annotated[Fraction | UnsetType, Meta(description="Pad and crop by up to this share of each side.")] = UNSET
     color: Annotated[Fraction, Meta(description="Strength of random brightness, contrast and saturation.")] = 0.0
+    trivial_augment: Annotated[
+        bool,
+        Meta(
+            description="TrivialAugment (wide): one of 14 operations for each image, from shearing to equalizing, of a "
+            "random strength. In place of `rotation_range` and `color`."
+        ),
+    ] = False
+    random_erasing: Annotated[
+        Fraction, Meta(description="Probability that a box of the image, 2 to 33 % of it, is painted over.")
+    ] = 0.0
     normalize: Annotated[
         bool, Meta(description="Standardise each channel with the mean and std of the training images.")
     ] = True
+
+
+class Augmentation(RowAugmentation, frozen=True, kw_only=True):
+    """Random changes of training images; never applied to validation, test or served images."""
+
+    mixup_alpha: Annotated[
+        NonNegative,
+        Meta(description="Mix each image and its answer with another one's, by parts from Beta(alpha, alpha); 0: no."),
+    ] = 0.0
+    cutmix_alpha: Annotated[
+        NonNegative,
+        Meta(
+            description="Classification: a box of each image shows another one, and counts for its class; areas from "
+            "Beta(alpha, alpha); 0: no. With `mixup_alpha` too, each row takes either."
+        ),
+    ] = 0.0
+    mix_probability: Annotated[
+        Fraction, Meta(description="mixup_alpha and cutmix_alpha: share of the rows that are mixed.")
+    ] = 1.0
 
 
 class TableImages(Section, frozen=True, kw_only=True):
@@ -183,20 +259,30 @@ class TableImages(Section, frozen=True, kw_only=True):
     filter: Annotated[
         Literal["bilinear", "bicubic", "lanczos", "box"], Meta(description="The antialiased resampling filter.")
     ] = "bilinear"
-    augmentation: Augmentation = Augmentation()
+    augmentation: RowAugmentation = RowAugmentation()
 
 
 class TabularData(Section, frozen=True, kw_only=True):
     """A CSV file (also .csv.gz) with one header row."""
 
     path: Annotated[Text, Meta(description="The CSV file, relative to the working directory.")]
-    target_column: Annotated[Text, Meta(description="The column to predict.")]
+    target_column: Annotated[
+        Text | Labels,
+        Meta(
+            description="The column to predict; or a list of columns of two values each (0 and 1, no and yes ...), "
+            "labels of which any number hold for a row: `task: multilabel`."
+        ),
+    ]
     schema: Annotated[
         Text | None, Meta(description="A JSON file (JSON Schema vocabulary) that every row must satisfy.")
     ] = None
     task: Annotated[Task | UnsetType, Meta(description="Inferred from the target when absent.")] = UNSET
     positive_class: Annotated[
-        Text | None, Meta(description="The positive class of a binary target; by default the second in order.")
+        Text | None,
+        Meta(
+            description="The positive class of a binary target, or the text that means yes in every label; by default "
+            "the second in order."
+        ),
     ] = None
     train_split: Annotated[Fraction, Meta(description="Share of rows to train on.")] = 0.7
     validation_split: Annotated[Fraction, Meta(description="Share of rows to choose by.")] = 0.1
@@ -236,24 +322,59 @@ class ImageData(Section, frozen=True, kw_only=True):
     path: Annotated[Text, Meta(description="The folder or CSV file, relative to the working directory.")]
     image_size: Annotated[
         tuple[Pixels, Pixels] | UnsetType,
-        Meta(description="[height, width] in pixels that every image is brought to."),
+        Meta(description="[height, width] in pixels that every image is brought to: for tests, answers and serving."),
     ] = UNSET
+    train_size: Annotated[
+        tuple[Pixels, Pixels] | None,
+        Meta(
+            description="[height, width] in pixels to train at, smaller than `image_size`: faster by the square of the "
+            "side, and crops look larger than whole images do, which a larger test makes up for (FixRes). Left out: "
+            "`image_size`."
+        ),
+    ] = None
+    progressive_resizing: Annotated[
+        bool,
+        Meta(
+            description="train_size: grow from it to `image_size` in steps over the epochs, each a compilation: cheap "
+            "epochs first. The last quarter is trained at `image_size`."
+        ),
+    ] = False
     resize: Annotated[
         Literal["crop", "stretch", "pad"], Meta(description="How an image of another shape is brought to `image_size`.")
     ] = "crop"
+    crop_share: Annotated[
+        Share | None,
+        Meta(description="crop: the share of the covered square that is kept, in the middle; by default all of it."),
+    ] = None
     filter: Annotated[
-        Literal["bilinear", "bicubic", "lanczos", "box"], Meta(description="The antialiased resampling filter.")
-    ] = "bilinear"
+        Literal["bilinear", "bicubic", "lanczos", "box"] | UnsetType,
+        Meta(description="The antialiased resampling filter."),
+    ] = UNSET
+    channel_mean: Annotated[
+        tuple[Fraction, Fraction, Fraction] | None,
+        Meta(description="Of red, green and blue in 0..1, subtracted; by default that of the training images."),
+    ] = None
+    channel_std: Annotated[
+        tuple[Share, Share, Share] | None,
+        Meta(description="Of red, green and blue in 0..1, divided by; by default that of the training images."),
+    ] = None
     task: Annotated[
         Task | UnsetType, Meta(description="Inferred from the target when absent; class folders are classified.")
     ] = UNSET
     positive_class: Annotated[
-        Text | None, Meta(description="The positive class of a binary target; by default the second in order.")
+        Text | None,
+        Meta(
+            description="The positive class of a binary target, or the text that means yes in every label; by default "
+            "the second in order."
+        ),
     ] = None
     image_column: Annotated[
         Text, Meta(description="In a CSV: the column with the path of the image, relative to the CSV file.")
     ] = "image"
-    target_column: Annotated[Text, Meta(description="In a CSV: the column to predict.")] = "label"
+    target_column: Annotated[
+        Text | Labels,
+        Meta(description="In a CSV: the column to predict; or a list of columns of two values each, as for a table."),
+    ] = "label"
     train_split: Annotated[Fraction, Meta(description="Share of images to train on.")] = 0.7
     validation_split: Annotated[Fraction, Meta(description="Share of images to choose by.")] = 0.1
     test_split: Annotated[Fraction, Meta(description="Share of images to report on.")] = 0.2
@@ -320,7 +441,8 @@ class Split(Section, frozen=True, kw_only=True):
     strategy: Annotated[
         Literal["random", "stratified", "column", "folders", "group", "group_stratified", "time"] | UnsetType,
         Meta(
-            description="`stratified` for classification and `random` for regression by default; "
+            description="`stratified` for classification and labels (by rows with the same labels), and `random` for "
+            "regression by default; "
             "`folders` where train/, val/, test/ exist; `group` and `group_stratified` keep rows of one group in one "
             "split; `time` trains on the oldest rows and tests on the newest."
         ),
@@ -376,6 +498,13 @@ class Architecture(Section, frozen=True, kw_only=True):
     width: Annotated[
         Count | UnsetType, Meta(description="resnet: channels of the first stage; doubled at each next.")
     ] = UNSET
+    stem: Annotated[
+        Literal["small", "large"] | UnsetType,
+        Meta(
+            description="resnet*, efficientnet_*: `small` keeps the resolution; `large` is the papers', which quarters "
+            "(efficientnet: halves) it. By default small for images under 96 px, unless there is `model.pretrained`."
+        ),
+    ] = UNSET
 
 
 class Fusion(Section, frozen=True, kw_only=True):
@@ -420,6 +549,13 @@ class Model(Section, frozen=True, kw_only=True):
     name: Annotated[
         ModelName | UnsetType, Meta(description="The family and its size; multimodal: of the trunk of the images.")
     ] = UNSET
+    pretrained: Annotated[
+        Text | None,
+        Meta(
+            description="A `.safetensors` or `.npz` state dict of torchvision or timm for `name`, to start from, with "
+            "the image size, crop, filter, mean and std that belong to it (docs/VISION.md)."
+        ),
+    ] = None
     architecture: Architecture = Architecture()
     fusion: Fusion = Fusion()
 
@@ -497,38 +633,46 @@ class Training(Section, frozen=True, kw_only=True):
     ] = 0.1
     step_every: Annotated[Share, Meta(description="step: share of the run between two drops.")] = 0.3
     step_factor: Annotated[Share, Meta(description="step: factor of each drop.")] = 0.1
-    loss: Annotated[LossName | UnsetType, Meta(description="By default cross_entropy, or mse for regression.")] = UNSET
+    loss: Annotated[
+        LossName | UnsetType,
+        Meta(description="By default cross_entropy, bce for labels (which also take focal), or mse for regression."),
+    ] = UNSET
     label_smoothing: Annotated[BelowOne | UnsetType, Meta(description="cross_entropy only.")] = UNSET
     calibration: Annotated[
         Literal["temperature", "none"] | UnsetType,
         Meta(
             description="`temperature`: fit the temperature of the probabilities on the validation rows, once training "
-            "is done; it goes into the bundle. Classification only."
+            "is done; it goes into the bundle. Classification and labels (one for all of them) only."
         ),
     ] = UNSET
     threshold: Annotated[
         Literal["none", "accuracy", "balanced_accuracy", "f1", "mcc"] | WithinOne,
         Meta(
             description="Two classes: the probability from which on a row is called positive: the best for a metric on "
-            "the validation rows, after calibration, or a number; `none`: the more probable class."
+            "the validation rows, after calibration, or a number; `none`: the more probable class. Labels: that of "
+            "each, by itself."
         ),
     ] = "none"
     coverage: Annotated[
         WithinOne | None,
         Meta(
             description="Answers also hold a set of classes, or an interval, with the truth in it in this share of "
-            "cases: split-conformal, fitted on the validation rows after calibration."
+            "cases: split-conformal, fitted on the validation rows after calibration. Not for labels."
         ),
     ] = None
     abstain_below: Annotated[
         WithinOne | None,
-        Meta(description="Classification: rows whose largest probability is below this are told to be `abstained`."),
+        Meta(
+            description="Classification: rows whose largest probability is below this are told to be `abstained`; "
+            "labels: rows with a label whose yes and no are both less probable."
+        ),
     ] = None
     class_weights: Annotated[
         Literal["none", "balanced"] | tuple[ClassWeight, ...],
         Meta(
             description="Weights of the classes in the loss: `none`, `balanced` (inverse frequency), "
-            "or a list of {label, weight}; a class that is not listed weighs 1."
+            "or a list of {label, weight}; a class that is not listed weighs 1. Of labels it is yes that is weighted, "
+            "and `balanced` weighs yes and no of each."
         ),
     ] = "none"
     focal_gamma: Annotated[NonNegative, Meta(description="focal: how strongly easy rows are discounted.")] = 2.0
@@ -542,6 +686,17 @@ class Training(Section, frozen=True, kw_only=True):
             "prediction; the first and the last are the interval."
         ),
     ] = (0.05, 0.5, 0.95)
+    freeze: Annotated[
+        Literal["none", "trunk"] | Count,
+        Meta(
+            description="What of a pretrained network stays as it is, its running statistics too: nothing, the `trunk` "
+            "(all but the head), or the stem and so many stages."
+        ),
+    ] = "none"
+    layer_decay: Annotated[
+        Share,
+        Meta(description="Images: each stage learns this much slower than the one after it, the head at full rate."),
+    ] = 1.0
     gradient_clip_norm: Annotated[
         Positive | UnsetType | None, Meta(description="Clip gradients to this global norm; left out: tabm to 1.")
     ] = UNSET
@@ -670,3 +825,8 @@ def table_images(config: Config) -> TableImages | None:
 def image_settings(config: Config) -> ImageData | TableImages | None:
     """Return the section that says how images are read and changed, whether or not columns stand beside them."""
     return config.data.image or table_images(config)
+
+
+def target_columns(data: TabularData | ImageData) -> tuple[str, ...]:
+    """Return the columns that hold the target: one, or that of each label."""
+    return data.target_column if isinstance(data.target_column, tuple) else (data.target_column,)

@@ -4,13 +4,15 @@
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
-from mmjax.config import CLASSIFICATION_METRICS, REGRESSION_METRICS, Config
+from mmjax.config import CLASSIFICATION_METRICS, MULTILABEL_METRICS, REGRESSION_METRICS, Config
 from mmjax.config_structure import section_of
 from mmjax.config_words import describe_type
 from mmjax.config_yaml import join_path
@@ -120,14 +122,27 @@ def _metrics() -> str:
         "",
         *_metric_table("classification", CLASSIFICATION_METRICS),
         *_metric_table("regression", REGRESSION_METRICS),
+        *_metric_table("multilabel", MULTILABEL_METRICS, _OF_LABELS),
     )
     return "\n".join(lines)
 
 
-def _metric_table(task: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    return (f"| {task} | |", "|---|---|", *(f"| `{name}` | {_METRIC_MEANINGS[name]} |" for name in names), "")
+def _metric_table(task: str, names: tuple[str, ...], own: Mapping[str, str] = MappingProxyType({})) -> tuple[str, ...]:
+    meanings = {**_METRIC_MEANINGS, **own}
+    return (f"| {task} | |", "|---|---|", *(f"| `{name}` | {meanings[name]} |" for name in names), "")
 
 
+_OF_LABELS = {
+    "subset_accuracy": "Share of rows with all labels right.",
+    "hamming_loss": "Share of the labels of all rows that are wrong.",
+    **{f"{name}_macro": "Mean over the labels." for name in ("precision", "recall", "f1")},
+    **{f"{name}_micro": "Of all labels counted together." for name in ("precision", "recall", "f1")},
+    "roc_auc": "Mean over the labels of the probability that a row that holds it scores higher than one that does not.",
+    "pr_auc": "Mean over the labels of the average precision.",
+    "log_loss": "Mean over labels and rows of -ln(probability of what is true), after calibration where there is any.",
+    "brier": "Mean over labels and rows of the squared error of the probability.",
+    "ece": "Expected calibration error of yes or no, whichever is more probable, of all labels together, in 15 bins.",
+}
 _MACRO, _MICRO, _WEIGHTED = (
     "Mean over the classes, each counting the same.",
     "Over all rows together: equal to the accuracy, as each row has one class.",

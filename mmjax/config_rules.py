@@ -15,25 +15,18 @@ from msgspec import UNSET
 from mmjax.config import (
     CLASSIFICATION_METRICS,
     METRIC_NAMES,
+    MULTILABEL_METRICS,
     REGRESSION_METRICS,
     Config,
     ImageData,
     TabularData,
     fold_count,
     table_images,
+    target_columns,
 )
+from mmjax.config_conflict import Conflict, Given
+from mmjax.config_rules_images import augmentation_conflicts, image_conflicts
 from mmjax.errors import did_you_mean
-
-Given = frozenset[str]
-
-
-class Conflict(NamedTuple):
-    """A problem with the first of `paths`, seen beside the others."""
-
-    paths: tuple[str, ...]
-    message: str
-    idle: bool = False
-    """True: the value is harmless, it only does nothing."""
 
 
 class _Needs(NamedTuple):
@@ -74,6 +67,9 @@ _NEEDS = (
     _Needs("training.checkpoint.every_seconds", "training.checkpoint.enabled", (True,)),
     _Needs("training.checkpoint.every_seconds", "training.checkpoint.every_epochs", (UNSET,)),
     _Needs("training.checkpoint.keep", "training.checkpoint.enabled", (True,)),
+    _Needs("data.image.crop_share", "data.image.resize", ("crop",)),
+    _Needs("data.image.channel_mean", "data.image.augmentation.normalize", (True,)),
+    _Needs("data.image.channel_std", "data.image.augmentation.normalize", (True,)),
     _Needs("split.column", "split.strategy", BY_COLUMN),
     _Needs("data.cache.path", "data.loading", ("streamed", "auto")),
     _Needs("data.cache.max_gib", "data.loading", ("streamed", "auto")),
@@ -86,20 +82,26 @@ _NEEDS = (
 
 _TABLE_MODELS = ("mlp", "realmlp", "realmlp_s", "tabm")
 _REALMLP = ("input_dim", "hidden_layers", "activation", "embedding_dim")
-_RESNET = ("stages", "width", "dropout", "activation")
+_RESNET = ("stages", "width", "dropout", "activation", "stem")
 _FIELDS = {
     "mlp": ("input_dim", "hidden_layers", "dropout", "activation", "normalization", "residual", "embedding_dim"),
     "realmlp": (*_REALMLP, "dropout"),
     "realmlp_s": _REALMLP,
     "tabm": (*_REALMLP, "dropout", "members"),
     "resnet": _RESNET,
-    "resnet18": _RESNET[2:],
-    "resnet34": _RESNET[2:],
-    "resnet50": _RESNET[2:],
+    **{f"resnet{layers}{kind}": _RESNET[2:] for layers in (18, 34, 50) for kind in ("", "d")},
 }
-_EFFICIENTNET = ("dropout",)
-_LOSSES = {"classification": ("cross_entropy", "focal", "bce"), "regression": ("mse", "mae", "huber", "pinball")}
-_METRICS = {"classification": CLASSIFICATION_METRICS, "regression": REGRESSION_METRICS}
+_EFFICIENTNET = ("dropout", "stem")
+_LOSSES = {
+    "classification": ("cross_entropy", "focal", "bce"),
+    "regression": ("mse", "mae", "huber", "pinball"),
+    "multilabel": ("bce", "focal"),
+}
+_METRICS = {
+    "classification": CLASSIFICATION_METRICS,
+    "regression": REGRESSION_METRICS,
+    "multilabel": MULTILABEL_METRICS,
+}
 
 
 def find_conflicts(config: Config, given: Given) -> Iterator[Conflict]:
@@ -122,8 +124,20 @@ def find_conflicts(config: Config, given: Given) -> Iterator[Conflict]:
         paths = ("data", "data.tabular", "data.image")
         yield Conflict(paths, "expected `tabular` or `image` in it, got neither; add one")
         return
-    for rule in (_split_shares, _column_roles, _csv_only, _task_options, _monitor, _model_of_data):
+    rules = (
+        _split_shares,
+        _column_roles,
+        _csv_only,
+        _labels,
+        _task_options,
+        _monitor,
+        _model_of_data,
+        _fine_tuning,
+    )
+    for rule in rules:
         yield from rule(config, given, section, data)
+    if image is not None:
+        yield from image_conflicts(image, given, *_task(config))
 
 
 def _value(config: Config, path: str) -> Any:
@@ -204,7 +218,8 @@ def _quantiles(config: Config) -> Iterator[Conflict]:
 
 
 def _column_roles(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
-    roles = [(f"{section}.{key}", getattr(data, key)) for key in ("target_column", "weight_column", "id_column")]
+    roles: list[tuple[str, str | None]] = [(f"{section}.target_column", name) for name in target_columns(data)]
+    roles += [(f"{section}.{key}", getattr(data, key)) for key in ("weight_column", "id_column")]
     if isinstance(data, ImageData) and data.image_column != data.id_column:  # rows may be named by their path
         roles.append((f"{section}.image_column", data.image_column))
     if isinstance(data, TabularData) and data.images is not None:
@@ -230,6 +245,9 @@ def _csv_only(config: Config, given: Given, section: str, data: TabularData | Im
 
 def _task(config: Config) -> tuple[str | None, str]:
     """Return the task as far as the config tells, and the key that tells it."""
+    for kind, data in (("tabular", config.data.tabular), ("image", config.data.image)):
+        if data is not None and isinstance(data.target_column, tuple):
+            return "multilabel", f"data.{kind}.target_column"
     for kind, data in (("tabular", config.data.tabular), ("image", config.data.image)):
         if data is not None and data.task is not UNSET:
             return data.task, f"data.{kind}.task"
@@ -258,6 +276,32 @@ def _task_options(config: Config, given: Given, section: str, data: TabularData 
     yield from (Conflict((path, source), message) for path, used in classes_only if used)
 
 
+def _labels(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
+    """Yield what cannot be with several labels, or with the task that is said beside them."""
+    target, task = f"{section}.target_column", f"{section}.task"
+    several, training = isinstance(data.target_column, tuple), config.training
+    if data.task is not UNSET and several != (data.task == "multilabel"):
+        if several:
+            yield Conflict((task, target), f"expected multilabel with a list of columns, got {data.task}; remove it")
+        else:
+            told = "expected a list of columns in `target_column`, one for each label, got one column"
+            yield Conflict((task, target), f"multilabel {told}; list them, or set task: classification")
+    if not several:
+        return
+    if isinstance(data, ImageData) and not data.path.lower().endswith((".csv", ".csv.gz")):
+        told = f"expected a .csv file as `{section}.path` with a list of columns, got {data.path}"
+        yield Conflict((target, f"{section}.path"), f"{told}; list the images in one with a column for each label")
+    if training.coverage is not None:
+        told = "expected one answer a row, of which a set holds the true one, got a list of labels"
+        yield Conflict(("training.coverage", target), f"{told}; remove it: training.abstain_below tells unsure rows")
+    if "training.label_smoothing" in given and training.loss is UNSET:
+        told = "has no effect: expected `training.loss: cross_entropy` with it, which is for one class a row; remove it"
+        yield Conflict(("training.label_smoothing", target), told, idle=True)
+    if training.abstain_below is not None and training.abstain_below <= 0.5:
+        told = "expected a number above 0.5, as yes or no of a label is at least that probable"
+        yield Conflict(("training.abstain_below", target), f"{told}, got {training.abstain_below:g}")
+
+
 def _class_weights(config: Config) -> Iterator[Conflict]:
     weights = config.training.class_weights
     if isinstance(weights, str):
@@ -276,6 +320,11 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
     if "preset" in given and config.preset != "best" and model.name is not UNSET:
         told = f"has no effect: expected no `model.name` with {config.preset}, which only chooses it; remove one"
         yield Conflict(("preset", "model.name"), told, idle=True)
+    if images is not None:
+        yield from augmentation_conflicts(images.augmentation, "data.tabular.images.augmentation", given)
+        if model.pretrained is not None:
+            told = "expected data.image with it, as weights of a trunk beside columns cannot be loaded yet; remove this"
+            yield Conflict(("model.pretrained", section), told)
     if images is None:
         for path in sorted(path for path in given if path.startswith("model.fusion.")):
             told = f"has no effect: expected `data.tabular.images` with it, got {section} without; remove this"
@@ -288,7 +337,7 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
         yield Conflict(("preset", section), told, idle=True)
     name = ("realmlp" if kind == "tabular" else "resnet") if model.name is UNSET else model.name
     if (name in _TABLE_MODELS) != (kind == "tabular"):
-        vision = "resnet, resnet18 to resnet50 or efficientnet_b0 to efficientnet_b4"
+        vision = "resnet, resnet18 to resnet50 (or with d) or [tf_]efficientnet_b0 to b4"
         options = "realmlp, realmlp_s, tabm or mlp" if kind == "tabular" else vision
         if images:
             options += " (the trunk of the images)"
@@ -301,6 +350,37 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
             yield Conflict(
                 (path, "model.name", section), f"{name} has no such option; it takes {', '.join(fields)}", idle=True
             )
+
+
+def _fine_tuning(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
+    path, name, training = config.model.pretrained, config.model.name, config.training
+    if isinstance(data, ImageData) and (data.channel_mean is None) != (data.channel_std is None):
+        yield Conflict(
+            (f"{section}.channel_mean", f"{section}.channel_std"), "expected both or neither, got one; add the other"
+        )
+    if path is not None:
+        if not isinstance(data, ImageData) or name in ("resnet", UNSET):
+            got = "no `model.name`" if name is UNSET else f"`model.name: {name}`"
+            message = f"expected the network whose weights these are, such as `model.name: resnet18`, got {got}"
+            yield Conflict(("model.pretrained", "model.name"), message)
+        if not path.lower().endswith((".safetensors", ".npz")):
+            yield Conflict(("model.pretrained",), _other_weights(path))
+    if training.freeze != "none" and path is None:
+        yield Conflict(
+            ("training.freeze", "model.pretrained"), "expected `model.pretrained` with it, or random weights would stay"
+        )
+    if training.layer_decay != 1.0 and not isinstance(data, ImageData):
+        message = f"has no effect: expected data.image with it, got {section}; remove this"
+        yield Conflict(("training.layer_decay", section), message, idle=True)
+
+
+def _other_weights(path: str) -> str:
+    told = f"expected a .safetensors or .npz file, got {path}"
+    if not path.lower().endswith((".pt", ".pth", ".bin", ".ckpt", ".pkl")):
+        return told
+    convert = "import sys, torch; from safetensors.torch import save_file; "
+    convert += "save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])"
+    return f"{told}: a pickle can run any code; convert it once: python -c '{convert}' {path} weights.safetensors"
 
 
 def _monitor(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:

@@ -84,8 +84,10 @@ def _build_union(kind: inspect.UnionType, node: Node, path: str, findings: Findi
 
 
 def _shape(kind: inspect.Type) -> str:
-    """Return which of several kinds a key may have: a list, a number or a word."""
+    """Return which of several kinds a key may have: a list, a number, true or false, or a word."""
     match unwrap(kind):
+        case inspect.BoolType():
+            return "bool"
         case inspect.TupleType() | inspect.VarTupleType():
             return "list"
         case inspect.FloatType() | inspect.IntType():
@@ -95,8 +97,9 @@ def _shape(kind: inspect.Type) -> str:
 
 
 def _shape_of(value: Any) -> str:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return "list" if isinstance(value, tuple) else "number" if number else "word"
+    if isinstance(value, bool):
+        return "bool"
+    return "list" if isinstance(value, tuple) else "number" if isinstance(value, int | float) else "word"
 
 
 def _build_struct(

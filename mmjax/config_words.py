@@ -23,6 +23,10 @@ def _hint(kind: inspect.Type, node: Node) -> str:
             return f"; write {word}" if word in ("true", "false") else ""
         case ((inspect.StrType() | inspect.LiteralType()), bool() | int() | float()):
             return f'; quote it: "{text}"' if isinstance(kind, inspect.StrType) else ""
+        case inspect.UnionType(), bool() | int() | float() if any(
+            isinstance(unwrap(member), inspect.StrType) for member in kind.types
+        ):
+            return f'; quote it: "{text}"'
         case ((inspect.IntType() | inspect.FloatType()), str()):
             return _number_hint(text)
         case inspect.IntType(), float(value) if value.is_integer() and abs(value) < INT_LIMIT:
@@ -66,7 +70,8 @@ def describe_type(kind: inspect.Type) -> str:
         case inspect.TupleType():
             return f"a list of {len(kind.item_types)}, each {describe_type(kind.item_types[0])}"
         case inspect.VarTupleType():
-            size = f" of {kind.min_length} to {kind.max_length}" if kind.max_length else ""
+            least = f" of {kind.min_length} or more" if (kind.min_length or 0) > 1 else ""
+            size = f" of {kind.min_length} to {kind.max_length}" if kind.max_length else least
             return f"a list{size}, each {describe_type(kind.item_type)}"
         case inspect.StructType():
             return f"a mapping with {', '.join(field.encode_name for field in kind.fields)}"

@@ -78,7 +78,7 @@ def read_labelled_table(schema: Schema, path: Path, delimiter: str) -> Table:
     """Return the rows of a CSV with answers; DataError for absent and unknown columns."""
     table = read_table(str(path), delimiter=delimiter)
     check_columns(schema, tuple(table.columns), where=str(path))
-    answers = (schema.target.column, schema.weight_column)
+    answers = (*schema.target.columns, schema.weight_column)
     absent = [name for name in answers if name is not None and name not in table.columns]
     if absent:
         raise DataError([f"{path}: expected the column '{name}', got {', '.join(table.columns)}" for name in absent])

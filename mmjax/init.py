@@ -18,6 +18,7 @@ from mmjax.analysis.tables import printable
 from mmjax.artifact.files import NAME, write_atomic
 from mmjax.cli import echo, json_option, run
 from mmjax.config import ImageData, Inference, TabularData, Task
+from mmjax.config_drafts import IMAGE_CONFIG, MEASURED, SHARES, TABLE_CONFIG, TABLE_IMAGES, TABLE_NETWORK
 from mmjax.config_load import load_config
 from mmjax.config_yaml import resolve_scalar
 from mmjax.data.folders import IMAGE_SUFFIXES
@@ -28,7 +29,6 @@ from mmjax.data.quarantine import answered_rows
 from mmjax.data.schema_file import schema_file_text
 from mmjax.data.table import DELIMITERS, Table, read_table
 from mmjax.errors import ConfigError, DataError
-from mmjax.init_texts import IMAGE_CONFIG, SHARES, TABLE_CONFIG, TABLE_IMAGES, TABLE_NETWORK
 from mmjax.schema import Schema, Target
 
 LIKELY_TARGETS = ("target", "label", "class", "y", "outcome")
@@ -53,7 +53,8 @@ class Draft(NamedTuple):
 class Wish(NamedTuple):
     """What the command line says about the draft."""
 
-    target: str | None = None
+    target: str | tuple[str, ...] | None = None
+    """Several columns are labels."""
     task: Task | None = None
     inference: Inference = Inference()
     name: str | None = None
@@ -92,13 +93,13 @@ def draft_table(table: Table, delimiter: str, wish: Wish, images: Sequence[str] 
     table, dropped, _ = answered_rows(table, data, None)
     schema = _schema_of(table, target, wish, images)
     ids = [column.name for column in schema.of_kind("identifier")]
-    rows = "accuracy, ROC-AUC, log-loss ..." if schema.target.task == "classification" else "RMSE, MAE, R2 ..."
+    rows = MEASURED[schema.target.task]
     config = TABLE_CONFIG.format(
         name=_name_line(wish),
         path=_scalar(table.path),
         delimiter="" if delimiter == "," else f"    delimiter: {_scalar(delimiter)}\n",
         schema=_scalar(wish.schema_path),
-        target=_scalar(target),
+        target=_target(target),
         why=_comment(f"{why}; {schema.target.reason}"),
         task=schema.target.task,
         shares=SHARES.format(rows="rows", metric=f"rows to report {rows} on"),
@@ -110,7 +111,12 @@ def draft_table(table: Table, delimiter: str, wish: Wish, images: Sequence[str] 
     return Draft(config, schema, schema_file_text(schema), why, dropped)
 
 
-def _schema_of(table: Table, target: str, wish: Wish, images: Sequence[str]) -> Schema:
+def _target(target: str | tuple[str, ...]) -> str:
+    """Return the YAML of `target_column`: a column, or a list of labels."""
+    return _scalar(target) if isinstance(target, str) else f"[{', '.join(map(_scalar, target))}]"
+
+
+def _schema_of(table: Table, target: str | tuple[str, ...], wish: Wish, images: Sequence[str]) -> Schema:
     try:
         return infer_schema(
             table.columns,
@@ -171,7 +177,7 @@ def _image_columns(data: ImageData, target: Target, why: str) -> str:
     if Path(data.path).is_dir():
         return "" if data.task is msgspec.UNSET else task
     comment = _comment(f"{why}; {target.reason}")
-    columns = f"    image_column: {_scalar(data.image_column)}\n    target_column: {_scalar(data.target_column)}"
+    columns = f"    image_column: {_scalar(data.image_column)}\n    target_column: {_target(data.target_column)}"
     return f"{columns}  # {comment}\n{task}"
 
 
@@ -184,8 +190,11 @@ def _image_shares(source: ImageSource) -> str:
     return f"    # the split is given: {parts}\n"
 
 
-def likely_target(names: list[str], named: str | None = None) -> tuple[str, str]:
-    """Return the column to predict and why: the one named, else the likeliest by its name, else the last."""
+def likely_target(names: list[str], named: str | tuple[str, ...] | None = None) -> tuple[str | tuple[str, ...], str]:
+    """Return the column to predict and why: the one named, else the likeliest by its name, else the last.
+
+    Several that are named are labels.
+    """
     if named is not None:
         return named, "named by --target"
     known = {name.strip().lower(): name for name in reversed(names)}
@@ -257,7 +266,12 @@ def _comment(text: str) -> str:
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="A CSV (.csv, .csv.gz) or a folder of images."
 )
-@click.option("--target", help="The column to predict  [default: one named target, label, class or y, else the last]")
+@click.option(
+    "--target",
+    multiple=True,
+    help="The column to predict; more than once: columns of two values, labels of which any number hold  [default: one "
+    "named target, label, class or y, else the last]",
+)
 @click.option("--task", type=click.Choice(["classification", "regression"]), help="[default: by the target's values]")
 @click.option(
     "--output", type=click.Path(path_type=Path), metavar="FILE", help="The config to write  [default: NAME.yaml]"
@@ -294,7 +308,7 @@ def _comment(text: str) -> str:
 @json_option
 def command(
     data: Path,
-    target: str | None,
+    target: tuple[str, ...],
     task: Task | None,
     output: Path | None,
     force: bool,
@@ -312,8 +326,9 @@ def command(
         max_categories=max_categories,
         max_integer_classes=max_classes,
     )
+    named = target if len(target) > 1 else target[0] if target else None
     name = None if NAME.fullmatch(output.stem) else config_stem(output)
-    made = draft(data, Wish(target, task, inference, name, str(schema_path)))
+    made = draft(data, Wish(named, task, inference, name, str(schema_path)))
     files = {output: made.config}
     if made.schema_file is not None:
         files = {schema_path: made.schema_file, output: made.config}

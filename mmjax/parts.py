@@ -47,7 +47,13 @@ def build_parts(config: Config, schema: Schema) -> Parts:
     codes = embedded_cardinalities(tabular.preprocessing, schema) if tabular else ()
     onehots = onehot_widths(tabular.preprocessing, schema) if tabular else ()
     model = build_model(
-        config.model, schema, outputs=single.size, precision=config.precision, cardinalities=codes, onehots=onehots
+        config.model,
+        schema,
+        outputs=single.size,
+        precision=config.precision,
+        cardinalities=codes,
+        onehots=onehots,
+        freeze=config.training.freeze,
     )
     member = make_forward(model, transform, single)
     if ensemble_size(config) == 1:

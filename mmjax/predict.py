@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -37,7 +37,7 @@ from mmjax.data.table import Table, iter_table
 from mmjax.data.validate import BrokenRules, add_broken, broken_notes, broken_rules, refuse_cells
 from mmjax.errors import ConfigError, DataError
 from mmjax.parts import member_count
-from mmjax.schema import Columns, Schema
+from mmjax.schema import Columns, Label, Schema
 from mmjax.training.scoring import Scores
 
 CHUNK_ROWS = 8192
@@ -87,7 +87,7 @@ class Written(NamedTuple):
 
 def predict_file(predictor: Predictor, source: Path, output: Path, *, images: Path | None = None) -> Written:
     """Return what was Written to the CSV `output`: identifier, `prediction`, `probability_<class>` for every class, and
-    `uncertainty` of a model with members.
+    `uncertainty` of a model with members. Of several labels `prediction_<label>` for each, in the words of the data.
 
     Then, of a model that has them, `set` (a JSON list of classes), `lower` and `upper`, `abstained` (true or false).
     `images` is the folder that paths of images in a table start from, if not the config's or the file's own. The file
@@ -99,15 +99,17 @@ def predict_file(predictor: Predictor, source: Path, output: Path, *, images: Pa
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     rows, unknown = 0, Counter[str]()
     broken: BrokenRules = {}
-    classes = predictor.schema.target.classes
+    classes, labels = predictor.schema.target.classes, predictor.schema.target.labels
+    words = (*classes, *(text for label in labels for text in (label.negative, label.positive)))
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
-            heading = [given.heading, "prediction", *(f"probability_{name}" for name in classes)]
+            called = [f"prediction_{label.column}" for label in labels] or ["prediction"]
+            heading = [given.heading, *called, *(f"probability_{name}" for name in classes)]
             heading += [name for field in added_answers(predictor) for name in HEADINGS[field]]
             heading += ["uncertainty"] if member_count(predictor.config) > 1 else []
             _writer(file, heading).writerow(heading)
             for chunk in given.chunks:
-                _writer(file, (*map(str, chunk.identifiers), *classes)).writerows(output_rows(chunk, predictor))
+                _writer(file, (*map(str, chunk.identifiers), *words)).writerows(output_rows(chunk, predictor))
                 rows += len(chunk.identifiers)
                 for column, texts in unknown_categories(predictor.schema, chunk.columns).items():
                     unknown[column] += sum(texts.values())
@@ -131,7 +133,11 @@ def _writer(file: IO[str], texts: Iterable[str]) -> Any:
 def output_rows(chunk: Chunk, predictor: Predictor) -> Iterator[tuple[Any, ...]]:
     """Yield the output rows of a chunk. Numbers are written so that reading them gives the same f32 or f64."""
     found: Predictions = to_predictions(predictor.schema, _scores(chunk, predictor))
-    columns: list[Iterable[Any]] = [chunk.identifiers, found.prediction.tolist()]
+    columns: list[Iterable[Any]] = [chunk.identifiers]
+    if labels := predictor.schema.target.labels:
+        columns += label_columns(labels, found.prediction)
+    else:
+        columns.append(found.prediction.tolist())
     if found.probabilities is not None:
         columns += [map(str, column) for column in found.probabilities.T]
     if found.sets is not None:
@@ -143,6 +149,14 @@ def output_rows(chunk: Chunk, predictor: Predictor) -> Iterator[tuple[Any, ...]]
     if found.uncertainty is not None:
         columns.append(map(str, found.uncertainty))
     yield from zip(*columns, strict=True)
+
+
+def label_columns(labels: Sequence[Label], held: np.ndarray) -> list[list[str]]:
+    """Return the cells of a column for each label: its texts of yes and no, for `held` bool[N, L]."""
+    return [
+        [label.positive if yes else label.negative for yes in column.tolist()]
+        for label, column in zip(labels, held.T, strict=True)
+    ]
 
 
 def _scores(chunk: Chunk, predictor: Predictor) -> Scores:

@@ -11,12 +11,14 @@ import msgspec
 from msgspec import UNSET
 
 from mmjax.backend import fast_bfloat16
-from mmjax.config import Config, Training, table_images
+from mmjax.config import Config, ImageData, Training, image_settings, table_images
 from mmjax.data.loading import choose_loading
 from mmjax.data.prepare_table import expected_bytes
 from mmjax.data.prepared import Prepared, rows_to_learn
 from mmjax.errors import ConfigError
 from mmjax.models.build import resolve_architecture
+from mmjax.models.pretrained import preprocessing_of
+from mmjax.models.state_dict import load_state_dict
 from mmjax.schema import Schema
 
 
@@ -50,7 +52,7 @@ def resolve(
     fused = table_images(config) is not None
     choices = (
         _precision(schema, fast_bfloat16),
-        *_data_choices(schema, name, train_rows, fused=fused),
+        *_data_choices(config, schema, name, train_rows),
         ("model.type", "multimodal" if fused else "vision" if schema.image else "tabular", "follows from the data"),
         *(_FUSION if fused else ()),
         *_preset_choices(config, schema),
@@ -129,8 +131,13 @@ BEST_FOLDS = 5
 
 
 def before_data(config: Config) -> tuple[Config, tuple[Decision, ...]]:
-    """Return the config with what a preset decides before rows are dealt, and the Decisions: folds of `best`."""
+    """Return the config with what is decided before rows are read or dealt, and the Decisions.
+
+    Folds of the preset `best`; the preprocessing of `model.pretrained`. DataError where its file cannot be read.
+    """
     table, training = config.data.tabular, config.training
+    if config.model.pretrained is not None and config.data.image is not None:
+        return _of_pretrained(config, config.data.image, config.model.pretrained)
     if config.preset != "best" or table is None or config.split.folds is not UNSET:
         return config, ()
     folds, why = BEST_FOLDS, "preset best: a model for each, and honest answers to calibrate on"
@@ -142,6 +149,29 @@ def before_data(config: Config) -> tuple[Config, tuple[Decision, ...]]:
         folds, why = 0, "rows are streamed from disk"
     decision = Decision("split.folds", folds, why)
     return decided(config, decision), (decision,)
+
+
+def _of_pretrained(config: Config, image: ImageData, weights: str) -> tuple[Config, tuple[Decision, ...]]:
+    """Return the config with the preprocessing that the weights were made for where it says nothing else."""
+    name = config.model.name
+    assert name is not UNSET, "the config rules ask for a name"
+    load_state_dict(weights)  # now, not when all images are decoded
+    found, why = preprocessing_of(name, weights)
+    choices = [
+        ("image_size", (found.size_px, found.size_px), image.image_size is UNSET),
+        ("filter", found.filter, image.filter is UNSET),
+        # A size of one's own is for other images: then all of them is kept.
+        (
+            "crop_share",
+            found.crop_share,
+            image.crop_share is None and image.image_size is UNSET and image.resize == "crop",
+        ),
+    ]
+    if image.augmentation.normalize and image.channel_mean is None:
+        choices += [("channel_mean", found.mean, True), ("channel_std", found.std, True)]
+    why = f"of the pretrained weights: {why}"
+    decisions = tuple(Decision(f"data.image.{key}", value, why) for key, value, is_open in choices if is_open)
+    return functools.reduce(decided, decisions, config), decisions
 
 
 def _preset_choices(config: Config, schema: Schema) -> tuple[Choice, ...]:
@@ -166,14 +196,20 @@ _FUSION: tuple[Choice, ...] = (
 )
 
 
-def _data_choices(schema: Schema, name: str, train_rows: int, *, fused: bool) -> list[Choice]:
+def _data_choices(config: Config, schema: Schema, name: str, train_rows: int) -> list[Choice]:
+    settings, fused = image_settings(config), table_images(config) is not None
     images = "data.tabular.images." if fused else "data.image."
     pixels: list[Choice] = []
     if schema.image:
         size = (schema.image.height_px, schema.image.width_px)
+        cropped = settings is not None and settings.augmentation.random_resized_crop is not None
+        shift, moved = (
+            (0.0, "random_resized_crop moves images") if cropped else (0.08, "small shifts help at every size")
+        )
         pixels = [
             (images + "image_size", size, "the size of the images, at most 64 px"),
-            (images + "augmentation.shift", 0.08, "small shifts help at every size"),
+            *([] if fused else [("data.image.filter", "bilinear", "the usual one")]),
+            (images + "augmentation.shift", shift, moved),
         ]
     if schema.image and not fused:
         return [("data.image.task", schema.target.task, schema.target.reason), *pixels]
@@ -222,8 +258,8 @@ def _numeric_bins(columns: int, rows: int) -> int:
 
 
 def _training_choices(config: Config, schema: Schema, name: str, train_rows: int, validation_rows: int) -> list[Choice]:
-    classify, rows = schema.target.task == "classification", f"{train_rows} training rows"
-    loss = "cross_entropy" if classify else "mse"
+    task, rows = schema.target.task, f"{train_rows} training rows"
+    classify, loss = task != "regression", {"classification": "cross_entropy", "multilabel": "bce"}.get(task, "mse")
     smoothing = [("training.label_smoothing", 0.0, "keeps probabilities honest")]
     enough = classify and validation_rows >= CALIBRATION_ROWS
     needed = "" if enough else f", {CALIBRATION_ROWS} are needed"
@@ -231,7 +267,7 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
     common = [
         ("training.loss", loss, f"the target is a {schema.target.task} target"),
         ("training.calibration", "temperature" if enough else "none", why),
-        *(smoothing if config.training.loss in ("cross_entropy", UNSET) and classify else []),
+        *(smoothing if config.training.loss in ("cross_entropy", UNSET) and task == "classification" else []),
         ("training.gradient_clip_norm", *((1.0, _TABM) if name == "tabm" else (None, "steps are steady without it"))),
     ]
     if name in REALMLP:
@@ -246,7 +282,7 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
         ("training.epochs", epochs, rows),
         ("training.optimizer", "adamw", "robust to the learning rate"),
         ("training.adam_b2", 0.999, "Adam's own"),
-        ("training.learning_rate", _learning_rate(config), "a good peak for this network and optimizer"),
+        ("training.learning_rate", *_peak(config)),
         ("training.weight_decay", 0.05 if schema.image else 0.02, "mild"),
         ("training.decay_schedule", "constant", "follows the learning rate"),
         ("training.schedule", "warmup_cosine", "ends at zero, so the last weights are settled"),
@@ -338,6 +374,17 @@ _LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lion": 2e-4, "muon"
 def _learning_rate(config: Config) -> float:
     optimizer = config.training.optimizer
     return _LEARNING_RATES[optimizer if isinstance(optimizer, str) else "adamw"]
+
+
+FINE_TUNING = 0.1
+"""Of a learning rate, when pretrained layers move too: they are near their place already."""
+
+
+def _peak(config: Config) -> tuple[float, str]:
+    rate = _learning_rate(config)
+    if config.model.pretrained is None or config.training.freeze == "trunk":
+        return rate, "a good peak for this network and optimizer"
+    return FINE_TUNING * rate, "a tenth of that from scratch, as the weights are pretrained"
 
 
 def _table_batch_size(rows: int) -> int:

@@ -20,7 +20,8 @@ Batch = dict[str, Any]
 """Arrays by field name with a leading batch axis: `numeric f32[B, F]` (NaN = missing), `category i32[B, C]`
 (0 = missing or unknown), `dense f32[B, D]`, `codes f32[B, F, N]` (of `numeric`, by `piecewise_codes`),
 `image u8[B, I, H, W, 3]` with `image_present f32[B, I]`, `columns_present f32[B]` (beside images, after a Transform:
-0 where no cell of a row is known), `label i32[B]` or `f32[B, T]` (less `Target.offset`),
+0 where no cell of a row is known), `label i32[B]` (classes), `i32[B, L]` (1 where a label holds, else 0) or `f32[B, T]`
+(less `Target.offset`),
 `weight f32[B]`. An absent modality is an absent key."""
 
 Kind = Literal["numeric", "categorical", "boolean", "datetime", "identifier", "constant", "text", "ignored"]
@@ -55,18 +56,40 @@ class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Why the column has this kind, in words for the user."""
 
 
+class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A column of a multilabel target: it holds for a row, or it does not."""
+
+    column: str
+    negative: str
+    positive: str
+    """The texts of its two values, as written in the data."""
+
+
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is predicted."""
 
     column: str
-    task: Literal["classification", "regression"]
+    """multilabel: all columns in words, for messages; their names are `columns`."""
+    task: Literal["classification", "regression", "multilabel"]
     classes: tuple[str, ...] = ()
-    """classification: class texts; the label of `classes[i]` is `i`. Never sorted again."""
+    """classification: class texts; the label of `classes[i]` is `i`. Never sorted again. multilabel: the names of the
+    labels, which are those of their columns."""
+    labels: tuple[Label, ...] = ()
+    """multilabel: each label, in the order of `classes`."""
     positive_class: str | None = None
     """binary: the class whose probability ROC-AUC, PR-AUC, precision, recall and F1 are about."""
     offset: float = 0.0
     """regression: f64 subtracted from labels on the host before rounding to f32, and added to every prediction."""
     reason: str = ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that hold it: one, or that of each label."""
+        return self.classes if self.labels else (self.column,)
+
+    def texts(self, column: str) -> tuple[str, ...]:
+        """Return the texts that a column of it may hold, in the order of their codes; none for a number."""
+        return next(((x.negative, x.positive) for x in self.labels if x.column == column), self.classes)
 
 
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,6 +100,8 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     width_px: int
     resize: Literal["crop", "stretch", "pad"] = "crop"
     filter: Literal["bilinear", "bicubic", "lanczos", "box"] = "bilinear"
+    crop_share: float | msgspec.UnsetType = msgspec.UNSET
+    """crop: the share of the covered square that is kept, in the middle; UNSET, and not in the JSON: all of it."""
 
 
 class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):

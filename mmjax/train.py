@@ -19,6 +19,7 @@ from mmjax.analysis.answers import answer_lines
 from mmjax.analysis.log import get_logger
 from mmjax.analysis.present import closing_lines, print_results
 from mmjax.analysis.report import Report
+from mmjax.analysis.tables import shorten
 from mmjax.artifact.answers import kept_answers
 from mmjax.artifact.files import parse_object, write_json_atomic
 from mmjax.artifact.predictor import Predictor, load_predictor, make_predictor
@@ -155,6 +156,10 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             record.save(data_sha256=prepared.fingerprint, split_sizes=split_sizes(prepared), computes=computes(backend))
         with record.stage("train"):
             setup = set_up(config, prepared, build_parts(config, prepared.schema))
+            if setup.pretrained:
+                tell(f"pretrained: {config.model.pretrained}: {setup.pretrained}")
+                loaded = Decision("model.pretrained", config.model.pretrained, setup.pretrained)
+                decisions = with_decisions(decisions, (loaded,))
             if not setup.plan.loop:
                 tell("steps: one call each, as XLA lays out convolutions badly inside a loop on a CPU")
             ready = Ready(config, decisions, prepared, setup)
@@ -314,7 +319,7 @@ def _tell_all(
     lines = [
         f"run {run_dir} on {backend.platform} ({backend.device}), {backend.threads} threads",
         *backend.notes,
-        f"data: {len(prepared.names)} rows: {sizes}; target {prepared.schema.target.column}: "
+        f"data: {len(prepared.names)} rows: {sizes}; target {shorten(prepared.schema.target.column, 60)}: "
         f"{prepared.schema.target.reason}",
         *prepared.notes,
         *quarantine_lines(prepared.quarantined, run_dir / QUARANTINE),

@@ -9,6 +9,7 @@ from mmjax.config import Audit
 from mmjax.data.audit import Rows, audit, hash_cells, perceptual_hashes
 from mmjax.data.encode import encode, encode_label
 from mmjax.data.infer import fit_vocabulary, infer_schema
+from mmjax.data.labels import strata
 from mmjax.data.prepared import Finding
 from mmjax.data.split import Split, split_rows
 from mmjax.data.table import read_table
@@ -31,14 +32,22 @@ def as_split(parts: np.ndarray) -> Split:
     return Split(train, validation, test, ())
 
 
-def table_rows(columns: Columns, target: str = "y", *, parts: np.ndarray | None = None, seed: int = 0, **roles) -> Rows:
+def table_rows(
+    columns: Columns,
+    target: str | tuple[str, ...] = "y",
+    *,
+    parts: np.ndarray | None = None,
+    seed: int = 0,
+    **roles,
+) -> Rows:
     """What the audit reads of a table whose first row stands on line 2; split at random unless `parts` says how."""
     columns = text_columns(columns)
     schema = infer_schema(columns, target_column=target, **roles)
-    count = len(columns[target])
+    count = len(next(iter(columns.values())))
     if parts is None:
         labels = encode_label(schema, columns) if schema.target.classes else None
         strategy = "random" if labels is None else "stratified"
+        labels = strata(labels) if labels is not None and schema.target.labels else labels
         split = split_rows(count, strategy=strategy, fractions=(0.7, 0.15, 0.15), seed=seed, labels=labels)
     else:
         split = as_split(parts)

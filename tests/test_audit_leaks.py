@@ -155,7 +155,7 @@ def test_the_measure_for_numbers_is_chatterjees(seed, blur, coarse):
     y = np.round(y, 1) if coarse else y
     x = y + rng.normal(scale=blur, size=300)
     rows = table_rows({"x": x, "y": y + 0.05}, parts=np.zeros(300, np.int8))
-    answers = _answers(rows, np.arange(300))
+    ((_, answers),) = _answers(rows, np.arange(300))
     xi = chatterjeexi(x, y, y_continuous=False).statistic
     ranks = answers.values[np.argsort(x)]
     assert 1 - np.abs(np.diff(ranks)).sum() / (300 * answers.expected) == pytest.approx(xi, abs=1e-9)

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from mmjax.config import Augmentation
 from mmjax.transforms.augment import (
-    build_augment,
+    alternating_flip,
     chain_augments,
     color,
     flip,
@@ -19,7 +19,11 @@ from mmjax.transforms.augment import (
     rotate_images,
     shift,
     shift_images,
+    vertical_flip,
 )
+from mmjax.transforms.boxes import erase, random_resized_crop, resize
+from mmjax.transforms.build import build_augment
+from mmjax.transforms.trivial_augment import trivial_augment
 
 AUGMENTS = {
     "flip": flip(),
@@ -27,10 +31,24 @@ AUGMENTS = {
     "shift": shift(0.25),
     "color": color(0.5),
     "chain": chain_augments(flip(), shift(0.2), color(0.3)),
+    "vertical": vertical_flip(),
+    "crop": random_resized_crop((0.2, 0.9), (0.5, 2.0)),
+    "erase": erase(0.5),
+    "trivial": trivial_augment(),
 }
+JUMPS = {"trivial": 0.02}
+"""Share of the values that a rounding may move to another pixel or step."""
 COMPILED = {name: jax.jit(augment) for name, augment in AUGMENTS.items()}
 ROTATED, SHIFTED = jax.jit(rotate_images), jax.jit(shift_images)
-NOTHING = {"rotate": rotate(0), "shift": shift(0.0), "color": color(0.0), "chain": chain_augments()}
+NOTHING = {
+    "rotate": rotate(0),
+    "shift": shift(0.0),
+    "color": color(0.0),
+    "chain": chain_augments(),
+    "erase": erase(0.0),
+    "crop": random_resized_crop((1.0, 1.0), (6 / 7, 6 / 7)),
+    "resize": resize((7, 6)),
+}
 laws = settings(max_examples=10, deadline=None)
 names = st.sampled_from(sorted(AUGMENTS))
 seeds = st.integers(0, 2**31 - 1)
@@ -57,7 +75,7 @@ def test_compiled_equals_eager_and_keeps_shape_and_range(name, seed):
     assert eager.dtype == np.float32
     assert eager.min() >= 0
     assert eager.max() <= 255.001
-    np.testing.assert_allclose(compiled, eager, atol=0.05)
+    assert (np.abs(compiled - eager) > 0.05).mean() <= JUMPS.get(name, 0.0)
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
@@ -108,18 +126,19 @@ def test_other_fields_are_untouched_and_a_batch_without_images_is_unchanged(name
     assert np.array_equal(AUGMENTS[name](getkey(), table)["numeric"], table["numeric"])
 
 
+@pytest.mark.parametrize("name", ["chain", "crop", "erase", "trivial"])
 @pytest.mark.parametrize("shape", [(2, 1, 1, 1, 3), (1, 1, 8, 2, 3), (0, 1, 4, 4, 3)])
-def test_small_shapes(shape, getkey):
-    assert moved(COMPILED["chain"], getkey(), images(0, shape)).shape == shape
+def test_small_shapes(name, shape, getkey):
+    assert moved(COMPILED[name], getkey(), images(0, shape)).shape == shape
 
 
-def test_members_may_map_over_keys():
+@pytest.mark.parametrize("augment", [chain_augments(flip()), AUGMENTS["crop"], AUGMENTS["trivial"]])
+def test_members_may_map_over_keys(augment):
     keys = jax.random.split(jax.random.key(0), 4)
     batch = {"image": images(0)}
-    augment = chain_augments(flip())
     mapped = jax.jit(jax.vmap(augment, (0, None)))(keys, batch)["image"]
     for key, one in zip(keys, mapped, strict=True):
-        np.testing.assert_allclose(moved(augment, key, batch["image"]), one, atol=0.05)
+        assert (np.abs(moved(augment, key, batch["image"]) - one) > 0.05).mean() <= 0.02
 
 
 # ---- each one ------------------------------------------------------------------------------------------------------
@@ -133,14 +152,51 @@ def test_flip_twice_is_the_image(seed):
     np.testing.assert_array_equal(moved(COMPILED["flip"], key, once["image"]), np.asarray(image, np.float32))
 
 
-def test_about_half_are_mirrored():
+@pytest.mark.parametrize(("name", "axis"), [("flip", 3), ("vertical", 2)])
+def test_about_half_are_mirrored(name, axis):
     image = images(0, (400, 1, 2, 3, 3))
-    out = moved(COMPILED["flip"], jax.random.key(0), image)
+    out = moved(COMPILED[name], jax.random.key(0), image)
     plain = np.asarray(image, np.float32)
-    mirrored = (out == plain[:, :, :, ::-1]).all((1, 2, 3, 4))
+    mirrored = (out == np.flip(plain, axis)).all((1, 2, 3, 4))
     kept = (out == plain).all((1, 2, 3, 4))
     assert (mirrored | kept).all()
     assert 150 < mirrored.sum() < 250
+
+
+ALTERNATING = jax.jit(alternating_flip(3))
+
+
+def alternated(image: jax.Array, rows: np.ndarray, epoch: int, key: int = 0) -> np.ndarray:
+    batch = {"image": image, "row": jnp.asarray(rows), "epoch": jnp.full(len(rows), epoch)}
+    return np.asarray(ALTERNATING(jax.random.key(key), batch)["image"])
+
+
+@laws
+@given(seed=seeds, epoch=st.integers(0, 1000))
+def test_alternating_flips_show_each_image_both_ways_in_two_epochs(seed, epoch):
+    image, rows = images(seed, (6, 2, 4, 5, 3)), np.random.default_rng(seed).integers(0, 10**6, 6)
+    plain, now = np.asarray(image, np.float32), alternated(image, rows, epoch)
+    mirrored = (now == plain[:, :, :, ::-1]).all((2, 3, 4))
+    assert (mirrored | (now == plain).all((2, 3, 4))).all()
+    np.testing.assert_array_equal(alternated(image, rows, epoch + 1), now[:, :, :, ::-1])
+    np.testing.assert_array_equal(alternated(image, rows, epoch + 2, key=7), now)  # the key says nothing
+    order = np.random.default_rng(seed).permutation(6)
+    np.testing.assert_array_equal(alternated(image[order], rows[order], epoch), now[order])
+
+
+def test_alternating_flips_mirror_half_in_each_epoch():
+    image = jnp.broadcast_to(jnp.asarray([0, 255], jnp.uint8)[:, None], (2000, 1, 1, 2, 3))
+    share = (alternated(image, np.arange(2000), 0)[:, 0, 0, 0, 0] == 255).mean()
+    assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(2000)  # 4 deviations: one seed in 16,000 would fail
+
+
+def test_an_alternating_flip_leaves_other_fields_and_batches_without_images():
+    batch = {"image": images(0), "row": jnp.arange(3), "epoch": jnp.zeros(3, int), "label": jnp.arange(3)}
+    out = ALTERNATING(jax.random.key(0), batch)
+    assert set(out) == set(batch)
+    assert out["image"].dtype == jnp.float32
+    assert np.array_equal(out["label"], batch["label"])
+    assert set(alternating_flip(0)(jax.random.key(0), {"numeric": jnp.ones((3, 2))})) == {"numeric"}
 
 
 @laws

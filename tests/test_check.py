@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL.PngImagePlugin import PngImageFile
 
-from mmjax.check import check, command
+from mmjax.check import _captions, check, command
 from mmjax.config import Config
 from mmjax.config_load import config_from_dict, config_to_yaml, load_config
 from mmjax.drill import _shortened
@@ -25,7 +25,7 @@ model:
 training: {epochs: 2, batch_size: 16}
 """
 IMAGES = """\
-data: {image: {path: shades}}
+data: {image: {path: shades, augmentation: {horizontal_flip: alternating, cutmix_alpha: 1.0}}}
 model: {architecture: {stages: [1], width: 4}}
 training: {epochs: 3, batch_size: 5}
 """
@@ -148,6 +148,13 @@ def test_what_images_would_take_and_what_the_net_would_see(tmp_path: Path, capsy
     ended = door(capsys, command, "--config", "shades.yaml", "--show-batch", "no/b.png")
     assert (ended.code, ended.out) == (2, "")
     assert "--show-batch no/b.png: expected a file in a folder that is there; name another" in ended.err
+
+
+def test_mixed_images_are_captioned_with_both_classes() -> None:
+    batch = {"label": np.array([1, 0]), "mixed_label": np.array([0, 0]), "mixed_share": np.array([0.3, 0.0])}
+    assert _captions(batch, ("dark", "light")) == ["light + 30% dark", "dark"]
+    assert _captions({"label": np.array([1, 0])}, ("dark", "light")) == ["light", "dark"]
+    assert _captions({"label": np.array([[1.5], [2.0]])}, ()) == ["1.5", "2"]
 
 
 def test_what_training_would_refuse(home: Path, capsys) -> None:

@@ -126,7 +126,7 @@ STRUCTURE = {
     ),
     "key of another section": (
         TABLE + "model:\n  dropout: 0.1",
-        ["c.yaml:3: model.dropout: unknown key; options: type, name, architecture, fusion; did you mean "
+        ["c.yaml:3: model.dropout: unknown key; options: type, name, pretrained, architecture, fusion; did you mean "
          "'model.architecture.dropout'?"],
     ),
     "key one level too high": (
@@ -146,7 +146,8 @@ STRUCTURE = {
     ),
     "missing required": (
         "data:\n  tabular:\n    path: a.csv",
-        ["c.yaml:2: data.tabular.target_column: missing; expected text that is not empty"],
+        ["c.yaml:2: data.tabular.target_column: missing; expected text that is not empty or a list of 2 or more, each "
+         "text that is not empty"],
     ),
     "missing data": (
         "seed: 1",
@@ -176,7 +177,8 @@ STRUCTURE = {
     "number for text": (
         "data: {tabular: {path: 5, target_column: true}}",
         ['c.yaml:1: data.tabular.path: expected text that is not empty, got the number 5; quote it: "5"',
-         'c.yaml:1: data.tabular.target_column: expected text that is not empty, got true; quote it: "true"'],
+         "c.yaml:1: data.tabular.target_column: expected text that is not empty or a list of 2 or more, each text that "
+         'is not empty, got true; quote it: "true"'],
     ),
     "boolean for a number": (
         TABLE + "seed: true\ntraining: {learning_rate: false}",
@@ -194,7 +196,8 @@ STRUCTURE = {
         ["c.yaml:2: training: expected a mapping with epochs, batch_size, learning_rate, optimizer, momentum, "
          "weight_decay, adam_b2, decay_schedule, schedule, warmup_fraction, step_every, step_factor, loss, "
          "label_smoothing, calibration, threshold, coverage, abstain_below, class_weights, "
-         "focal_gamma, huber_delta, quantiles, gradient_clip_norm, accumulate_steps, ema_decay, members, "
+         "focal_gamma, huber_delta, quantiles, freeze, layer_decay, gradient_clip_norm, accumulate_steps, "
+         "ema_decay, members, "
          "seeds, member_loop, early_stopping, checkpoint, got "
          "nothing; give a value or remove the key",
          "c.yaml:3: seed: expected a whole number >= 0, got nothing; give a value or remove the key"],
@@ -304,7 +307,7 @@ RULES = {
     ),
     "a trunk that sees no images": (
         MIXED + "model: {name: mlp}",
-        "c.yaml:2: model.name: expected resnet, resnet18 to resnet50 or efficientnet_b0 to efficientnet_b4 (the "
+        "c.yaml:2: model.name: expected resnet, resnet18 to resnet50 (or with d) or [tf_]efficientnet_b0 to b4 (the "
         "trunk of the images) for data.tabular.images, got mlp",
     ),
     "type of images alone": (
@@ -337,8 +340,8 @@ RULES = {
         "c.yaml:2: training.early_stopping.monitor: expected val_X or train_X with X one of loss, accuracy, "
         "balanced_accuracy, top_3_accuracy, top_5_accuracy, precision_macro, recall_macro, f1_macro, precision_micro, "
         "recall_micro, f1_micro, precision_weighted, recall_weighted, f1_weighted, precision, recall, f1, roc_auc, "
-        "pr_auc, log_loss, refined_log_loss, brier, ece, mcc, rmse, mae, r2, mape; got 'validation_loss'; did you mean "
-        "'val_loss'?",
+        "pr_auc, log_loss, refined_log_loss, brier, ece, mcc, rmse, mae, r2, mape, subset_accuracy, hamming_loss; got "
+        "'validation_loss'; did you mean 'val_loss'?",
     ),
     "monitor of another task": (
         TASK % "regression" + "training: {early_stopping: {monitor: val_accuracy}}",
@@ -356,7 +359,7 @@ RULES = {
     ),
     "name of other data": (
         IMAGES + "model: {name: mlp}",
-        "c.yaml:2: model.name: expected resnet, resnet18 to resnet50 or efficientnet_b0 to efficientnet_b4 for "
+        "c.yaml:2: model.name: expected resnet, resnet18 to resnet50 (or with d) or [tf_]efficientnet_b0 to b4 for "
         "data.image, got mlp",
     ),
     "network of other data": (
@@ -371,15 +374,15 @@ RULES = {
     "input_dim of images": (
         IMAGES + "model: {architecture: {input_dim: 8}}",
         "c.yaml:2: model.architecture.input_dim: resnet has no such option; it takes stages, width, dropout, "
-        "activation",
+        "activation, stem",
     ),
     "stages of a fixed resnet": (
         IMAGES + "model: {name: resnet50, architecture: {stages: [1]}}",
-        "c.yaml:2: model.architecture.stages: resnet50 has no such option; it takes dropout, activation",
+        "c.yaml:2: model.architecture.stages: resnet50 has no such option; it takes dropout, activation, stem",
     ),
     "activation of an efficientnet": (
         IMAGES + "model: {name: efficientnet_b0, architecture: {activation: relu, dropout: 0.2}}",
-        "c.yaml:2: model.architecture.activation: efficientnet_b0 has no such option; it takes dropout",
+        "c.yaml:2: model.architecture.activation: efficientnet_b0 has no such option; it takes dropout, stem",
     ),
     "loss of another task": (
         TASK % "classification" + "training: {loss: mse}",
@@ -732,7 +735,8 @@ def test_dict_errors_name_the_place_and_the_key() -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_dict(content, "bundle/config.json")
     assert [problem.split(";")[0] for problem in caught.value.problems] == [
-        "bundle/config.json: data.tabular.target_column: expected text that is not empty, got the number 5",
+        "bundle/config.json: data.tabular.target_column: expected text that is not empty or a list of 2 or more, each "
+        "text that is not empty, got the number 5",
         "bundle/config.json: seed: expected a whole number >= 0, got the number NaN",
         "bundle/config.json: extends: unknown key",
     ]

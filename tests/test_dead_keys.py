@@ -107,6 +107,8 @@ SCHEDULED = {**TABLE, "training.learning_rate": 0.01}
 AUGMENTED = "data.image.augmentation"
 PREPARED = "data.tabular.preprocessing"
 REALMLP = {**TABLE, "model.name": "realmlp"}
+B0 = {"name": "dead", "data.image.path": "images", "model.name": "efficientnet_b0"}
+MEAN = {"data.image.channel_mean": [0.5, 0.5, 0.5], "data.image.channel_std": [0.5, 0.5, 0.5]}
 STREAMED = {**TABLE, "data.loading": "streamed"}
 
 
@@ -162,6 +164,14 @@ KEYS: tuple[tuple[str, Key], ...] = (
     (f"{LISTING}.filter", Key("box", "rows", {**MIXED, f"{LISTING}.image_size": [8, 8]})),
     (f"{LISTING}.augmentation.horizontal_flip", Key(False, "program", MIXED)),
     (f"{LISTING}.augmentation.rotation_range", Key(20, "program", MIXED)),
+    (f"{LISTING}.augmentation.vertical_flip", Key(True, "program", MIXED)),
+    (f"{LISTING}.augmentation.random_resized_crop", Key([0.3, 1.0], "program", MIXED)),
+    (
+        f"{LISTING}.augmentation.crop_ratio",
+        Key([0.5, 2.0], "program", {**MIXED, f"{LISTING}.augmentation.random_resized_crop": [0.3, 1.0]}),
+    ),
+    (f"{LISTING}.augmentation.trivial_augment", Key(True, "program", MIXED)),
+    (f"{LISTING}.augmentation.random_erasing", Key(0.5, "program", MIXED)),
     (f"{LISTING}.augmentation.shift", Key(0.5, "program", MIXED)),
     (f"{LISTING}.augmentation.color", Key(0.5, "program", MIXED)),
     (f"{LISTING}.augmentation.normalize", Key(False, "program", MIXED)),
@@ -175,6 +185,9 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("data.image.image_size", Key([16, 16], "rows", IMAGES)),
     ("data.image.resize", Key("stretch", "rows", {**IMAGES, "data.image.image_size": [8, 8]})),
     ("data.image.filter", Key("box", "rows", {**IMAGES, "data.image.image_size": [8, 8]})),
+    ("data.image.crop_share", Key(0.5, "rows", IMAGES)),
+    ("data.image.channel_mean", Key([0.1, 0.2, 0.3], "fitted", {**IMAGES, **MEAN})),
+    ("data.image.channel_std", Key([0.1, 0.2, 0.3], "fitted", {**IMAGES, **MEAN})),
     ("data.image.task", Key("regression", "schema", {**LISTED, "data.image.target_column": "grade"})),
     ("data.image.positive_class", Key("dark", "schema", IMAGES)),
     ("data.image.image_column", Key("negative", "rows", LISTED)),
@@ -183,6 +196,20 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("data.image.target_column", Key("shade", "schema", IMAGES)),
     *(share for part in SHARES for share in shares("image", part)),
     (f"{AUGMENTED}.horizontal_flip", Key(False, "program", IMAGES)),
+    (f"{AUGMENTED}.horizontal_flip", Key("alternating", "program", IMAGES)),
+    (f"{AUGMENTED}.vertical_flip", Key(True, "program", IMAGES)),
+    (f"{AUGMENTED}.random_resized_crop", Key([0.3, 1.0], "program", IMAGES)),
+    (f"{AUGMENTED}.crop_ratio", Key([0.5, 2.0], "program", {**IMAGES, f"{AUGMENTED}.random_resized_crop": [0.3, 1.0]})),
+    (f"{AUGMENTED}.trivial_augment", Key(True, "program", IMAGES)),
+    (f"{AUGMENTED}.random_erasing", Key(0.5, "program", IMAGES)),
+    (f"{AUGMENTED}.mixup_alpha", Key(0.2, "program", IMAGES)),
+    (f"{AUGMENTED}.cutmix_alpha", Key(1.0, "program", IMAGES)),
+    (f"{AUGMENTED}.mix_probability", Key(0.5, "program", {**IMAGES, f"{AUGMENTED}.mixup_alpha": 0.2})),
+    ("data.image.train_size", Key([8, 8], "program", {**IMAGES, "data.image.image_size": [16, 16]})),
+    (
+        "data.image.progressive_resizing",
+        Key(True, "program", {**IMAGES, "data.image.image_size": [16, 16], "data.image.train_size": [8, 8]}),
+    ),
     (f"{AUGMENTED}.rotation_range", Key(20, "program", IMAGES)),
     (f"{AUGMENTED}.shift", Key(0.5, "program", IMAGES)),
     (f"{AUGMENTED}.color", Key(0.5, "program", IMAGES)),
@@ -211,6 +238,8 @@ KEYS: tuple[tuple[str, Key], ...] = (
         "model.name",
         Key("resnet18", "shapes", {**IMAGES, "model.architecture.stages": None, "model.architecture.width": None}),
     ),
+    ("model.pretrained", Key("w.pth", "refusal", B0, says="expected a .safetensors or .npz file, got w.pth")),
+    ("model.architecture.stem", Key("large", "shapes", IMAGES)),
     ("model.architecture.members", Key(3, "program", {**TABLE, "model.name": "tabm"})),
     ("model.architecture.input_dim", Key(99, "refusal", says="model.architecture.input_dim: expected")),
     ("model.architecture.hidden_layers", Key([5], "program")),
@@ -266,6 +295,8 @@ KEYS: tuple[tuple[str, Key], ...] = (
         "training.quantiles",
         Key([0.5], "program", {**TABLE, "data.tabular.target_column": "length", "training.loss": "pinball"}),
     ),
+    ("training.freeze", Key("trunk", "refusal", IMAGES, says="training.freeze: expected `model.pretrained` with it")),
+    ("training.layer_decay", Key(0.5, "program", IMAGES)),
     ("training.gradient_clip_norm", Key(0.5, "program")),
     ("training.accumulate_steps", Key(2, "program")),
     ("training.ema_decay", Key(0.9, "program")),
@@ -288,14 +319,23 @@ KEYS: tuple[tuple[str, Key], ...] = (
 )
 
 NUMBERS = {**TABLE, "data.tabular.ignore_columns": ["colour", "open", "note", "part", "again"]}
-B0 = {"name": "dead", "data.image.path": "images", "model.name": "efficientnet_b0"}
 IDLE: tuple[tuple[str, Settings, str], ...] = (
     ("data.image.id_column", {**IMAGES, "data.image.id_column": "id"}, "expected a .csv file"),
     ("data.image.ignore_columns", {**IMAGES, "data.image.ignore_columns": ["id"]}, "expected a .csv file"),
     ("data.image.weight_column", {**IMAGES, "data.image.weight_column": "weight"}, "expected a .csv file"),
+    (f"{AUGMENTED}.crop_ratio", {**IMAGES, f"{AUGMENTED}.crop_ratio": [0.5, 2.0]}, "expected `random_resized_crop`"),
+    (f"{AUGMENTED}.mix_probability", {**IMAGES, f"{AUGMENTED}.mix_probability": 0.5}, "expected `mixup_alpha` or"),
+    ("data.image.progressive_resizing", {**IMAGES, "data.image.progressive_resizing": True}, "expected `train_size`"),
+    (
+        "data.image.train_size",
+        {**IMAGES, "data.image.image_size": [8, 8], "data.image.train_size": [8, 8]},
+        "expected a smaller size",
+    ),
     ("model.architecture.embedding_dim", {**NUMBERS, "model.architecture.embedding_dim": 5}, "got none; remove it"),
     ("model.architecture.activation", {**B0, "model.architecture.activation": "relu"}, "has no such option"),
     ("model.architecture.width", {**B0, "model.architecture.width": 8}, "has no such option"),
+    ("data.image.crop_share", {**IMAGES, "data.image.resize": "pad", "data.image.crop_share": 0.5}, "has no effect"),
+    ("training.layer_decay", {**TABLE, "training.layer_decay": 0.5}, "expected data.image with it"),
     ("preset", {**IMAGES, "preset": "fast"}, "expected a table, whose network it chooses"),
     ("preset", {**TABLE, "preset": "fast"}, "expected no `model.name` with"),
     ("training.momentum", {**TABLE, "training.momentum": 0.5}, "has no effect"),

@@ -133,7 +133,7 @@ def test_weights_that_leave_too_few_rows_are_refused():
 
 def test_a_share_in_percent_is_no_probability():
     """All rows would be abstained, without a word."""
-    assert abstain_problems("--abstain-below", 70.0, ("a", "b")) == [
+    assert abstain_problems("--abstain-below", 70.0, BINARY) == [
         "--abstain-below: expected a probability, 1 at most, got 70"
     ]
-    assert not abstain_problems("--abstain-below", 1.0, ("a", "b"))
+    assert not abstain_problems("--abstain-below", 1.0, BINARY)

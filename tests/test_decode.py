@@ -552,3 +552,33 @@ def test_real_icons_of_every_mode(shared_data):
 def test_the_limit_is_pillows():
     assert Image.MAX_IMAGE_PIXELS is not None
     assert (decode.MAX_PIXELS, decode.MAX_GIF_PIXELS) == (2 * Image.MAX_IMAGE_PIXELS, Image.MAX_IMAGE_PIXELS)
+
+
+@quick
+@given(
+    st.integers(20, 90),
+    st.integers(20, 90),
+    st.sampled_from([0.5, 0.875, 0.95]),
+    st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_a_crop_share_is_resize_then_centre_crop(height: int, width: int, share: float, name: str) -> None:
+    """As torchvision tests its weights: the shorter side to size / share, then the middle.
+
+    Of a smooth image, as the box that is cut out first begins between pixels."""
+    ramp = np.linspace(20, 200, height)[:, None, None] + np.linspace(0, 50, width)[None, :, None]
+    image = np.repeat(ramp, 3, axis=2).astype(np.uint8)
+    found = decode_image(image, spec(16, 16, filter=name, crop_share=share))
+    scale = 16 / share / min(height, width)
+    sides = (max(16, round(width * scale)), max(16, round(height * scale)))
+    resized = Image.fromarray(image).resize(sides, Image.Resampling[name.upper()])
+    left, top = (resized.width - 16) / 2, (resized.height - 16) / 2
+    expected = np.asarray(resized.crop((round(left), round(top), round(left) + 16, round(top) + 16)), int)
+    steepest = 180 / (sides[1] - 1) + 50 / (sides[0] - 1)
+    assert np.abs(found - expected).max() <= 2 + 1.5 * steepest
+
+
+def test_a_whole_crop_share_is_none() -> None:
+    image = pixels(9, 9)
+    np.testing.assert_array_equal(decode_image(image, spec(9, 9)), image)
+    assert decode_image(pixels(9, 9, None), spec(9, 9, crop_share=0.5)).shape == (9, 9, 3)
+    assert not np.array_equal(decode_image(image, spec(9, 9, crop_share=0.5)), image)

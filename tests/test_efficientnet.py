@@ -44,7 +44,7 @@ def test_parameters_are_as_many_as_torchvisions(name: ModelName, count: int) -> 
 
 def test_scaling_follows_the_paper() -> None:
     assert [scaled_channels(32, width) for width in (1.0, 1.1, 1.2, 1.4)] == [32, 32, 40, 48]
-    assert [len(scaled_blocks(size)) for size in EFFICIENTNETS.values()] == [16, 23, 23, 26, 32]
+    assert [len(scaled_blocks(size)) for size in EFFICIENTNETS.values()] == [16, 23, 23, 26, 32] * 2
     assert [block.stride for block in scaled_blocks(EFFICIENTNETS["efficientnet_b0"])].count(2) == 4
 
 

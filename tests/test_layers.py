@@ -14,22 +14,28 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmjax"
 LAYERS: dict[int, dict[str, str]] = {
     0: {
         "ground": """errors schema interrupts numerics numerics_programs backend
-            config config_load config_rules config_structure config_tree config_words config_yaml config_docs""",
+            config config_conflict config_drafts config_load config_rules config_rules_images config_structure
+            config_tree config_words config_yaml config_docs""",
     },
     1: {
-        "data": """data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images data/audit_leaks
+        "data": """data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images
+            data/audit_labels data/audit_leaks
             data/audit_rows data/cache data/cells data/decode data/decode_sheet data/encode data/encode_survey
             data/facts data/findings data/fingerprint data/folders data/idx data/image_bytes data/image_paths
-            data/images data/infer data/kinds data/loading data/pipeline data/pixels data/prepare data/prepare_images
-            data/prepare_table data/prepared data/prepared_cache data/quarantine data/schema_file data/split
-            data/split_groups data/split_time data/stream data/survey data/table data/table_images data/table_survey
-            data/validate data/validate_survey""",
-        "transforms": """transforms/augment transforms/base transforms/build transforms/image
-            transforms/piecewise transforms/tabular""",
+            data/images data/infer
+            data/kinds data/labels data/loading data/pipeline data/pixels data/prepare data/prepare_images
+            data/prepare_table
+            data/prepared data/prepared_cache data/quarantine data/schema_file data/split data/split_groups
+            data/split_time data/stream data/survey data/table data/table_images data/table_survey data/validate
+            data/validate_survey""",
+        "transforms": """transforms/augment transforms/base transforms/boxes transforms/build transforms/image
+            transforms/mix transforms/piecewise transforms/tabular transforms/trivial_augment""",
         "models": """models/base models/build models/convolution models/efficientnet models/fusion models/layers
-            models/mlp models/realmlp models/resnet models/tabm""",
+            models/mlp
+            models/pretrained models/realmlp models/resnet models/state_dict models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/conformal
-            training/event_types training/losses training/metrics training/outputs training/state training/stopping
+            training/event_types training/label_metrics training/label_outputs training/losses training/metrics
+            training/outputs training/state training/stopping
             training/threshold""",
         "artifact": "artifact/answers artifact/files artifact/golden artifact/manifest artifact/tree",
         "client": "client client_binary client_bodies client_http",
@@ -37,15 +43,17 @@ LAYERS: dict[int, dict[str, str]] = {
             analysis/tables""",
     },
     2: {
-        "training": """training/checkpoint training/decide training/events training/members training/optimizer
-            training/scoring training/steps""",
+        "training": """training/checkpoint training/decide training/events training/fine_tuning training/members
+            training/optimizer training/scoring training/steps""",
         "artifact": "artifact/bundle artifact/registry artifact/runs",
     },
     3: {
         "parts": "parts",
         "recipe": "recipe",
-        "evaluation": """analysis/baseline_data analysis/baseline_models analysis/baselines analysis/boosting
-            analysis/bootstrap analysis/evaluation analysis/modalities analysis/noise analysis/trust""",
+        "evaluation": """analysis/baseline_data analysis/baseline_labels analysis/baseline_models analysis/baselines
+            analysis/boosting
+            analysis/bootstrap analysis/bootstrap_labels
+            analysis/bootstrap_ranking analysis/evaluation analysis/modalities analysis/noise analysis/trust""",
     },
     4: {
         "training": "training/setup",
@@ -53,7 +61,6 @@ LAYERS: dict[int, dict[str, str]] = {
     },
     5: {
         "cli": "cli",
-        "init": "init_texts",
         "resume": "resume",
         "drill": "drill",
         "ensembles": "ensembles",

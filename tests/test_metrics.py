@@ -221,7 +221,7 @@ def test_regression_edges():
 
 def test_direction_of_every_metric():
     best = {name for name in METRIC_NAMES if metric_direction(f"val_{name}") == "min"}
-    assert best == {"loss", "log_loss", "refined_log_loss", "brier", "ece", "rmse", "mae", "mape"}
+    assert best == {"loss", "log_loss", "refined_log_loss", "brier", "ece", "hamming_loss", "rmse", "mae", "mape"}
     assert metric_direction("roc_auc") == metric_direction("train_roc_auc") == "max"
     assert set(CLASSIFICATION_METRICS) >= set(classification_metrics(np.full((2, 6), 1 / 6), np.zeros(2, np.int64)))
 

@@ -106,7 +106,7 @@ def test_every_way_to_ask_gives_one_answer(trained: Trained, tmp_path: Path) -> 
         scratch.mkdir()
         source = write_source(sample._replace(source=None), contents.config, scratch)
         predict_file(trained.predictor, source, scratch / "out.csv", images=scratch)
-        door = read_predictions(scratch / "out.csv", classes=2)
+        door = read_predictions(scratch / "out.csv", trained.predictor.schema.target)
         found = compare_paths(trained.predictor, sample, door=door, bucket=16, allowed=5e-3, scratch=scratch)
         found += [compare_server(trained.predictor, sample), *compare_forms(trained.predictor, sample)]
         assert [one.problem for one in found if not one.agrees] == []

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from mmjax.data.decode import encode_png
 from tests.live import JSON, Client, door
-from tests.untrained import HOMES, KINDS, NUMBERS, PRICE, SHADES, add_model, picture
+from tests.untrained import HOMES, KINDS, NUMBERS, PRICE, SHADES, TAGS, add_model, picture
 
 HOOKS = """
 import base64
@@ -51,7 +51,7 @@ enabled = false
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     root = tmp_path_factory.mktemp("openapi") / "registry"
-    served = {"kinds": KINDS, "numbers": NUMBERS, "price": PRICE, "shades": SHADES, "homes": HOMES}
+    served = {"kinds": KINDS, "numbers": NUMBERS, "price": PRICE, "shades": SHADES, "homes": HOMES, "tags": TAGS}
     for name, schema in served.items():
         add_model(root, name, schema)
     models = [word for name in served for word in ("--model", name)]
@@ -80,8 +80,8 @@ def test_what_is_answered_is_as_told(server: Client, document: dict[str, Any]):
     asked: list[tuple[str, str, str, Any, dict[str, str]]] = [
         ("GET", path, path, None, {}) for path, item in document["paths"].items() if "get" in item and "{" not in path
     ]
-    asked += [("GET", f"/models/{name}", "/models/{name}", None, {}) for name in ("kinds", "shades", "price")]
-    asked += [("GET", f"/v2/models/{name}", "/v2/models/{name}", None, {}) for name in ("kinds", "numbers", "shades")]
+    asked += [("GET", f"/models/{name}", "/models/{name}", None, {}) for name in ("kinds", "shades", "price", "tags")]
+    asked += [("GET", f"/v2/models/{name}", "/v2/models/{name}", None, {}) for name in ("kinds", "numbers", "tags")]
     asked += [("GET", "/v2/models/kinds/versions/1/ready", "/v2/models/{name}/versions/{version}/ready", None, {})]
     asked += [
         ("GET", "/metrics?format=json", "/metrics", None, {}),
@@ -89,11 +89,15 @@ def test_what_is_answered_is_as_told(server: Client, document: dict[str, Any]):
     ]
     row = {"features": [[0.5, None, 1, 2, 3]], "model": "numbers"}
     asked += [("POST", "/predict/tabular", "/predict/tabular", json.dumps(row), JSON)]
+    labels = {"features": [[0.5, -2], [3, 4]], "model": "tags"}
+    asked += [("POST", "/predict/tabular", "/predict/tabular", json.dumps(labels), JSON)]
     asked += [("POST", "/predict/tabular", "/predict/tabular", "{", JSON)]
     asked += [("POST", "/predict/image", "/predict/image", encode_png(picture(9)), {"content-type": "image/png"})]
     tensor = {"name": "features", "shape": [1, 5], "datatype": "FP32", "data": [1, 2, 3, 4, 5]}
     asked += [("POST", "/v2/models/numbers/infer", "/v2/models/{name}/infer", json.dumps({"inputs": [tensor]}), JSON)]
     asked += [("POST", "/v2/models/numbers/infer", "/v2/models/{name}/infer", json.dumps({"inputs": []}), JSON)]
+    tensor = tensor | {"shape": [2, 2], "data": [1, 2, 3, 4]}
+    asked += [("POST", "/v2/models/tags/infer", "/v2/models/{name}/infer", json.dumps({"inputs": [tensor]}), JSON)]
     for method, path, template, body, headers in asked:
         reply = server.ask(method, path, body, headers)
         told = document["paths"][template][method.lower()]["responses"][str(reply.status)]

@@ -13,7 +13,7 @@ from mmjax.serving.limits import new_key
 from mmjax.serving.page import FILES, FOLDER, TYPES
 from tests.chromium import Browser, chromium
 from tests.live import Client, door
-from tests.untrained import HOMES, KINDS, PRICE, SHADES, add_model, picture
+from tests.untrained import HOMES, KINDS, PRICE, SHADES, TAGS, add_model, picture
 
 ANSWERED = "document.querySelector('#result .answer') !== null"
 HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
@@ -22,7 +22,8 @@ HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page") / "registry"
-    for name, schema in (("kinds", KINDS), ("price", PRICE), ("shades", SHADES), ("homes", HOMES)):
+    schemas = {"kinds": KINDS, "price": PRICE, "shades": SHADES, "tags": TAGS, "homes": HOMES}
+    for name, schema in schemas.items():
         add_model(root, name, schema)
     return root
 
@@ -32,7 +33,7 @@ def keyed(registry: Path) -> Iterator[tuple[Client, str]]:
     """A server that wants a key, and the key."""
     key, line = new_key("page")
     (registry / "keys").write_text(line)
-    models = [word for name in ("kinds", "price", "shades", "homes") for word in ("--model", name)]
+    models = [word for name in ("kinds", "price", "shades", "tags", "homes") for word in ("--model", name)]
     with door(registry, *models, "--api-keys", str(registry / "keys")) as server:
         yield server, key
 
@@ -168,6 +169,29 @@ def test_a_row_of_gaps_is_answered_and_a_value_is_predicted(page: Browser):
     assert page.run("document.querySelector('#empty')") is None
     assert re.fullmatch(r"price\n-?\d+(\.\d+)?", text(page, "#result .answer"))
     assert page.run("document.querySelector('.bars')") is None
+    assert page.complaints == []
+
+
+def test_labels_that_hold_are_named_and_marked(page: Browser, keyed: tuple[Client, str]):
+    pick(page, "tags")
+    page.until("document.querySelectorAll('#form .field').length === 2")
+    assert "2 labels of which any number hold" in text(page, "#about")
+    seen = set()
+    for values in ((3.0, -3.0), (-3.0, 3.0), (3.0, 3.0), (-3.0, -3.0)):
+        page.run("document.querySelector('#result').replaceChildren()")
+        for number, value in enumerate(values):
+            set_field(page, number, str(value))
+        page.run("document.querySelector('#form button').click()")
+        page.until(ANSWERED)
+        body = json.dumps({"model": "tags", "features": [values]})
+        headers = {"authorization": f"Bearer {keyed[1]}", "content-type": "application/json"}
+        expected = keyed[0].ask("POST", "/predict/tabular", body, headers).json
+        held = expected["labels"][0]
+        assert text(page, "#result .answer").split("\n")[1] == (", ".join(held) or "none of the labels")
+        names = page.run("[...document.querySelectorAll('.bars li > span:first-child')].map(one => one.innerText)")
+        assert {name.removesuffix(" \u2713") for name in names if name.endswith("\u2713")} == set(held)
+        seen.add(tuple(held))
+    assert len(seen) > 1
     assert page.complaints == []
 
 

@@ -203,7 +203,7 @@ def test_every_way_gives_the_same_answers(case: Case):
         source = save(home / "asked.csv", case.asked)
         sample = Sample("rows", read_table(source).columns, source)
         predict_file(predictor, source, home / "out.csv")
-        door = read_predictions(home / "out.csv", classes=len(schema.target.classes))
+        door = read_predictions(home / "out.csv", schema.target)
         found = compare_paths(predictor, sample, door=door, bucket=16, allowed=1e-6, scratch=home)
         found.append(compare_server(predictor, sample))
         assert [each.problem for each in found if not each.agrees] == []

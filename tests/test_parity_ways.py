@@ -243,7 +243,7 @@ def test_images_agree_as_paths_bytes_and_pixels(shades: Bundle, pictures: Path, 
     few = read_sample(contents.config, contents.schema, pictures, rows=11)
     sample = golden_sample(contents) if golden else few
     predict_file(predictor, write_source(sample, contents.config, tmp_path), tmp_path / "out.csv")
-    printed = read_predictions(tmp_path / "out.csv", classes=2)
+    printed = read_predictions(tmp_path / "out.csv", contents.schema.target)
     found = compare_paths(predictor, sample, door=printed, bucket=8, allowed=1e-6, scratch=tmp_path)
     found += [compare_server(predictor, sample), compare_live(contents, predictor, sample, url)]
     assert [way.path for way in found][3:] == ["images as paths", "images as bytes", "images as pixels", *SERVED]

@@ -59,7 +59,9 @@ def test_every_open_field_is_decided_with_a_reason(kind: str, train_rows: int) -
         f"model.architecture.{field}"
         for field in config.model.architecture.__struct_fields__
         if getattr(ARCHITECTURE_DEFAULTS[str(resolved.model.name)], field) is UNSET
-    } - ({"model.architecture.embedding_dim", "model.architecture.activation"} if kind in TABLES else set())
+    }
+    follow = ("embedding_dim", "activation") if kind in TABLES else ("stem",)
+    unused -= {f"model.architecture.{field}" for field in follow}
     unused |= {"training.label_smoothing"} if kind == "number" else set()
     unused |= {f"model.fusion.{field}" for field in config.model.fusion.__struct_fields__} if kind != "both" else set()
     unused |= {"training.early_stopping.patience"} if kind in TABLES else set()  # RealMLP takes all its epochs

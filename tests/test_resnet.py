@@ -22,9 +22,17 @@ def shapes(name: ModelName, px: int, **architecture: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032)]
+    ("name", "count"),
+    [
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("resnet18d", 11_708_744),
+        ("resnet34d", 21_816_904),
+        ("resnet50d", 25_576_264),
+    ],
 )
-def test_parameters_are_as_many_as_torchvisions(name: ModelName, count: int) -> None:
+def test_parameters_are_as_many_as_torchvisions_and_timms(name: ModelName, count: int) -> None:
     assert count_parameters(shapes(name, 224)) == count
 
 
@@ -33,6 +41,13 @@ def test_the_stem_follows_the_shorter_side(px: int, kernel_px: int) -> None:
     params = shapes("resnet", px)["params"]
     assert params["stem_conv"]["kernel"].shape == (kernel_px, kernel_px, 3, 32)
     assert params["head"]["kernel"].shape == (128, 1000)
+
+
+def test_a_named_stem_is_taken_at_any_size() -> None:
+    assert shapes("resnet", 32, stem="large")["params"]["stem_conv"]["kernel"].shape == (7, 7, 3, 32)
+    assert shapes("resnet18", 224, stem="small")["params"]["stem_conv"]["kernel"].shape == (3, 3, 3, 64)
+    deep = shapes("resnet50d", 64)["params"]
+    assert [deep[f"stem_conv{i}"]["kernel"].shape[2:] for i in (1, 2, 3)] == [(3, 32), (32, 32), (32, 64)]
 
 
 def test_stages_and_width_shape_the_network() -> None:

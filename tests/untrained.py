@@ -13,7 +13,7 @@ from mmjax.data.decode import encode_png
 from mmjax.data.encode import encode
 from mmjax.parts import States, build_parts
 from mmjax.recipe import resolve
-from mmjax.schema import Column, Columns, ImageSpec, Schema, Target
+from mmjax.schema import Column, Columns, ImageSpec, Label, Schema, Target
 
 NUMBERS = Schema(
     target=Target(column="kind", task="classification", classes=("a:b", "ü", "10")),
@@ -38,6 +38,19 @@ KINDS = Schema(
     missing_markers=("NA",),
 )
 """Columns of every kind."""
+TAGS = Schema(
+    target=Target(
+        column="urgent, bill",
+        task="multilabel",
+        classes=("urgent", "bill"),
+        labels=(
+            Label(column="urgent", negative="no", positive="yes"),
+            Label(column="bill", negative="0", positive="1"),
+        ),
+    ),
+    columns=tuple(Column(name=f"x{i}", kind="numeric") for i in range(2)),
+)
+"""Several labels."""
 SHADES = Schema(
     target=Target(column="label", task="classification", classes=("dark", "light")),
     image=ImageSpec(height_px=8, width_px=8),
@@ -104,7 +117,8 @@ def add_model(root: Path, name: str, schema: Schema, *, seed: int = 0) -> None:
         data = Data(tabular=TabularData(path="table.csv", target_column="price", images=images))
         model = Model(architecture=Architecture(stages=(1,), width=4), fusion=Fusion(width=8, hidden_layers=(8,)))
     elif schema.image is None:
-        data = Data(tabular=TabularData(path="table.csv", target_column=schema.target.column))
+        target = schema.target.columns if schema.target.labels else schema.target.column
+        data = Data(tabular=TabularData(path="table.csv", target_column=target))
         model = Model(name="mlp", architecture=Architecture(hidden_layers=(8,)))
     else:
         data, model = Data(image=ImageData(path="images")), Model(architecture=Architecture(stages=(1,), width=4))

@@ -5,6 +5,8 @@ from typing import Any
 from mmjax.analysis.report import Report, headline_split
 from mmjax.analysis.tables import count, number, printable
 
+MOST_LABELS = 10
+"""Thresholds that are told one by one."""
 CALIBRATED = {"ece": "ECE", "brier": "Brier", "log_loss": "log loss"}
 
 
@@ -47,6 +49,11 @@ def _threshold(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str
     why = f"the best {metric} on {_rows(fact)}" if metric else "as given"
     names = dict.fromkeys([metric] if metric else ["accuracy", "f1"])
     moved = ", ".join(f"{name} {_moved(figures['before'][name], figures['after'][name])}" for name in names)
+    if "labels" in fact:
+        each = list(fact["labels"].items())
+        listed = ", ".join(f"{printable(name)} {value:.3g}" for name, value in each[:MOST_LABELS])
+        more = f" and {len(each) - MOST_LABELS} more" if len(each) > MOST_LABELS else ""
+        return f"threshold of each label: {listed}{more}, {why}; {where} mean {moved} (from 0.5 to it)"
     positive = printable(fact.get("class", ""))
     return f"threshold: {positive} from probability {fact['value']:.3g} on, {why}; {where} {moved} (from 0.5 to it)"
 
@@ -69,8 +76,9 @@ def _conformal(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str
 
 
 def _abstention(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str:
+    unit = "subset accuracy" if fact.get("labels") else "accuracy"
     return (
-        f"abstained: below a probability of {fact['below']:.4g}; {where} {figures['share']:.1%} of the rows, accuracy "
+        f"abstained: below a probability of {fact['below']:.4g}; {where} {figures['share']:.1%} of the rows, {unit} "
         f"{number(figures['accuracy_of_answered'])} on the others, {number(figures['accuracy'])} on all"
     )
 

@@ -22,16 +22,20 @@ class Labels(NamedTuple):
     """How labels become numbers that a baseline is fitted to."""
 
     classes: int
-    """0 for regression."""
+    """0 for regression; of several labels their number."""
     usual: np.ndarray
     """f64[K] shares of the classes, or f64[T] mean, of the training rows, weighted."""
     unit: np.ndarray
     """f64[T] deviation of the training rows; 1 for classes."""
+    several: bool = False
+    """Whether each of the `classes` is a label by itself, of yes or no; `usual` are the shares that hold it."""
 
 
 def fit_labels(batch: Batch, train: np.ndarray, classes: int) -> Labels:
-    """Return the Labels of the training rows."""
+    """Return the Labels of the training rows; labels i32[N, L] of 0 and 1 are several."""
     label, weight = batch["label"][train], weights(batch, train)
+    if classes and label.ndim == 2:
+        return Labels(classes, weight @ label.astype(np.float64), np.ones(1), several=True)
     if classes:
         return Labels(classes, np.bincount(label, weights=weight, minlength=classes), np.ones(1))
     values = label.astype(np.float64)
@@ -53,7 +57,9 @@ def standard_labels(labels: Labels, batch: Batch, rows: np.ndarray) -> np.ndarra
 
 def fitting_rows(labels: Labels, batch: Batch, rows: np.ndarray, x: np.ndarray) -> Rows:
     """Return the Rows of a matrix for a baseline in JAX."""
-    if labels.classes:
+    if labels.several:
+        y = batch["label"][rows].astype(np.float32)
+    elif labels.classes:
         y = np.eye(labels.classes, dtype=np.float32)[batch["label"][rows]]
     else:
         y = standard_labels(labels, batch, rows).astype(np.float32)
@@ -61,7 +67,7 @@ def fitting_rows(labels: Labels, batch: Batch, rows: np.ndarray, x: np.ndarray) 
 
 
 def trees_table(labels: Labels, batch: Batch, rows: np.ndarray) -> Table:
-    """Return the rows for gradient boosting."""
+    """Return the rows for gradient boosting; of several labels `y` is i64[N, L]."""
     y = batch["label"][rows].astype(np.int64) if labels.classes else standard_labels(labels, batch, rows)[:, 0]
     return Table(cells(batch, rows), y, weights(batch, rows) * len(rows))
 
@@ -76,6 +82,8 @@ def answers_of(labels: Labels, truth: Answers, found: np.ndarray, offset: float)
 
     `offset` is what labels in the batch have lost (`Target.offset`).
     """
+    if labels.several:
+        return truth._replace(prediction=(found > 0.5).astype(np.int64), probabilities=found.astype(np.float32))
     if labels.classes:
         return truth._replace(prediction=found.argmax(axis=1), probabilities=found.astype(np.float32))
     return truth._replace(prediction=found * labels.unit + labels.usual + np.float64(offset))

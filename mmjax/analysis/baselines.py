@@ -7,12 +7,14 @@ network is measured on.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from mmjax.analysis import boosting
 from mmjax.analysis.baseline_data import Labels, answers_of, cells, fit_labels, fitting_rows, make_design, trees_table
+from mmjax.analysis.baseline_labels import joined_labels, of_each_label
 from mmjax.analysis.baseline_models import Fitted, logistic_regression, nearest_neighbours, ridge_regression
 from mmjax.analysis.bootstrap import (
     MOST_ROWS,
@@ -32,6 +34,8 @@ MOST_NUMBERS = 5_000_000
 MOST_NEIGHBOURS = 10_000
 MOST_BOOSTED = 50_000
 MOST_CHOOSING = 2_000
+MOST_BOOSTED_LABELS = 10
+"""Each label is boosted by itself."""
 
 
 class Baseline(NamedTuple):
@@ -91,7 +95,8 @@ def judge(
     choose = _some(choose, MOST_CHOOSING, random, notes, "settings are chosen by {} validation rows")
     labels = fit_labels(batch, train, len(prepared.schema.target.classes))
     usual = Fitted(np.tile(labels.usual if labels.classes else np.zeros(1), (len(at), 1)), "")
-    asking: list[tuple[str, Predict]] = [("majority class" if labels.classes else "mean", lambda: usual)]
+    majority = "majority of each label" if labels.several else "majority class" if labels.classes else "mean"
+    asking: list[tuple[str, Predict]] = [(majority, lambda: usual)]
     if prepared.schema.features and len(choose):
         parts = train, choose, given[at]
         asking += _others(prepared, labels, parts, random, notes)
@@ -194,9 +199,12 @@ def _others(
     near = _some(train, MOST_NEIGHBOURS, random, notes, "neighbours are looked for among {} training rows")
     regression = logistic_regression if labels.classes else ridge_regression
 
+    regression = of_each_label(regression) if labels.several else regression
+    nearest = partial(nearest_neighbours, classes=labels.classes > 0)
+    nearest = of_each_label(nearest) if labels.several else nearest
+
     def neighbours() -> Fitted:
-        rows = fitting_rows(labels, batch, near, design(near))
-        return nearest_neighbours(rows, choosing, x, classes=labels.classes > 0)
+        return nearest(fitting_rows(labels, batch, near, design(near)), choosing, x)
 
     return [
         (
@@ -226,7 +234,18 @@ def _boosting(
 
     def boosted() -> Fitted:
         train, chosen = (trees_table(labels, batch, rows) for rows in (learning, choose))
-        kinds = {"categories": prepared.schema.cardinalities, "classes": labels.classes}
-        return Fitted(*boosting.boosted(library, train, chosen, cells(batch, asked), **kinds, seed=seed))
+        kinds = {"categories": prepared.schema.cardinalities, "classes": 2 if labels.several else labels.classes}
+        x = cells(batch, asked)
 
+        def fitted(train: boosting.Table, chosen: boosting.Table) -> Fitted:
+            return Fitted(*boosting.boosted(library, train, chosen, x, **kinds, seed=seed))
+
+        if not labels.several:
+            return fitted(train, chosen)
+        parts = [fitted(*(t._replace(y=t.y[:, i]) for t in (train, chosen))) for i in range(labels.classes)]
+        return joined_labels(parts)
+
+    if labels.several and labels.classes > MOST_BOOSTED_LABELS:
+        notes.append(f"gradient boosting: left out, as more than {MOST_BOOSTED_LABELS} labels would take minutes")
+        return []
     return [("gradient boosting", boosted)]

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.artifact.answers import Answers, take_answers
+from mmjax.analysis.bootstrap_labels import LabelRows, label_draw, label_rows, label_values
+from mmjax.analysis.bootstrap_ranking import Ranked, area, ranked_rows
+from mmjax.artifact.answers import Answers, of_labels, take_answers
 from mmjax.backend import compiled
 from mmjax.training.classification_metrics import brier_rows, log_loss_rows, ranking_scores
 from mmjax.training.metrics import regression_metrics
@@ -100,8 +102,10 @@ def larger_than_noise(interval: Interval) -> bool:
 def metric_values(answers: Answers) -> dict[str, float]:
     """Return the metrics that have intervals, as `mmjax.training.metrics` computes them; NaN where undefined.
 
-    accuracy, log_loss, brier and, for two classes, roc_auc; or rmse, mae and r2.
+    accuracy, log_loss, brier and, for two classes, roc_auc; or rmse, mae and r2; of labels those of `bootstrap_labels`.
     """
+    if of_labels(answers):
+        return label_values(answers)
     if answers.probabilities is None:
         found = regression_metrics(answers.prediction, answers.label, weight=answers.weight)
         return {name: found[name] for name in ("rmse", "mae", "r2")}
@@ -128,14 +132,8 @@ class ClassRows(NamedTuple):
 
     parts: np.ndarray
     """f32[N, 3]: right or not, log loss, Brier score."""
-    order: np.ndarray
-    """i32[N]: rows by ascending probability of class 1."""
-    first: np.ndarray
-    """i32[N]: where in that order the rows of the same probability begin,"""
-    last: np.ndarray
-    """i32[N]: and end."""
-    positive: np.ndarray
-    """f32[N]: 1 for rows of class 1."""
+    ranked: Ranked
+    """By the probability of class 1."""
 
 
 class NumberRows(NamedTuple):
@@ -163,12 +161,14 @@ def _metrics_of_draws(answers: Answers, seed: int) -> dict[str, np.ndarray]:
     if answers.probabilities is None:
         rows, units = _number_rows(answers, padded)
         return _number_metrics(_of_draws(rows, weight, n, seed), units)
+    if of_labels(answers):
+        return _of_draws(label_rows(answers, padded), weight, n, seed)
     binary = answers.probabilities.shape[1] == 2
     return _of_draws(_class_rows(answers, padded), weight, n, seed, binary=binary)
 
 
 def _of_draws(
-    rows: ClassRows | NumberRows, weight: np.ndarray, n: int, seed: int, *, binary: bool = False
+    rows: ClassRows | NumberRows | LabelRows, weight: np.ndarray, n: int, seed: int, *, binary: bool = False
 ) -> dict[str, np.ndarray]:
     """Return what each metric is made of, by draw f64[RESAMPLES, ...]; rows from `n` on are padding."""
     padded, random, parts = len(weight), np.random.default_rng(seed), []
@@ -191,16 +191,9 @@ def _class_parts(answers: Answers) -> np.ndarray:
 
 
 def _class_rows(answers: Answers, padded: int) -> ClassRows:
-    n, score = len(answers.row), np.asarray(answers.probabilities)[:, -1]
-    places = np.arange(padded, dtype=np.int32)
-    rows = ClassRows(np.zeros((padded, 3), np.float32), places, places.copy(), places + 1, np.zeros(padded, np.float32))
-    rows.parts[:n] = _class_parts(answers)
-    rows.order[:n] = np.argsort(score, kind="stable")
-    ordered = score[rows.order[:n]]
-    rows.first[:n] = np.searchsorted(ordered, ordered, "left")
-    rows.last[:n] = np.searchsorted(ordered, ordered, "right")
-    rows.positive[:n] = answers.label == 1
-    return rows
+    parts = np.zeros((padded, 3), np.float32)
+    parts[: len(answers.row)] = _class_parts(answers)
+    return ClassRows(parts, ranked_rows(np.asarray(answers.probabilities)[:, -1], answers.label == 1, padded))
 
 
 def _number_rows(answers: Answers, padded: int) -> tuple[NumberRows, Units]:
@@ -215,13 +208,15 @@ def _number_rows(answers: Answers, padded: int) -> tuple[NumberRows, Units]:
 @functools.cache
 def _program() -> Any:
     def of_draws(
-        rows: ClassRows | NumberRows, weight: jax.Array, drawn: jax.Array, *, binary: bool
+        rows: ClassRows | NumberRows | LabelRows, weight: jax.Array, drawn: jax.Array, *, binary: bool
     ) -> dict[str, jax.Array]:
         def one(drawn: jax.Array) -> dict[str, jax.Array]:
             counts = jnp.zeros_like(weight).at[drawn].add(1.0, mode="drop") * weight
             share = counts / counts.sum()
             if isinstance(rows, NumberRows):
                 return _number_sums(rows, share)
+            if isinstance(rows, LabelRows):
+                return label_draw(rows, share)
             return _class_metrics(rows, share, binary=binary)
 
         return jax.vmap(one)(drawn)
@@ -232,15 +227,7 @@ def _program() -> Any:
 def _class_metrics(rows: ClassRows, share: jax.Array, *, binary: bool) -> dict[str, jax.Array]:
     accuracy, log_loss, brier = share @ rows.parts
     found = {"accuracy": accuracy, "log_loss": log_loss, "brier": brier}
-    return found | {"roc_auc": _area(rows, share)} if binary else found
-
-
-def _area(rows: ClassRows, share: jax.Array) -> jax.Array:
-    """Return the ROC-AUC by weighted ranks: the share of pairs in order, a tie counts half; NaN without a pair."""
-    positive, share = jnp.asarray(rows.positive)[rows.order], share[rows.order]
-    below = jnp.concatenate([jnp.zeros(1), jnp.cumsum(share * (1.0 - positive))])
-    hits = share * positive
-    return (hits * 0.5 * (below[rows.first] + below[rows.last])).sum() / (hits.sum() * below[-1])
+    return found | {"roc_auc": area(rows.ranked, share)} if binary else found
 
 
 def _number_sums(rows: NumberRows, share: jax.Array) -> dict[str, jax.Array]:

@@ -14,6 +14,7 @@ from mmjax.analysis.report import (
     Report,
     baseline_table,
     beaten,
+    class_columns,
     confused_pairs,
     evaluated_splits,
     headline_split,
@@ -43,7 +44,7 @@ def model_card(report: Report) -> str:
         ("Its members", _members(report)),
         ("Was the network worth it", _baselines(report)),
         ("What images and columns add", _modalities(report)),
-        ("Classes", _classes(report)),
+        (class_columns(report)[0], _classes(report)),
         ("Confusion", _confusion(report)),
         ("How far to trust an answer", _trust(report)),
         ("What was done to the data", _bullets(escape(note) for note in report["data"]["notes"])),
@@ -125,7 +126,10 @@ def _limits_of_classes(report: Report, split: str | None) -> list[str]:
     if few:
         names = ", ".join(f"{escape(name)} ({counts.get(split, {}).get(name, 0)})" for name in few[:10])
         more = f" and {len(few) - 10} more" if len(few) > 10 else ""
-        found.append(f"Classes with fewer than {FEW_ROWS} {split} rows, whose scores say little: {names}{more}.")
+        what = class_columns(report)[0]
+        found.append(f"{what} with fewer than {FEW_ROWS} {split} rows, whose scores say little: {names}{more}.")
+    if report["model"]["task"] == "multilabel":
+        return found
     tested = counts.get(split, {})
     if sum(tested.values()):
         largest = max(classes, key=lambda name: tested.get(name, 0))
@@ -167,6 +171,12 @@ def _what(report: Report) -> str:
     inputs += [f"{len(used)} column{'' if len(used) == 1 else 's'}: {', '.join(used)}"] if used else []
     if model["task"] == "regression":
         what = f"Predicts the number **{target}**"
+    elif model["task"] == "multilabel":
+        labels = [
+            f"{escape(x['name'])} ({escape(x['yes'])} or {escape(x['no'])})" for x in model["labels"][:MOST_CLASSES]
+        ]
+        more = f" and {len(model['labels']) - MOST_CLASSES} more" if len(model["labels"]) > MOST_CLASSES else ""
+        what = f"Predicts which of {len(model['labels'])} labels hold, any number of them: {', '.join(labels)}{more};"
     else:
         names = [escape(name) for name in model["classes"][:MOST_CLASSES]]
         more = f" and {len(model['classes']) - MOST_CLASSES} more" if len(model["classes"]) > MOST_CLASSES else ""
@@ -190,7 +200,8 @@ def _counts(report: Report) -> list[str]:
     if not counts or len(classes) > MOST_CLASSES:
         return []
     rows = [(name, *(count(by_class.get(name, 0)) for by_class in counts.values())) for name in classes]
-    return [_table(("rows of class", *counts), rows)]
+    what = "rows with label" if report["model"]["task"] == "multilabel" else "rows of class"
+    return [_table((what, *counts), rows)]
 
 
 def _metrics(report: Report) -> str:
@@ -240,9 +251,14 @@ def _members(report: Report) -> str:
 
 def _classes(report: Report) -> str:
     scores = report["per_class"].get(headline_split(report) or "", [])
-    columns = ("precision", "recall", "f1")
+    _, first, columns = class_columns(report)
     rows = [(str(row["class"]), *(number(row[c]) for c in columns), count(row["support"])) for row in scores]
-    return _table(("class", *columns, "support"), rows) if rows else ""
+    about = ""
+    if rows and report["model"]["task"] == "multilabel":
+        about = (
+            "\n\nA label is said to hold where its probability reaches the threshold. support: rows that it holds for."
+        )
+    return _table((first, *columns, "support"), rows) + about if rows else ""
 
 
 def _confusion(report: Report) -> str:
@@ -259,6 +275,8 @@ def _confusion(report: Report) -> str:
 
 def _trust(report: Report) -> str:
     header = ("largest probability", "its mean", "accuracy", "rows")
+    if report["model"]["task"] == "multilabel":
+        header = ("probability of yes or no", "its mean", "accuracy", "labels of rows")
     rows = reliability_rows(report)
     table = f"How sure it is, and how often it is right ({headline_split(report)}).\n\n{_table(header, rows)}"
     lines = _bullets(escape(line) for line in answer_lines(report))

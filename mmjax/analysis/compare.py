@@ -77,7 +77,7 @@ def different_targets(a: Target, b: Target) -> str:
     >>> different_targets(Target(column="age", task="regression"), Target(column="price", task="regression"))
     'they predict different things (age / price): metrics cannot be compared'
     """
-    if (a.column, a.task, a.classes) == (b.column, b.task, b.classes):
+    if (a.column, a.task, a.classes, a.labels) == (b.column, b.task, b.classes, b.labels):
         return ""
     told = [target.column if a.column != b.column else _with_classes(target) for target in (a, b)]
     return f"they predict different things ({printable(' / '.join(told))}): metrics cannot be compared"

@@ -11,6 +11,7 @@ from mmjax.data.findings import leaked_rows
 from mmjax.data.pipeline import take
 from mmjax.data.prepared import Prepared
 from mmjax.schema import Batch, Schema
+from mmjax.training.label_metrics import per_label_metrics
 from mmjax.training.metrics import confusion_matrix, per_class_metrics
 from mmjax.training.scoring import Scores, metrics_of
 
@@ -21,9 +22,9 @@ class Evaluation(NamedTuple):
     rows: int
     metrics: dict[str, float]
     per_class: list[dict[str, Any]]
-    """One dict a class: class, precision, recall, f1, support; empty for regression."""
+    """One dict a class: class, precision, recall, f1, support; of labels also its threshold; empty for regression."""
     confusion: list[list[float]]
-    """[K][K], rows are the truth; empty for regression."""
+    """[K][K], rows are the truth; empty for regression and labels."""
     trust: Figures
     """What `trust_figures` gives: calibration, threshold, coverage, abstaining."""
 
@@ -64,6 +65,12 @@ def evaluate_scores(
     weight = np.asarray(batch["weight"], np.float64) if "weight" in batch else None
     probabilities = scores.probabilities.astype(np.float64)
     classes = schema.target.classes
+    if schema.target.labels:
+        thresholds = np.asarray(state.get("threshold", np.full(len(classes), 0.5)))
+        per_label = per_label_metrics(
+            probabilities, labels, classes, predictions=scores.prediction, thresholds=thresholds, weight=weight
+        )
+        return Evaluation(rows, metrics, per_label, [], trust)
     called = scores.prediction.astype(np.int64)
     confusion = confusion_matrix(called, labels, len(classes), weight=weight)
     per_class = per_class_metrics(probabilities, labels, classes, weight=weight, predictions=called)

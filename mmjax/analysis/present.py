@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from msgspec import UNSET
+
 from mmjax.analysis.report import (
     OUT_OF_FOLD,
     Report,
     baseline_table,
     beaten,
+    class_columns,
     confused_pairs,
     evaluated_splits,
     headline_split,
@@ -42,8 +45,23 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 HEADLINE = (
-    *("accuracy", "balanced_accuracy", "top_3_accuracy", "top_5_accuracy", "precision", "recall", "f1", "f1_macro"),
-    *("roc_auc", "pr_auc", "log_loss", "refined_log_loss", "brier", "ece", "mcc", "rmse", "mae", "r2", "mape"),
+    *("accuracy", "balanced_accuracy", "top_3_accuracy", "top_5_accuracy", "precision", "recall", "f1"),
+    *(
+        "subset_accuracy",
+        "hamming_loss",
+        "f1_macro",
+        "roc_auc",
+        "pr_auc",
+        "log_loss",
+        "refined_log_loss",
+        "brier",
+        "ece",
+        "mcc",
+        "rmse",
+        "mae",
+        "r2",
+        "mape",
+    ),
 )
 """The metrics shown, in this order; report.json has all."""
 
@@ -97,8 +115,11 @@ def _first_line(report: Report) -> list[str]:
 
 def _summary(report: Report) -> str:
     model = report["model"]
-    what = f"{model['task']} of {printable(model['target'])}"
-    classes = f" into {len(model['classes'])} classes" if model["classes"] else ""
+    if model["task"] == "multilabel":
+        what, classes = f"{len(model['classes'])} labels, {shorten(printable(model['target']), 60)}", ""
+    else:
+        what = f"{model['task']} of {printable(model['target'])}"
+        classes = f" into {len(model['classes'])} classes" if model["classes"] else ""
     kept = kept_epoch(report)
     kept = f"; kept {kept}" if kept else ""
     return f"{model['name']}: {what}{classes}{kept}"
@@ -138,15 +159,17 @@ def _class_table(report: Report, split: str, width: int) -> Table:
     scores = report["per_class"][split]
     note = ""
     if len(scores) > MOST_CLASSES:
-        note = f"the {WORST} of {len(scores)} classes with the lowest f1; report.json has all"
+        note = (
+            f"the {WORST} of {len(scores)} {class_columns(report)[0].lower()} with the lowest f1; report.json has all"
+        )
         scores = sorted(scores, key=lambda row: -1.0 if row["f1"] is None else row["f1"])[:WORST]
-    columns = ("precision", "recall", "f1")
-    room = max(width - 40, 8)
+    title, first, columns = class_columns(report)
+    room = max(width - 13 * len(columns), 8)
     rows = tuple(
         (shorten(printable(row["class"]), room), *(number(row[c]) for c in columns), count(row["support"]))
         for row in scores
     )
-    return Table(f"Classes ({split})", ("class", *columns, "support"), rows, note=note)
+    return Table(f"{title} ({split})", (first, *columns, "support"), rows, note=note)
 
 
 def _confusion_table(report: Report, split: str, width: int) -> Table:
@@ -256,12 +279,16 @@ def describe_schema(schema: Schema, *, width: int = 80) -> str:
     classes = f" into {len(target.classes)} classes" if target.classes else ""
     why = f"; {target.reason}" if target.reason else ""
     rows = [(target.column, "target", f"{target.task}{classes}{why}")]
+    if target.labels:
+        rows = [
+            (x.column, "label", f"holds where it is {x.positive!r}, not where {x.negative!r}") for x in target.labels
+        ]
     if schema.image is not None:
-        size = (
-            f"{schema.image.height_px} x {schema.image.width_px} pixels, {schema.image.resize}, {schema.image.filter}"
-        )
+        share = "" if schema.image.crop_share is UNSET else f" of {schema.image.crop_share:.3g}"
+        size = f"{schema.image.height_px} x {schema.image.width_px} pixels"
+        size += f", {schema.image.resize}{share}, {schema.image.filter}"
         rows += [(column, "image", size) for column in schema.image.columns]
-    rows += [(c.name, c.kind, c.reason) for c in schema.columns if c.name != target.column]
+    rows += [(c.name, c.kind, c.reason) for c in schema.columns if c.name not in target.columns]
     rows = [(shorten(printable(name), 24), kind, printable(why)) for name, kind, why in rows]
     rows = [("column", "kind", "why"), *rows]
     first, second = max(cell_width(row[0]) for row in rows), max(cell_width(row[1]) for row in rows)

@@ -16,7 +16,7 @@ REPORT_FORMAT = 1
 OUT_OF_FOLD = "out_of_fold"
 """The training rows, each answered by the models of its fold, which have not seen it."""
 
-HEADLINES = ("accuracy", "rmse")
+HEADLINES = ("accuracy", "rmse", "subset_accuracy")
 """The metric that sums a model up, by task."""
 
 Report = dict[str, Any]
@@ -32,7 +32,7 @@ class ReportInput(NamedTuple):
     split_sizes: dict[str, int]
     """Rows by split: `train`, `validation`, `test`."""
     class_counts: dict[str, dict[str, int]] | None
-    """Rows by split and class; None for regression."""
+    """Rows by split and class, or that a label holds for; None for regression."""
     notes: tuple[str, ...]
     """Everything that was dropped, replaced or noticed in the data, a line each."""
     decisions: tuple[dict[str, Any], ...]
@@ -40,9 +40,10 @@ class ReportInput(NamedTuple):
     metrics: dict[str, dict[str, float]]
     """Value by split and metric; NaN where undefined."""
     per_class: dict[str, list[dict[str, Any]]]
-    """By split, in class order: `{"class", "precision", "recall", "f1", "support", ...}`; empty for regression."""
+    """By split, in class order: `{"class", "precision", "recall", "f1", "support", ...}`; empty for regression. Of
+    labels also `threshold`, `roc_auc`, `pr_auc` and `rows`."""
     confusion: dict[str, list[list[float]]]
-    """By split: rows are true classes, columns predicted ones, in class order; empty for regression."""
+    """By split: rows are true classes, columns predicted ones, in class order; empty for regression and labels."""
     history: list[dict[str, float]]
     """The metrics of each epoch, in order."""
     best_epoch: int
@@ -253,6 +254,13 @@ def members_title(report: Report) -> str:
     return f"{several} members, each alone"
 
 
+def class_columns(report: Report) -> tuple[str, str, tuple[str, ...]]:
+    """Return (title, what a row is, scores) of the table of classes or of labels."""
+    if report["model"]["task"] == "multilabel":
+        return "Labels", "label", ("threshold", "precision", "recall", "f1", "roc_auc", "pr_auc")
+    return "Classes", "class", ("precision", "recall", "f1")
+
+
 class ConfusedPair(NamedTuple):
     """Rows of one class that were taken for another."""
 
@@ -276,13 +284,16 @@ def confused_pairs(matrix: list[list[float]], classes: list[str], limit: int) ->
 
 def _model(given: ReportInput) -> dict[str, Any]:
     target, model = given.schema.target, given.config_dict.get("model", {})
+    labels = [{"name": label.column, "no": label.negative, "yes": label.positive} for label in target.labels]
+    binary = target.task == "classification" and len(target.classes) == 2
     return {
         "name": given.config_dict["name"],
         "task": target.task,
         "target": target.column,
         "target_reason": target.reason,
         "classes": target.classes,
-        "positive_class": target.classes[given.schema.positive_index] if len(target.classes) == 2 else None,
+        "positive_class": target.classes[given.schema.positive_index] if binary else None,
+        **({"labels": labels} if labels else {}),
         "type": model.get("type"),
         "network": model.get("name"),
         "architecture": model.get("architecture", {}),
@@ -293,7 +304,7 @@ def _model(given: ReportInput) -> dict[str, Any]:
 def _data(given: ReportInput) -> dict[str, Any]:
     schema = given.schema
     columns = [
-        {"name": c.name, "kind": "target" if c.name == schema.target.column else c.kind, "reason": c.reason}
+        {"name": c.name, "kind": "target" if c.name in schema.target.columns else c.kind, "reason": c.reason}
         | ({"categories": len(c.vocabulary)} if c.kind in ("categorical", "boolean") else {})
         for c in schema.columns
     ]

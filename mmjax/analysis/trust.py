@@ -10,6 +10,7 @@ import numpy as np
 
 from mmjax.schema import Batch, Schema
 from mmjax.training.classification_metrics import averaged_scores, confusion_matrix, ratio, reliability_curve
+from mmjax.training.label_metrics import cell_scores, label_reliability
 from mmjax.training.metrics import classification_metrics
 from mmjax.training.scoring import Scores
 
@@ -28,14 +29,19 @@ def trust_figures(schema: Schema, scores: Scores, batch: Batch, *, state: Any, b
         return {"conformal": _interval_figures(scores.intervals, np.asarray(batch["label"]), weight)}
     labels = np.asarray(batch["label"], np.int64)
     sides = {"before": before, "after": scores.probabilities}
+    several = bool(schema.target.labels)
+    figures = label_calibration_figures if several else calibration_figures
     found: Figures = {
         "calibration": {
-            side: calibration_figures(probabilities.astype(np.float64), labels, weight)
+            side: figures(probabilities.astype(np.float64), labels, weight)
             for side, probabilities in sides.items()
             if probabilities is not None
         }
     }
-    if "threshold" in state:
+    if "threshold" in state and several:
+        sides = {"before": scores.probabilities > 0.5, "after": scores.prediction}
+        found["threshold"] = {side: _label_figures(called, labels, weight) for side, called in sides.items()}
+    elif "threshold" in state:
         called = {"before": scores.probabilities.argmax(axis=1), "after": scores.prediction}
         found["threshold"] = {
             side: _called_figures(rows, labels, schema.positive_index, weight) for side, rows in called.items()
@@ -43,7 +49,9 @@ def trust_figures(schema: Schema, scores: Scores, batch: Batch, *, state: Any, b
     if scores.sets is not None:
         found["conformal"] = _set_figures(scores.sets, labels, weight)
     if scores.abstained is not None:
-        found["abstention"] = _abstention_figures(scores.abstained, scores.prediction == labels, weight)
+        right = scores.prediction == labels
+        right = right.all(axis=1) if several else right
+        found["abstention"] = _abstention_figures(scores.abstained, right, weight)
     return found
 
 
@@ -53,6 +61,21 @@ def calibration_figures(probabilities: np.ndarray, labels: np.ndarray, weight: n
     correct = probabilities.argmax(axis=1) == labels
     curve = reliability_curve(probabilities.max(axis=1), correct, weight)
     return {name: metrics[name] for name in ("ece", "brier", "log_loss")} | {"curve": curve}
+
+
+def label_calibration_figures(probabilities: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
+    """Return what `calibration_figures` does, over every label of every row."""
+    used = weight > 0
+    if not used.any() or not np.isfinite(probabilities).all():
+        return dict.fromkeys(("ece", "brier", "log_loss"), np.nan) | {"curve": []}
+    cells = probabilities[used], labels[used] > 0, weight[used]
+    return {**cell_scores(*cells), "curve": label_reliability(*cells)}
+
+
+def _label_figures(called: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, float]:
+    """Return the means over labels of what `_called_figures` tells."""
+    each = [_called_figures(called[:, i], labels[:, i], 1, weight) for i in range(labels.shape[1])]
+    return {name: float(np.mean([one[name] for one in each])) for name in each[0]}
 
 
 def _called_figures(called: np.ndarray, labels: np.ndarray, positive: int, weight: np.ndarray) -> dict[str, float]:

@@ -24,15 +24,20 @@ class Answers(NamedTuple):
     row: np.ndarray
     """u64[N]: which row, by a hash of its name."""
     label: np.ndarray
-    """i64[N] class index, or f64[N, T]."""
+    """i64[N] class index, i64[N, L] 1 where a label holds, or f64[N, T]."""
     prediction: np.ndarray
-    """i64[N] class index, or f64[N, T]."""
+    """As `label`."""
     probabilities: np.ndarray | None
-    """f32[N, K] for classification."""
+    """f32[N, K] for classification, f32[N, L] for labels."""
     weight: np.ndarray | None
     """f64[N], where rows are weighted."""
     total: int
     """Rows of the split; N of them are kept."""
+
+
+def of_labels(answers: Answers) -> bool:
+    """Return whether these are Answers of a model of several labels."""
+    return answers.probabilities is not None and answers.label.ndim == 2
 
 
 def row_ids(names: np.ndarray) -> np.ndarray:
@@ -87,14 +92,17 @@ def answers_from_bytes(data: bytes, where: str) -> Answers:
 
 def same_rows(a: Answers, b: Answers) -> str:
     """Return why two kept Answers are not of the same rows with the same labels; an empty string when they are."""
-    if (a.probabilities is None) != (b.probabilities is None):
-        return "one predicts classes, the other numbers"
+    if (a.probabilities is None) != (b.probabilities is None) or a.label.ndim != b.label.ndim:
+        kinds = [
+            "numbers" if one.probabilities is None else "labels" if of_labels(one) else "classes" for one in (a, b)
+        ]
+        return f"one predicts {kinds[0]}, the other {kinds[1]}"
     if a.total != b.total or not np.array_equal(a.row, b.row):
         shared = len(np.intersect1d(a.row, b.row))
         return f"the test rows differ ({a.total:,} and {b.total:,} rows; {shared:,} of those kept are shared)"
     # Numbers lose the Target's offset in f32; after other training rows it is another, and they round otherwise.
     rounding = 0.0 if a.probabilities is not None else 1e-6 * float(np.ptp(a.label))
-    if not np.allclose(a.label, b.label, rtol=0.0, atol=rounding):
+    if a.label.shape != b.label.shape or not np.allclose(a.label, b.label, rtol=0.0, atol=rounding):
         return "the test rows have the same names but other labels"
     if (a.weight is None) != (b.weight is None) or (a.weight is not None and not np.array_equal(a.weight, b.weight)):
         return "the test rows have other weights"

@@ -17,13 +17,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.artifact.bundle import BundleContents
-from mmjax.artifact.predictor import REFERENCE_TOLERANCE, Predictions, Predictor, golden_tolerance, to_predictions
+from mmjax.artifact.predictor import (
+    REFERENCE_TOLERANCE,
+    Predictions,
+    Predictor,
+    golden_tolerance,
+    set_texts,
+    to_predictions,
+)
 from mmjax.artifact.sample import Sample, as_bytes, as_path, as_pixels, is_missing, row_mappings, typed_rows
 from mmjax.data.encode import columns_from_rows, encode
 from mmjax.data.images import objects
 from mmjax.data.pipeline import batch_rows
 from mmjax.errors import BundleError
-from mmjax.schema import Batch, Columns, Schema
+from mmjax.schema import Batch, Columns, Schema, Target
 from mmjax.training.scoring import bucket_of, score
 
 ONE_CALL = "bundle, one call"
@@ -38,7 +45,7 @@ class Answers(NamedTuple):
     values: np.ndarray
     """f64[N, K] probabilities, or f64[N, 1] predicted values; NaN where the way gives no finite answer."""
     labels: np.ndarray | None
-    """object[N] of class texts; None for regression."""
+    """object[N] of class texts, or of tuples of the labels that hold; None for regression."""
 
 
 class Comparison(NamedTuple):
@@ -100,6 +107,9 @@ def _other_labels(expected: Answers, got: Answers, tolerance: float) -> int | No
     """Return how many rows have another class, those apart whose two classes are equally likely within rounding."""
     if expected.labels is None or got.labels is None:
         return None
+    if isinstance(expected.labels[0], tuple):  # between values that are within rounding lies a label's threshold
+        near = (np.abs(expected.values - got.values) <= tolerance).all(axis=1) & (tolerance > 0)
+        return int(np.sum((expected.labels != got.labels) & np.isfinite(expected.values).all(axis=1) & ~near))
     best, second = expected.values.max(axis=1), got.values.max(axis=1)
     ours = np.take_along_axis(expected.values, got.values.argmax(axis=1)[:, None], axis=1)[:, 0]
     tied = (best - ours <= 2 * tolerance) & np.isfinite(second) & (tolerance > 0)
@@ -165,13 +175,19 @@ def batch_door(bundle: Path, schema: Schema, source: Path, scratch: Path) -> Ans
     )
     if done.returncode:
         raise BundleError(f"batch door: expected predictions, got exit code {done.returncode}: {done.stderr.strip()}")
-    return read_predictions(output, classes=len(schema.target.classes))
+    return read_predictions(output, schema.target)
 
 
-def read_predictions(output: Path, *, classes: int) -> Answers:
+def read_predictions(output: Path, target: Target) -> Answers:
     """Return the Answers in the CSV of the batch door, at the precision that it prints."""
+    classes = len(target.classes)
     with output.open(newline="", encoding="utf-8") as file:
         _, *rows = csv.reader(file)
+    if target.labels:
+        values = np.array([row[1 + classes : 1 + 2 * classes] for row in rows], dtype=np.float32)
+        yes = [label.positive for label in target.labels]
+        held = np.array([[cell == text for cell, text in zip(row[1:], yes, strict=False)] for row in rows])
+        return Answers(values.astype(np.float64), label_tuples(set_texts(target.classes, held)))
     if not classes:
         return Answers(np.array([[float(row[1])] for row in rows]), None)
     values = np.array([row[2 : 2 + classes] for row in rows], dtype=np.float32)
@@ -182,7 +198,18 @@ def answers_of(predictions: Predictions) -> Answers:
     """Return Predictions as Answers."""
     if predictions.probabilities is None:
         return Answers(predictions.prediction[:, None].astype(np.float64), None)
-    return Answers(predictions.probabilities.astype(np.float64), predictions.prediction)
+    labels = predictions.prediction
+    if labels.ndim == 2:
+        labels = label_tuples(set_texts(predictions.classes, labels))
+    return Answers(predictions.probabilities.astype(np.float64), labels)
+
+
+def label_tuples(rows: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return object[N] of tuples: the labels that hold in each row."""
+    found = np.empty(len(rows), dtype=object)
+    for i, row in enumerate(rows):
+        found[i] = tuple(row)
+    return found
 
 
 def joined(parts: Sequence[Answers]) -> Answers:

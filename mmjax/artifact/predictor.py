@@ -32,13 +32,15 @@ class Predictions(NamedTuple):
     """Answers for N rows, on the host."""
 
     prediction: np.ndarray
-    """Class texts (object[N]) or values f64[N]."""
+    """Class texts (object[N]), values f64[N], or which labels hold, bool[N, L]."""
     probabilities: np.ndarray | None
-    """f32[N, K] in the order of `classes`; None for regression."""
+    """f32[N, K] in the order of `classes`, or f32[N, L] of labels, each by itself; None for regression."""
     classes: tuple[str, ...]
+    """The classes, or the names of the labels."""
     uncertainty: np.ndarray | None = None
     """f32[N]: how far the members of the model disagree; None for a model of one member. For classes the mean total
-    variation distance from the answer, 0 to 1; for values the standard deviation, in their unit."""
+    variation distance from the answer, 0 to 1, for labels that of the label where it is largest; for values the
+    standard deviation, in their unit."""
     sets: np.ndarray | None = None
     """bool[N, K]: the classes in each row's set; None unless trained with `training.coverage`."""
     intervals: np.ndarray | None = None
@@ -137,7 +139,7 @@ def to_predictions(schema: Schema, scores: Scores) -> Predictions:
         return Predictions(scores.prediction[:, 0] + offset, None, (), uncertainty, intervals=intervals)
     classes = np.array(schema.target.classes, dtype=object)
     return Predictions(
-        classes[scores.prediction],
+        scores.prediction > 0 if schema.target.labels else classes[scores.prediction],
         scores.probabilities,
         schema.target.classes,
         scores.uncertainty,
@@ -168,7 +170,7 @@ def abstaining_predictor(predictor: Predictor, below: float | None, *, where: st
     """
     if below is None:
         return predictor
-    if problems := abstain_problems(where, below, predictor.schema.target.classes):
+    if problems := abstain_problems(where, below, predictor.schema.target):
         raise ConfigError([f"{problem} ({predictor.config.name})" for problem in problems])
     return predictor._replace(states=predictor.states._replace(output=abstaining(predictor.states.output, below)))
 

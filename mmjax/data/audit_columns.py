@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mmjax.data.audit_labels import label_findings
 from mmjax.data.audit_rows import BLOCK_ROWS, SHOWN, Rows, counted, finding, named, noun, place, sample
 from mmjax.data.cells import floats
 from mmjax.data.prepared import Finding
@@ -151,6 +152,8 @@ def class_findings(rows: Rows) -> list[Finding]:
     classes, label = rows.schema.target.classes, rows.batch["label"]
     if not classes:
         return []
+    if rows.schema.target.labels:
+        return label_findings(rows)
     counts = np.stack([np.bincount(label[part], minlength=len(classes)) for part in rows.split[:3]])
     train, total, found = counts[0], counts.sum(axis=0), []
     few = np.flatnonzero(train < FEW_ROWS)

@@ -24,11 +24,13 @@ from mmjax.data.audit_rows import (
     mix,
     named,
     noun,
+    one_answer,
     parts_of,
     place,
     places,
     sample,
 )
+from mmjax.data.labels import said
 from mmjax.data.prepared import Finding
 from mmjax.data.split import PARTS
 
@@ -88,7 +90,7 @@ def group_findings(rows: Rows) -> list[Finding]:
 def _other_columns(rows: Rows) -> list[str]:
     """Return the columns that tell rows apart but are no feature: identifiers, free text, ignored ones."""
     schema = rows.schema
-    target = (schema.target.column, schema.id_column)
+    target = (*schema.target.columns, schema.id_column)
     return [c.name for c in schema.of_kind("identifier", "text", "ignored") if c.name not in target]
 
 
@@ -152,7 +154,7 @@ def _examples(rows: Rows, parts: np.ndarray, where: _Where, groups: np.ndarray) 
 
 def _same_but_for(rows: Rows, parts: np.ndarray, exact: _Where, others: list[str]) -> list[Finding]:
     """Return the rows that agree in features and answer, where the columns without use differ."""
-    keys = mix(rows.feature_keys, bits(np.asarray(rows.batch["label"]).reshape(len(rows.names), -1)[:, 0]))
+    keys = mix(rows.feature_keys, bits(one_answer(np.asarray(rows.batch["label"]))))
     equal = _where(copies(keys), parts)
     if equal.total <= exact.total or _by_chance(rows, equal.total, answers=True):
         return []
@@ -189,7 +191,7 @@ def _pairs_by_chance(rows: Rows, *, answers: bool) -> float:
     chosen = sample(np.arange(total), CHANCE_ROWS)
     columns = _feature_columns(rows, chosen)
     if answers:
-        columns.append(np.asarray(rows.batch["label"][chosen]).reshape(len(chosen), -1)[:, 0])
+        columns.append(one_answer(np.asarray(rows.batch["label"][chosen])))
     codes = [bits(column) for column in columns]
     coarse_first = np.argsort([-_agreement(column) for column in codes])
     halves = [(np.arange(len(codes)) >> dealing) % 2 for dealing in range(DEALINGS)]
@@ -234,7 +236,7 @@ def _conflicts(rows: Rows) -> list[Finding]:
     found = copies(rows.feature_keys)
     if not found.groups:
         return []
-    label = np.asarray(rows.batch["label"]).reshape(len(rows.names), -1)[found.rows, 0]
+    label = one_answer(np.asarray(rows.batch["label"])[found.rows])
     starts = np.flatnonzero(np.diff(found.group, prepend=-1))
     torn = np.flatnonzero(np.maximum.reduceat(label, starts) != np.minimum.reduceat(label, starts))
     kept = np.isin(found.group, torn)
@@ -259,7 +261,9 @@ def _one_of_each(members: np.ndarray, label: np.ndarray) -> list[int]:
 
 
 def answer(rows: Rows, row: int) -> str:
-    """Return the class or target of a row as text."""
-    value = np.asarray(rows.batch["label"][row]).reshape(-1)[0]
-    target = rows.schema.target
+    """Return the class, labels or target of a row as text."""
+    found, target = np.asarray(rows.batch["label"][row]).reshape(-1), rows.schema.target
+    if target.labels:
+        return said(found, target.classes)
+    value = found[0]
     return target.classes[int(value)] if target.classes else f"{float(value) + target.offset:g}"

@@ -99,7 +99,11 @@ def _target(rows: Rows, two: _Two) -> Iterator[_Drift]:
     label, target = rows.batch["label"], rows.schema.target
     a, b = (np.asarray(label[chosen]) for chosen in (two.train, two.other))
     name = target.column
-    if target.classes:
+    if target.labels:
+        for i, label in enumerate(target.labels):
+            words = ("none or rare", label.negative, label.positive)
+            yield from _categories(label.column, a[:, i] + 1, b[:, i] + 1, two, words)
+    elif target.classes:
         yield from _categories(name, a + 1, b + 1, two, ("none or rare", *target.classes))
     else:
         yield from _numbers(name, a[:, 0], b[:, 0], two, target.offset)

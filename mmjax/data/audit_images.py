@@ -12,7 +12,7 @@ import functools
 import numpy as np
 
 from mmjax.data.audit_copies import answer
-from mmjax.data.audit_rows import SHOWN, Rows, copies, counted, finding, mix, noun, parts_of, places
+from mmjax.data.audit_rows import SHOWN, Rows, copies, counted, finding, mix, noun, one_answer, parts_of, places
 from mmjax.data.prepared import Finding
 from mmjax.data.split import PARTS
 from mmjax.data.stream import gather
@@ -96,7 +96,8 @@ def _labelled_apart(rows: Rows, parts: np.ndarray, pairs: np.ndarray) -> list[Fi
     if not rows.schema.target.classes or not len(pairs):
         return []
     label = rows.batch["label"]
-    apart = pairs[np.asarray(label[pairs[:, 0]]) != np.asarray(label[pairs[:, 1]])]
+    answers = one_answer(np.asarray(label[pairs.reshape(-1)])).reshape(-1, 2)
+    apart = pairs[answers[:, 0] != answers[:, 1]]
     if not len(apart):
         return []
     examples = [

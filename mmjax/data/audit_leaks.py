@@ -7,7 +7,7 @@ any function of the column, monotone or not. The same sum over neighbours with a
 that have one answer each.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import numpy as np
 
@@ -43,8 +43,12 @@ def leak_findings(rows: Rows) -> list[Finding]:
     columns = _columns(rows, chosen)
     if len(chosen) < FEWEST_ROWS or not columns:
         return []
-    answers = _answers(rows, chosen)
-    found = [(name, said) for name, column in columns if (said := _leak(column, answers))]
+    found = [
+        (name, f"{said}{of}")
+        for of, answers in _answers(rows, chosen)
+        for name, column in columns
+        if (said := _leak(column, answers))
+    ]
     if not found:
         return []
     names = list(dict.fromkeys(name for name, _ in found))
@@ -80,15 +84,28 @@ def _plain_name(feature: str) -> str:
     return feature.removesuffix(f".{DATETIME_PARTS[0]}")
 
 
-def _answers(rows: Rows, chosen: np.ndarray) -> _Answers:
-    label = np.asarray(rows.batch["label"][chosen])
-    n = len(chosen)
-    if rows.schema.target.classes:
-        counts = np.bincount(label, minlength=len(rows.schema.target.classes)).astype(np.float64)
-        return _Answers(
-            label.astype(np.int64), False, 1 - float((counts**2).sum()) / n**2, float((counts > 0).sum() - 1)
-        )
-    target = label[:, 0]
+def _answers(rows: Rows, chosen: np.ndarray) -> list[tuple[str, _Answers]]:
+    """Return the answers, of several labels each in turn, with what a message says of whose they are."""
+    label, target = np.asarray(rows.batch["label"][chosen]), rows.schema.target
+    match target.task:
+        case "classification":
+            return [("", _of_classes(label, len(target.classes)))]
+        case "multilabel":
+            return [(f" (label '{name}')", _of_classes(label[:, i], 2)) for i, name in enumerate(target.classes)]
+        case "regression":
+            return [("", _of_numbers(label[:, 0]))]
+        case _:
+            assert_never(target.task)
+
+
+def _of_classes(label: np.ndarray, classes: int) -> _Answers:
+    counts = np.bincount(label, minlength=classes).astype(np.float64)
+    differing = 1 - float((counts**2).sum()) / len(label) ** 2
+    return _Answers(label.astype(np.int64), False, differing, float((counts > 0).sum() - 1))
+
+
+def _of_numbers(target: np.ndarray) -> _Answers:
+    n = len(target)
     ordered = np.sort(target)
     ranks = np.searchsorted(ordered, target, side="right")
     above = (n - np.searchsorted(ordered, target, side="left")).astype(np.float64)

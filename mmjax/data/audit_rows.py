@@ -142,6 +142,13 @@ def places(rows: Rows, members: Iterable[int], parts: np.ndarray) -> str:
     return " = ".join(said) + (f" and {more:,} more" if more > 0 else "")
 
 
+def one_answer(label: np.ndarray) -> np.ndarray:
+    """Return [N], equal for rows with the same answer: of labels `[N, L]` that have the same, of numbers the first."""
+    if label.ndim == 2 and label.dtype.kind == "i":
+        return np.unique(label, axis=0, return_inverse=True)[1].reshape(-1)
+    return label if label.ndim == 1 else label[:, 0]
+
+
 def noun(rows: Rows) -> str:
     """Return what a row is called: `image` where there is nothing else, else `row`."""
     return "image" if rows.schema.image is not None and not rows.schema.features else "row"

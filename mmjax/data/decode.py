@@ -7,7 +7,8 @@ With `decode_sheet` the one file that knows Pillow. What is done, in this order:
 2. Every mode becomes RGB (`to_rgb`). Transparency is composited over white. Colour profiles are ignored:
    sRGB is assumed.
 3. The EXIF orientation is applied; damaged EXIF data count as none (they say nothing about the pixels).
-4. Resize with an antialiased filter: `stretch` to exactly the size; `crop`: scaled until it covers, the centre is kept;
+4. Resize with an antialiased filter: `stretch` to exactly the size; `crop`: scaled until it covers, the centre is kept
+   (with a `crop_share` s until it covers size / s, as in resize to 256, keep 224);
    `pad`: scaled until it fits, centred on black. An image of the right size passes untouched.
 
 A JPEG more than twice as large as needed is decoded at 1/2, 1/4 or 1/8 by its DCT (never below twice the size needed),
@@ -27,6 +28,7 @@ from typing import NamedTuple, assert_never
 
 import numpy as np
 import PIL
+from msgspec import UnsetType
 from PIL import Image, ImageCms, features
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -179,7 +181,8 @@ def encode_png(image: np.ndarray) -> bytes:
 
 def decode_plain(source: ImageInput, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return `decode_image` of the source; its DataError does not name the source."""
-    if isinstance(source, np.ndarray) and source.shape == (spec.height_px, spec.width_px) and source.dtype == np.uint8:
+    size = (spec.height_px, spec.width_px) if _crop_share(spec) == 1.0 else None
+    if isinstance(source, np.ndarray) and source.shape == size and source.dtype == np.uint8:
         return np.repeat(source[:, :, None], 3, axis=2)
     return np.asarray(_fit(_load(source, max_pixels, spec), spec))
 
@@ -194,7 +197,7 @@ def _load(source: ImageInput, max_pixels: int, spec: ImageSpec | None) -> Image.
         if spec is not None and form == "JPEG":
             lying = orientation >= 5
             target = (spec.height_px, spec.width_px) if lying else (spec.width_px, spec.height_px)
-            image.draft(None, _least_size(image.size, target, spec.resize))
+            image.draft(None, _least_size(image.size, target, spec.resize, _crop_share(spec)))
         image.load()
         rgb = to_rgb(image)
     except MemoryError as error:
@@ -208,7 +211,8 @@ def _load(source: ImageInput, max_pixels: int, spec: ImageSpec | None) -> Image.
 def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:
     """Return the RGB image brought to the size of `spec`."""
     target = (spec.width_px, spec.height_px)
-    if image.size == target:
+    share = _crop_share(spec)
+    if image.size == target and share == 1.0:
         return image
     method = _FILTERS[spec.filter]
     (width, height), (to_width, to_height) = image.size, target
@@ -216,7 +220,7 @@ def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:
         case "stretch":
             return image.resize(target, method)
         case "crop":
-            scale = max(to_width / width, to_height / height)
+            scale = max(to_width / width, to_height / height) / share
             box_width, box_height = min(width, to_width / scale), min(height, to_height / scale)
             left, top = (width - box_width) / 2, (height - box_height) / 2
             return image.resize(
@@ -251,9 +255,13 @@ _TURNS = {
 }
 
 
-def _least_size(size: tuple[int, int], target: tuple[int, int], resize: str) -> tuple[int, int]:
+def _crop_share(spec: ImageSpec) -> float:
+    return 1.0 if isinstance(spec.crop_share, UnsetType) else spec.crop_share
+
+
+def _least_size(size: tuple[int, int], target: tuple[int, int], resize: str, share: float = 1.0) -> tuple[int, int]:
     """Return the (width, height) that a JPEG must at least be decoded at."""
-    ratios = (target[0] / size[0], target[1] / size[1])
+    ratios = (target[0] / size[0] / share, target[1] / size[1] / share)
     across, down = {"stretch": ratios, "crop": (max(ratios),) * 2, "pad": (min(ratios),) * 2}[resize]
     return math.ceil(SIZE_FACTOR * across * size[0]), math.ceil(SIZE_FACTOR * down * size[1])
 

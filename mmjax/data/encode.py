@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import numpy as np
 
@@ -30,10 +30,10 @@ def encode(schema: Schema, columns: Columns, *, label: bool = False) -> Batch:
 
     Columns that are `left_out` are missing in every row.
 
-    With `label=True` also `label` (i32[N], or f32[N, 1] for regression) and, where the Schema names a weight column,
-    `weight f32[N]`. Cells are texts, numbers or None; a missing number is NaN, a missing or unknown category 0. Numbers
-    lose `Column.offset`, and labels `Target.offset`, in f64. DataError naming every absent column, and column, row
-    (from 1) and value of bad cells.
+    With `label=True` also `label` (i32[N], i32[N, L] of several labels, or f32[N, 1] for regression) and, where the
+    Schema names a weight column, `weight f32[N]`. Cells are texts, numbers or None; a missing number is NaN, a missing
+    or unknown category 0. Numbers lose `Column.offset`, and labels `Target.offset`, in f64. DataError naming every
+    absent column, and column, row (from 1) and value of bad cells.
     """
     rows = _row_count(columns)
     columns = with_left_out(schema, columns)
@@ -42,7 +42,7 @@ def encode(schema: Schema, columns: Columns, *, label: bool = False) -> Batch:
     bad: list[_Bad] = []
     values = _parse(schema, columns, bad)
     if label:
-        values[schema.target.column] = _parse_target(schema, columns, bad)
+        values |= _parse_target(schema, columns, bad)
         if schema.weight_column is not None:
             values[schema.weight_column] = _parse_weight(schema, columns, bad)
     batch = assemble(schema, values, rows, label=label)
@@ -63,20 +63,18 @@ def assemble(schema: Schema, values: Columns, rows: int, *, label: bool) -> Batc
     if schema.category_columns:
         batch["category"] = np.stack([values[column.name] for column in schema.category_columns], axis=1)
     if label:
-        target = values[schema.target.column]
-        regression = schema.target.task == "regression"
-        batch["label"] = (target - schema.target.offset).astype(np.float32)[:, None] if regression else target
+        batch["label"] = _label(schema.target, values)
         if schema.weight_column is not None:
             batch["weight"] = values[schema.weight_column].astype(np.float32)
     return batch
 
 
 def encode_label(schema: Schema, columns: Columns) -> np.ndarray:
-    """Return the label of every row, i32[N], or f32[N, 1] for regression; DataError naming row and value."""
+    """Return `Batch["label"]` of every row; DataError naming row and value."""
     bad: list[_Bad] = []
-    target = _parse_target(schema, columns, bad)
+    values = _parse_target(schema, columns, bad)
     _refuse(bad)
-    return assemble(Schema(target=schema.target), {schema.target.column: target}, len(target), label=True)["label"]
+    return _label(schema.target, values)
 
 
 def missing_columns(schema: Schema, names: Iterable[str]) -> tuple[str, ...]:
@@ -113,8 +111,8 @@ def check_columns(schema: Schema, names: Iterable[str], *, where: str) -> tuple[
     """
     names = tuple(names)
     needed = _needed(schema)
-    target, extra = schema.target.column, (schema.id_column, schema.weight_column)
-    known = dict.fromkeys([*needed, *(c.name for c in schema.columns), target, *(name for name in extra if name)])
+    extra = (*schema.target.columns, schema.id_column, schema.weight_column)
+    known = dict.fromkeys([*needed, *(c.name for c in schema.columns), *(name for name in extra if name)])
     problems = [f"{where}: expected column '{name}', got none of that name" for name in missing_columns(schema, names)]
     problems += [
         f"{where}: unknown column '{name}'; rename or remove it{did_you_mean(name, known)}"
@@ -238,13 +236,26 @@ def category_codes(column: Column, cells: np.ndarray) -> np.ndarray:
     return _category_codes(column, cells, [])
 
 
-def class_codes(target: Target, cells: np.ndarray) -> np.ndarray:
-    """Return i32[N]: the class of each cell, -1 for what is none."""
-    return category_codes(_as_column(target), cells) - 1
+def class_codes(target: Target, column: str, cells: np.ndarray) -> np.ndarray:
+    """Return i32[N]: the class of each cell of a column of the target, -1 for what is none; of a label 0 or 1."""
+    return category_codes(_as_column(target, column), cells) - 1
 
 
-def _as_column(target: Target) -> Column:
-    return Column(name=target.column, kind="categorical", vocabulary=target.classes)
+def _as_column(target: Target, column: str) -> Column:
+    return Column(name=column, kind="categorical", vocabulary=target.texts(column))
+
+
+def _label(target: Target, values: Columns) -> np.ndarray:
+    """Return `Batch["label"]` of the parsed columns of the target."""
+    match target.task:
+        case "classification":
+            return values[target.column]
+        case "regression":
+            return (values[target.column] - target.offset).astype(np.float32)[:, None]
+        case "multilabel":
+            return np.stack([values[name] for name in target.columns], axis=1)
+        case _:
+            assert_never(target.task)
 
 
 def _category_codes(column: Column, cells: np.ndarray, bad: list[_Bad]) -> np.ndarray:
@@ -311,23 +322,25 @@ def _image_name(cell: Any) -> str:
     return f"{cell}: " if isinstance(cell, str) else ""
 
 
-def _parse_target(schema: Schema, columns: Columns, bad: list[_Bad]) -> np.ndarray:
-    """Return the classes, i32[N], or the numbers of a regression target, f64[N]."""
-    name = schema.target.column
-    if name not in columns:
-        raise DataError(f"expected the target column '{name}', got {', '.join(columns)}")
-    cells = columns[name]
-    if schema.target.task == "regression":
+def _parse_target(schema: Schema, columns: Columns, bad: list[_Bad]) -> Columns:
+    """Return the classes, i32[N], of each column of the target, or the numbers of a regression target, f64[N]."""
+    target = schema.target
+    if absent := [name for name in target.columns if name not in columns]:
+        raise DataError([f"expected the target column '{name}', got {', '.join(columns)}" for name in absent])
+    if target.task == "regression":
+        cells = columns[target.column]
         numbers, wrong = parse_numbers(cells, schema.missing_markers)
-        _report(name, cells, wrong | np.isnan(numbers), "a number (the target)", bad)
-        return numbers
-    codes = _category_codes(_as_column(schema.target), cells, bad)
-    _report(name, cells, codes == 0, f"one of the classes {_classes(schema)}", bad)
-    return codes - 1
+        _report(target.column, cells, wrong | np.isnan(numbers), "a number (the target)", bad)
+        return {target.column: numbers}
+    found = {}
+    for name in target.columns:
+        codes = _category_codes(_as_column(target, name), columns[name], bad)
+        _report(name, columns[name], codes == 0, f"one of the classes {_listed(target.texts(name))}", bad)
+        found[name] = codes - 1
+    return found
 
 
-def _classes(schema: Schema) -> str:
-    classes = schema.target.classes
+def _listed(classes: tuple[str, ...]) -> str:
     return ", ".join(classes[:SHOWN]) + (f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
 
 

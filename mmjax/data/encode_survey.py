@@ -96,9 +96,10 @@ def _parsed(schema: Schema, columns: Mapping[str, Seen]) -> dict[str, Values]:
                 values[column.name] = seen.days(column.datetime_format)
             case _:
                 values[column.name] = seen.looked_up(category_codes(column, seen.vocabulary().texts))
-    target, weight = columns[schema.target.column], schema.weight_column
-    regression = schema.target.task == "regression"
-    values[schema.target.column] = (
-        target.numbers() if regression else target.looked_up(class_codes(schema.target, target.vocabulary().texts))
-    )
+    target, weight = schema.target, schema.weight_column
+    for name in target.columns:
+        seen = columns[name]
+        values[name] = (
+            seen.looked_up(class_codes(target, name, seen.vocabulary().texts)) if target.classes else seen.numbers()
+        )
     return values | ({weight: columns[weight].numbers()} if weight is not None else {})

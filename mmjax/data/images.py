@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.config import ImageData, Policy
+from mmjax.config import ImageData, Policy, target_columns
 from mmjax.data.decode import scan_images as scan_images
 from mmjax.data.folders import ClassFolders, list_folder, note_listing, read_class_folders, split_folders
 from mmjax.data.idx import find_idx, read_idx
@@ -30,8 +30,8 @@ class ImageSource(NamedTuple):
     """`image_column`: object array of paths (str) or pixels (u8[H, W]); `target_column`: object array of str; and the
     id, weight and kept columns of a CSV."""
     image_column: str
-    target_column: str
-    """Empty for images without labels."""
+    target_column: str | tuple[str, ...]
+    """Or that of each label; empty for images without any."""
     assigned: np.ndarray | None
     """Object array of `train`, `validation`, `test` where the folders say so."""
     notes: tuple[str, ...]
@@ -115,6 +115,16 @@ def take(source: ImageSource, keep: np.ndarray) -> ImageSource:
     )
 
 
+def one_target(data: ImageData) -> str:
+    """Return the target column of images that have one label each; DataError where the config names several."""
+    if isinstance(data.target_column, tuple):
+        raise DataError(
+            f"data.image.target_column: expected one column with {data.path}, whose folders or files hold one label an "
+            "image, got a list; list the images in a .csv file with a column for each label"
+        )
+    return data.target_column
+
+
 def objects(values: Sequence[object] | np.ndarray) -> np.ndarray:
     """Return the values as a 1-D object array, arrays among them as they are."""
     array = np.empty(len(values), object)
@@ -145,7 +155,7 @@ def _from_folders(data: ImageData, minimum_classes: int) -> ImageSource:
     labels = [label for part in parts for label in part.labels]
     columns = {
         data.image_column: objects([os.path.join(path, name) for name in names]),
-        data.target_column: objects(labels),
+        one_target(data): objects(labels),
     }
     notes = tuple(note for part in parts for note in part.notes)
     return ImageSource(columns, data.image_column, data.target_column, assigned, notes, objects(names))
@@ -168,21 +178,22 @@ def _from_idx(data: ImageData) -> ImageSource:
     labels = objects([str(label) for pair in pairs for label in pair.labels.tolist()])
     assigned = objects([pair.assigned for pair in pairs for _ in range(len(pair.labels))])
     names = objects([f"{pair.assigned}/{index}" for pair in pairs for index in range(len(pair.labels))])
-    columns = {data.image_column: images, data.target_column: labels}
+    columns = {data.image_column: images, one_target(data): labels}
     return ImageSource(columns, data.image_column, data.target_column, assigned, (), names)
 
 
 def _from_csv(data: ImageData, keep: Sequence[str]) -> ImageSource:
     """Return the rows of a CSV; DataError naming missing columns, and by its line each path that is no file."""
     table = read_table(data.path)
-    wanted = [("data.image.image_column", data.image_column), ("data.image.target_column", data.target_column)]
+    wanted = [("data.image.image_column", data.image_column)]
+    wanted += [("data.image.target_column", name) for name in target_columns(data)]
     wanted += [("data.image.id_column", data.id_column)] if data.id_column else []
     wanted += [("data.image.weight_column", data.weight_column)] if data.weight_column else []
     wanted += [("split.column", name) for name in keep]
     _expect_columns(table, wanted + [("data.image.ignore_columns", name) for name in data.ignore_columns])
-    if data.image_column == data.target_column:
+    if data.image_column in target_columns(data):
         raise DataError(
-            f"data.image.target_column: expected another column than image_column, got '{data.target_column}'"
+            f"data.image.target_column: expected another column than image_column, got '{data.image_column}'"
         )
     cells = table.columns[data.image_column]
     paths = objects([_beside(data.path, cell) for cell in cells])
@@ -236,7 +247,8 @@ def _beside(csv_path: str, cell: str) -> str:
 
 def _lost_labels(source: ImageSource, keep: np.ndarray) -> list[str]:
     """Return a note when labels that repeat, as classes do, have no image left."""
-    labels = source.columns[source.target_column] if source.target_column else np.empty(0, object)
+    target = source.target_column
+    labels = source.columns[target] if target and isinstance(target, str) else np.empty(0, object)
     before = set(labels)
     lost = sorted(before - set(labels[keep])) if 2 * len(before) <= len(labels) else []
     return [f"no image is left of: {', '.join(lost)}"] if lost else []

@@ -10,6 +10,7 @@ from mmjax.config import DEFAULT_MISSING_MARKERS, Inference, Task
 from mmjax.data.cells import floats, missing_texts, parse_dates, parse_numbers, texts
 from mmjax.data.facts import Facts
 from mmjax.data.kinds import MOSTLY, Verdict, decide
+from mmjax.data.labels import infer_labels
 from mmjax.data.schema_file import DeclaredColumn, DeclaredSchema
 from mmjax.data.survey import Keep, Seen, see
 from mmjax.errors import DataError, did_you_mean
@@ -26,7 +27,7 @@ SHOWN = 5
 def infer_schema(
     columns: Columns | Mapping[str, Seen],
     *,
-    target_column: str,
+    target_column: str | tuple[str, ...],
     task: Task | UnsetType = UNSET,
     positive_class: str | None = None,
     id_column: str | None = None,
@@ -41,16 +42,19 @@ def infer_schema(
 ) -> Schema:
     """Return the Schema of all rows, without vocabularies: every column in order with its kind and the reason.
 
+    Several target columns are labels, see `infer_labels`.
     Target, weight, `ignore_columns`, `exclude` (columns with another use, as a split column) and `images` (columns that
     name image files) have the kind ignored. Where there are images no other column needs to be learnt from.
     `columns` are cells, or what was seen of them. `lines` (i64[N]) makes messages name lines of the file. DataError
     with everything wrong at once.
     """
-    named = {"target_column": target_column, "id_column": id_column, "weight_column": weight_column}
+    targets = target_column if isinstance(target_column, tuple) else (target_column,)
+    named = [("target_column", name) for name in targets]
+    named += [("id_column", id_column), ("weight_column", weight_column)]
     _check_names(columns, named, ignore_columns, exclude, images, declared)
     known = declared.columns if declared else {}
-    roles = _roles(target_column, weight_column, id_column, ignore_columns, exclude, images)
-    keep = {target_column: Keep(texts=True), weight_column: Keep(numbers=True)}
+    roles = _roles(targets, weight_column, id_column, ignore_columns, exclude, images)
+    keep = {**dict.fromkeys(targets, Keep(texts=True)), weight_column: Keep(numbers=True)}
     seen = {
         name: cells if isinstance(cells, Seen) else see(name, cells, missing_markers, keep.get(name, Keep()))
         for name, cells in columns.items()
@@ -61,17 +65,24 @@ def infer_schema(
     ]
     problems = [] if images else _feature_problems(found)
     problems += _weight_problems(seen[weight_column], lines) if weight_column else []
-    try:
-        target = infer_target(
-            seen[target_column],
-            target_column,
+
+    def target_of(seen: Seen, column: str, task: Task | UnsetType = "classification", positive: str | None = None):
+        return infer_target(
+            seen,
+            column,
             task=task,
-            positive_class=positive_class,
+            positive_class=positive,
             missing_markers=missing_markers,
             inference=inference,
-            declared=known.get(target_column),
+            declared=known.get(column),
             lines=lines,
         )
+
+    try:
+        if isinstance(target_column, tuple):
+            target = infer_labels(seen, target_column, target_of, positive_class=positive_class, lines=lines)
+        else:
+            target = target_of(seen[target_column], target_column, task, positive_class)
     except DataError as error:
         raise DataError([*problems, *error.problems]) from error
     if problems:
@@ -115,6 +126,16 @@ def infer_target(
     return Target(column=column, task=chosen, classes=classes, positive_class=positive_class, reason=reason)
 
 
+def infer_labels_of(columns: Columns, names: tuple[str, ...], *, positive_class: str | None = None) -> Target:
+    """Return the Target of columns of cells that are labels, see `infer_labels`."""
+    seen = {name: see(name, columns[name], DEFAULT_MISSING_MARKERS, Keep(texts=True)) for name in names}
+
+    def classes_of(seen: Seen, column: str) -> Target:
+        return infer_target(seen, column, task="classification")
+
+    return infer_labels(seen, names, classes_of, positive_class=positive_class, lines=None)
+
+
 def may_be_classes(facts: Facts, inference: Inference) -> bool:
     """Return whether a target with these facts may be inferred to be classified."""
     plain = facts.all_numbers and not facts.traits.coded
@@ -152,7 +173,7 @@ def fit_schema(schema: Schema, learn_from: Callable[[Column], Sequence[str] | np
 
 
 def _roles(
-    target: str,
+    targets: Sequence[str],
     weight: str | None,
     id_column: str | None,
     ignore_columns: Sequence[str],
@@ -164,20 +185,21 @@ def _roles(
     ignored |= dict.fromkeys(ignore_columns, "in ignore_columns")
     ignored |= dict.fromkeys(images, "names images")
     ignored |= {weight: "the sample weights"} if weight is not None else {}
-    roles = {name: Verdict("ignored", reason) for name, reason in {**ignored, target: "the target"}.items()}
+    ignored |= dict.fromkeys(targets, "the target" if len(targets) == 1 else "a label of the target")
+    roles = {name: Verdict("ignored", reason) for name, reason in ignored.items()}
     return roles | ({id_column: Verdict("identifier", "the id column")} if id_column is not None else {})
 
 
 def _check_names(
     columns: Collection[str],
-    named: dict[str, str | None],
+    named: Sequence[tuple[str, str | None]],
     ignore_columns: Sequence[str],
     exclude: Sequence[str],
     images: Sequence[str],
     declared: DeclaredSchema | None,
 ) -> None:
     """Raise DataError where the config or the schema file names a column that is not there, or one for two uses."""
-    used = [(key, name) for key, name in named.items() if name is not None]
+    used = [(key, name) for key, name in named if name is not None]
     used += [("ignore_columns", name) for name in ignore_columns] + [("split.column", name) for name in exclude]
     used += [("images.columns", name) for name in images]
     problems = [

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import UnsetType
 
 from mmjax.config import Cache
 from mmjax.data.audit_images import FREQUENCIES, perceptual_hashes
@@ -102,7 +103,7 @@ def decode_streamed(
 
     full_key = {
         "pixels": PIXELS_FORMAT,
-        "spec": [len(spec.columns), spec.height_px, spec.width_px, spec.resize, spec.filter],
+        "spec": [len(spec.columns), spec.height_px, spec.width_px, spec.resize, spec.filter, *_share(spec)],
         "decoder": decoder_versions(),
         "sources": key,
     }
@@ -120,6 +121,10 @@ def _empty(spec: ImageSpec, count: int) -> Batch:
         "content": np.empty((count, each), np.uint64),
         "hash": np.empty((count, each, HASH_WORDS), np.uint64),
     }
+
+
+def _share(spec: ImageSpec) -> list[float]:
+    return [] if isinstance(spec.crop_share, UnsetType) else [spec.crop_share]
 
 
 def encoded_bytes(spec: ImageSpec) -> int:

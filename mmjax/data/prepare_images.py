@@ -18,7 +18,7 @@ from mmjax.data.decode import ImageInfo, probe_image
 from mmjax.data.encode import encode
 from mmjax.data.fingerprint import fingerprint
 from mmjax.data.images import ImageSource, apply_policy, read_images, take
-from mmjax.data.infer import fit_vocabulary, infer_target
+from mmjax.data.infer import fit_vocabulary, infer_labels_of, infer_target
 from mmjax.data.loading import choose_loading
 from mmjax.data.pixels import Pixels, Source, decode_resident, decode_streamed, encoded_bytes, key_of_sources
 from mmjax.data.prepared import Prepared, Quarantined, audited_by, deal, golden_rows
@@ -154,6 +154,8 @@ def answered_images(
 def image_target(source: ImageSource, data: ImageData, inference: Inference = Inference()) -> Target:
     """Return the target: folders hold classes, whatever their names; that of a CSV is judged by its values."""
     folders = data.task is msgspec.UNSET and Path(data.path).is_dir()
+    if isinstance(source.target_column, tuple):
+        return infer_labels_of(source.columns, source.target_column, positive_class=data.positive_class)
     target = infer_target(
         source.columns[source.target_column],
         source.target_column,
@@ -172,8 +174,14 @@ def image_spec(source: ImageSource, data: ImageData) -> ImageSpec:
 def spec_of(images: np.ndarray, columns: tuple[str, ...], settings: ImageData | TableImages) -> ImageSpec:
     """Return how these images, object[N], are brought to one size: as the settings say, or `default_image_size`."""
     size = default_image_size(images) if settings.image_size is msgspec.UNSET else settings.image_size
+    share = settings.crop_share if isinstance(settings, ImageData) else None
     return ImageSpec(
-        columns=columns, height_px=size[0], width_px=size[1], resize=settings.resize, filter=settings.filter
+        columns=columns,
+        height_px=size[0],
+        width_px=size[1],
+        resize=settings.resize,
+        filter="bilinear" if settings.filter is msgspec.UNSET else settings.filter,
+        crop_share=msgspec.UNSET if share in (None, 1.0) else share,
     )
 
 

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from mmjax.backend import versions
-from mmjax.config import Config, TabularData
+from mmjax.config import Config, TabularData, target_columns
 from mmjax.data.audit import audit
 from mmjax.data.audit_rows import Rows
 from mmjax.data.cache import CacheWriter, NoCacheFolder, Tell, open_or_build, told
@@ -135,9 +135,10 @@ def _deal(
     config: Config, data: TabularData, schema: Schema, survey: Survey, kept: np.ndarray
 ) -> tuple[Split, np.ndarray | None]:
     """Return the Split of the kept rows, and their cells of `split.column`."""
-    assigned, target = split_cells(config, survey.columns), schema.target.column
+    assigned = split_cells(config, survey.columns)
     groups = None if assigned is None else assigned.cells().read()[kept]
-    labelled = {target: survey.columns[target].cells().read()[kept]} if schema.target.classes else {}
+    targets = schema.target.columns if schema.target.classes else ()
+    labelled = {name: survey.columns[name].cells().read()[kept] for name in targets}
     return deal(config, schema, labelled, len(kept), groups, data, survey.lines[kept]), groups
 
 
@@ -145,9 +146,10 @@ def understand(
     config: Config, data: TabularData, declared: DeclaredSchema | None, survey: Survey
 ) -> tuple[Schema, Survey]:
     """Return the Schema of a table, without vocabularies, and its Survey with all texts that are needed."""
-    target = survey.columns.get(data.target_column)
-    if target is not None and may_be_classes(target.facts, data.inference):
-        survey = with_texts(survey, [data.target_column], data)
+    targets = [name for name in target_columns(data) if name in survey.columns]
+    several = len(targets) > 1
+    needed = [name for name in targets if several or may_be_classes(survey.columns[name].facts, data.inference)]
+    survey = with_texts(survey, needed, data) if needed else survey
     schema = infer_schema(
         survey.columns,
         target_column=data.target_column,

@@ -9,6 +9,7 @@ import numpy as np
 from mmjax.config import Config, ImageData, TabularData, fold_count
 from mmjax.data.cells import missing_mask, texts
 from mmjax.data.encode import encode_label
+from mmjax.data.labels import one_sided, strata
 from mmjax.data.split import PARTS, Split, Strategy, deal_folds, split_rows
 from mmjax.errors import DataError, did_you_mean
 from mmjax.schema import Batch, Columns, Schema
@@ -88,12 +89,16 @@ def rows_to_learn(split: Split) -> tuple[int, int]:
 
 
 def class_counts(prepared: Prepared) -> dict[str, dict[str, int]]:
-    """Return rows by split and class; empty for regression."""
+    """Return rows by split and class, or rows that a label holds for; empty for regression."""
     classes = prepared.schema.target.classes
     if not classes:
         return {}
     label = prepared.batch["label"]
-    counts = {part: np.bincount(label[getattr(prepared.split, part)], minlength=len(classes)) for part in PARTS}
+    several = prepared.schema.target.task == "multilabel"
+    counts = {}
+    for part in PARTS:
+        found = label[getattr(prepared.split, part)]
+        counts[part] = found.sum(axis=0) if several else np.bincount(found, minlength=len(classes))
     return {part: dict(zip(classes, found.tolist(), strict=True)) for part, found in counts.items()}
 
 
@@ -153,7 +158,10 @@ def deal(
         what = f"a {'time' if strategy == 'time' else 'group'} in every row of '{config.split.column}'"
         _refuse_gaps(assigned, what, schema.missing_markers, places)
     classes = schema.target.classes
-    labels = encode_label(schema, columns) if classes else None
+    labels, several = encode_label(schema, columns) if classes else None, schema.target.task == "multilabel"
+    answers = labels  # of several labels the strata are dealt, each a class without a name
+    if several and labels is not None:
+        labels, classes = strata(labels), ()
     folds = fold_count(config)
     shares = (data.train_split, data.validation_split, data.test_split)
     split = split_rows(
@@ -180,6 +188,9 @@ def deal(
             groups=assigned if grouped else None,
         )
     untaught = [name for i, name in enumerate(classes) if labels is not None and i not in labels[split.train]]
+    if several and answers is not None and (constant := one_sided(answers[split.train], schema.target.classes)):
+        told = "labels that all train rows, or none, have, which cannot be learnt"
+        notes = (*notes, f"split: {told}: {', '.join(constant)}")
     if untaught:
         notes = (*notes, f"split: classes without a training row, which cannot be learnt: {', '.join(untaught)}")
     return split._replace(notes=(*notes, *split.notes))
@@ -203,4 +214,9 @@ def _default_strategy(schema: Schema, assigned: np.ndarray | None) -> tuple[Stra
         return "folders", "there are folders or files for train and others"
     if schema.target.task == "classification":
         return "stratified", "the target is one of classes"
+    if schema.target.task == "multilabel":
+        return (
+            "stratified",
+            "the target is of labels: rows with the same labels, or the same rarest one, are dealt alike",
+        )
     return "random", "the target is a number"

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from msgspec import UNSET
 
-from mmjax.config import DEFAULT_MISSING_MARKERS, ImageData, TabularData
+from mmjax.config import DEFAULT_MISSING_MARKERS, ImageData, TabularData, target_columns
 from mmjax.data.cells import missing_mask, parse_numbers, texts
 from mmjax.data.prepared import Quarantined
 from mmjax.data.schema_file import DeclaredSchema
@@ -91,6 +91,8 @@ def answered_rows(
 
 def numbers_asked(data: TabularData, declared: DeclaredSchema | None) -> bool:
     """Return whether the config or the schema file says that the target is a number to be predicted."""
+    if isinstance(data.target_column, tuple):
+        return False
     column = declared.columns.get(data.target_column) if declared else None
     return data.task == "regression" or (data.task is UNSET and column is not None and column.type == "number")
 
@@ -136,8 +138,8 @@ def _unanswered(
 ) -> list[tuple[str, np.ndarray, str]]:
     """Return (column, bool[N] of the rows without, what they lack) for the target and the weight."""
     found = []
-    target, weight = data.target_column, data.weight_column
-    if target in columns:
+    weight = data.weight_column
+    for target in (name for name in target_columns(data) if name in columns):
         found.append((target, missing_mask(texts(columns[target]), markers), f"a value of '{target}'"))
         if number:
             found.append((target, parse_numbers(columns[target], markers)[1], f"a number as '{target}', the target"))

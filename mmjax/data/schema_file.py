@@ -62,14 +62,15 @@ def schema_file_text(schema: Schema) -> str:
     target = schema.target
     properties: dict[str, Any] = {}
     for column in schema.columns:
-        if column.name != target.column:
+        if column.name not in target.columns:
             properties[column.name] = _column_keywords(column, is_weight=column.name == schema.weight_column)
-    outcome: dict[str, Any] = {"type": "number"} if target.task == "regression" else {"enum": list(target.classes)}
-    declared = next((c for c in schema.columns if c.name == target.column), None)
-    rules = _rules(declared) if declared else {}
-    properties[target.column] = outcome | rules | {"description": f"the target: {target.reason}"}
-    required = [c.name for c in schema.columns if c.required and c.name != target.column]
-    text = {"$schema": _DIALECT, "type": "object", "properties": properties, "required": [*required, target.column]}
+    for name in target.columns:
+        outcome: dict[str, Any] = {"enum": list(target.texts(name))} if target.classes else {"type": "number"}
+        declared = next((c for c in schema.columns if c.name == name), None)
+        rules = _rules(declared) if declared else {}
+        properties[name] = outcome | rules | {"description": f"the target: {target.reason}"}
+    required = [c.name for c in schema.columns if c.required and c.name not in target.columns]
+    text = {"$schema": _DIALECT, "type": "object", "properties": properties, "required": [*required, *target.columns]}
     return json.dumps(text, indent=2, ensure_ascii=False) + "\n"
 
 

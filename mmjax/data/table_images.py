@@ -71,7 +71,8 @@ def _without(config: Config, schema: Schema, survey: Survey, validation: Validat
     """Return the Validation without rows that have one of these faults too; DataError under policy `fail`."""
     assert config.data.tabular is not None, "images of a table"
     faults = [fault for fault in (_of_kept(fault, validation.keep) for fault in faults) if len(fault.rows)]
-    targets = survey.columns[schema.target.column].cells().read() if faults and schema.target.classes else None
+    of_classes = faults and schema.target.task == "classification"
+    targets = survey.columns[schema.target.column].cells().read() if of_classes else None
     found = judge(faults, targets, schema, survey.lines, survey.layout.path, config.data.tabular.on_invalid)
     return Validation(
         validation.keep & found.keep,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.config import TabularData
+from mmjax.config import TabularData, target_columns
 from mmjax.data.cache import Tell
 from mmjax.data.cells import texts
 from mmjax.data.prepared import Quarantined
@@ -175,8 +175,8 @@ def _answered_test(
 
 def _keep(name: str, data: TabularData, declared: DeclaredColumn | None) -> Keep:
     """Return what is known to be needed of a column before a cell of it is read."""
-    is_target = name == data.target_column
-    classes = is_target and data.task == "classification"
+    is_target = name in target_columns(data)
+    classes = is_target and (data.task in ("classification", "multilabel") or isinstance(data.target_column, tuple))
     number = is_target or name == data.weight_column
     if declared is None:
         return Keep(texts=classes, numbers=number)

@@ -160,7 +160,7 @@ def refuse_cells(schema: Schema, table: Table, *, label: bool = False) -> None:
         Column(name=column.name, kind=column.kind, datetime_format=column.datetime_format)
         for column in schema.of_kind("numeric", "datetime")
     ]
-    answers = (schema.target.column, schema.weight_column) if label else ()
+    answers = (*schema.target.columns, schema.weight_column) if label else ()
     columns += [Column(name=name, kind="ignored") for name in answers if name is not None]
     wanted = {column.name: table.columns[column.name] for column in columns if column.name in table.columns}
     plain = msgspec.structs.replace(schema, columns=tuple(columns))
@@ -175,7 +175,7 @@ def broken_rules(columns: Columns, schema: Schema, lines: np.ndarray, *, label: 
 
     Only cells that can be encoded are counted: `encode` refuses the others.
     """
-    used = {column.name for column in schema.features} | ({schema.target.column} if label else set())
+    used = {column.name for column in schema.features} | (set(schema.target.columns) if label else set())
     ruled = tuple(column for column in schema.columns if column.name in used and _has_rules(column))
     faults = _faults(columns, msgspec.structs.replace(schema, columns=ruled))
     return _counted([fault for fault in faults if fault.readable], lines)
@@ -228,7 +228,7 @@ def _fate(faults: list[Fault], keep: np.ndarray) -> str:
 
 def _classes_left(targets: np.ndarray | None, schema: Schema, keep: np.ndarray) -> tuple[list[str], list[str]]:
     """Return the classes that had rows and lost them all, and those that have some; nothing for regression."""
-    if targets is None or not schema.target.classes:
+    if targets is None or schema.target.task != "classification":
         return [], []
     before, after = set(texts(targets)), set(texts(targets[keep]))
     present = [label for label in schema.target.classes if label in before]
@@ -253,7 +253,7 @@ def column_faults(column: Column, cells: np.ndarray, schema: Schema) -> list[Fau
     """Return the faults of one column, each cell in at most one of them."""
     values = texts(cells)
     rules = _rules(column, cells, values, schema)
-    is_target = column.name == schema.target.column
+    is_target = column.name in schema.target.columns
     required = column.required or is_target
     if not required and not any(rule.broken.any() for rule in rules):
         return []
@@ -273,13 +273,13 @@ def _fault(column: str, rule: _Rule, cells: list[str]) -> Fault:
 
 def _rules(column: Column, cells: np.ndarray, values: list[str], schema: Schema) -> list[_Rule]:
     """Return the rules of a column, with the cells (bool[N]) that break each; first those that no encoding survives."""
-    is_target = column.name == schema.target.column
+    is_target = column.name in schema.target.columns
     found = _number_rules(column, cells, schema) if is_number(column, schema) else []
     if column.kind == "datetime":
         _, bad = parse_dates(cells, schema.missing_markers, column.datetime_format)
         form = "ISO 8601" if column.datetime_format == "iso" else column.datetime_format
         found.append(_Rule(bad, f"a date ({form})", readable=False))
-    allowed = schema.target.classes if is_target else column.vocabulary
+    allowed = schema.target.texts(column.name) if is_target else column.vocabulary
     if allowed and (column.fixed_vocabulary or is_target):
         unknown = _where(values, lambda text: text not in allowed)
         found.append(_Rule(unknown, _one_of(allowed), readable=not is_target))
@@ -295,14 +295,14 @@ def _rules(column: Column, cells: np.ndarray, values: list[str], schema: Schema)
 def is_number(column: Column, schema: Schema) -> bool:
     """Return whether the cells of a column must be numbers."""
     bounded = column.integer or column.minimum is not None or column.maximum is not None
-    target = column.name == schema.target.column and schema.target.task == "regression"
+    target = column.name in schema.target.columns and schema.target.task == "regression"
     return column.kind == "numeric" or bounded or target or column.name == schema.weight_column
 
 
 def _number_rules(column: Column, cells: np.ndarray, schema: Schema) -> list[_Rule]:
     """Return the rules that a number is one, and that it is whole and within bounds; both in the same words."""
     numbers, bad = parse_numbers(cells, schema.missing_markers)
-    is_weight, is_target = column.name == schema.weight_column, column.name == schema.target.column
+    is_weight, is_target = column.name == schema.weight_column, column.name in schema.target.columns
     low = 0.0 if column.minimum is None and is_weight else column.minimum
     bounds = [f">= {low:g}"] if low is not None else []
     bounds += [f"<= {column.maximum:g}"] if column.maximum is not None else []

@@ -29,8 +29,8 @@ def validate_survey(survey: Survey, schema: Schema, declared: DeclaredSchema | N
             again.append(column)
     faults = join_faults([*faults, *_faults_read_again(survey, schema, again)])
     faults.sort(key=lambda fault: names.index(fault.column))
-    target = survey.columns[schema.target.column]
-    targets = target.cells().read() if faults and schema.target.classes else None
+    of_classes = faults and schema.target.task == "classification"
+    targets = survey.columns[schema.target.column].cells().read() if of_classes else None
     return judge(faults, targets, schema, survey.lines, survey.layout.path, policy)
 
 
@@ -46,7 +46,7 @@ def _faults_read_again(survey: Survey, schema: Schema, columns: list[Column]) ->
 
 def _surely_obeys(column: Column, facts: Facts, schema: Schema) -> bool:
     """Return whether these facts leave no room for a broken rule."""
-    traits, is_target = facts.traits, column.name == schema.target.column
+    traits, is_target = facts.traits, column.name in schema.target.columns
     if column.pattern is not None or column.fixed_vocabulary or column.kind == "boolean":
         return False
     if (column.required and facts.missing) or (is_target and schema.target.classes):

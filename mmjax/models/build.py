@@ -11,13 +11,13 @@ from mmjax.config import Architecture, ModelName
 from mmjax.config import Model as ModelConfig
 from mmjax.errors import ConfigError, DataError
 from mmjax.models.base import Model, Variables
-from mmjax.models.efficientnet import EFFICIENTNETS, EfficientNet
+from mmjax.models.efficientnet import B0_STAGES, EFFICIENTNETS, EfficientNet
 from mmjax.models.fusion import Join, make_fusion
 from mmjax.models.layers import Inputs, activation_function, model_from_linen, row_mask
 from mmjax.models.mlp import MLP, default_embedding_dim, make_mlp
 from mmjax.models.realmlp import EMBEDDING_DIM as REALMLP_EMBEDDING_DIM
 from mmjax.models.realmlp import RealMLP, make_realmlp
-from mmjax.models.resnet import RESNETS, ResNet, ResNetRow
+from mmjax.models.resnet import RESNETS, SMALL_IMAGE_PX, ResNet, ResNetRow
 from mmjax.models.tabm import EMBEDDING_DIM as TABM_EMBEDDING_DIM
 from mmjax.models.tabm import MEMBERS, TabM, make_tabm
 from mmjax.schema import Batch, Schema
@@ -35,7 +35,8 @@ ARCHITECTURE_DEFAULTS: dict[str, Architecture] = {
     **_EFFICIENTNET,
 }
 """What each family uses where the config says nothing. A field that is UNSET here is not used by the family, except of
-networks for tables: `embedding_dim` and realmlp's `activation`, which follow from the schema, and `input_dim`."""
+networks for tables: `embedding_dim` and realmlp's `activation`, which follow from the schema, and `input_dim`; and of
+those for images `stem`, which follows from their size."""
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -48,11 +49,13 @@ def build_model(
     precision: str = "float32",
     cardinalities: tuple[int, ...] | None = None,
     onehots: tuple[int, ...] = (),
+    freeze: str | int = "none",
 ) -> Model:
     """Return the network that `model.name` names, for batches of `schema`, with `outputs` values per row.
 
     `cardinalities` are those of the batch's category columns, where a Transform leaves fewer than the schema has.
     `onehots` are the widths of the one-hot columns that its `dense` ends with (tabm).
+    `freeze` is `training.freeze`: what of an image network is as at inference in training too.
     `precision` ("float32" or "bfloat16") is the compute type; parameters, batch statistics and outputs are f32.
     Raises ConfigError as `resolve_architecture` does.
     """
@@ -62,6 +65,7 @@ def build_model(
     shape: Any = resolve_architecture(model, schema)  # every field the family uses is set
     activation, dtype = activation_function(shape.activation), DTYPES[precision]
     codes = schema.cardinalities if cardinalities is None else cardinalities
+    large = None if shape.stem is UNSET else shape.stem == "large"
     match name:
         case "realmlp" | "realmlp_s":
             simple = name == "realmlp_s"
@@ -107,20 +111,48 @@ def build_model(
             )
         case "resnet":
             row = ResNetRow(shape.stages, shape.width)
-            return _vision(ResNet(outputs, row, activation, shape.dropout, dtype), name, shape.dropout)
-        case "resnet18" | "resnet34" | "resnet50":
-            return _vision(ResNet(outputs, RESNETS[name], activation, shape.dropout, dtype), name, shape.dropout)
-        case "efficientnet_b0" | "efficientnet_b1" | "efficientnet_b2" | "efficientnet_b3" | "efficientnet_b4":
-            module = EfficientNet(outputs, EFFICIENTNETS[name], activation, shape.dropout, dtype)
+            module = ResNet(outputs, row, activation, shape.dropout, dtype, large)
+            return _vision(module, name, shape.dropout)
+        case "resnet18" | "resnet34" | "resnet50" | "resnet18d" | "resnet34d" | "resnet50d":
+            row = RESNETS[name]
+            frozen = _frozen_parts(freeze, len(row.stages), 0, name)
+            module = ResNet(outputs, row, activation, shape.dropout, dtype, large, frozen)
+            return _vision(module, name, shape.dropout)
+        case (
+            "efficientnet_b0"
+            | "efficientnet_b1"
+            | "efficientnet_b2"
+            | "efficientnet_b3"
+            | "efficientnet_b4"
+            | "tf_efficientnet_b0"
+            | "tf_efficientnet_b1"
+            | "tf_efficientnet_b2"
+            | "tf_efficientnet_b3"
+            | "tf_efficientnet_b4"
+        ):
+            frozen = _frozen_parts(freeze, len(B0_STAGES), 1, name)
+            module = EfficientNet(
+                outputs, EFFICIENTNETS[name], activation, shape.dropout, dtype, large_stem=large, frozen=frozen
+            )
             return _vision(module, name, shape.dropout)
         case _:
             assert_never(name)
 
 
+def _frozen_parts(freeze: str | int, stages: int, after: int, name: str) -> int:
+    """Return how many of stem, stages and what comes `after` them are frozen; ConfigError for more stages than are."""
+    if isinstance(freeze, int) and freeze > stages:
+        raise ConfigError(f"training.freeze: expected at most {stages}, the stages of {name}, got {freeze}; or trunk")
+    if freeze == "trunk":
+        return 1 + stages + after
+    return freeze + 1 if isinstance(freeze, int) else 0
+
+
 def resolve_architecture(model: ModelConfig, schema: Schema) -> Architecture:
     """Return the architecture with every field that `model.name` uses set: to the config's value, else the default.
 
-    `input_dim` (mlp) becomes the number of feature columns; `embedding_dim` stays UNSET for a table without categories.
+    `input_dim` (mlp) becomes the number of feature columns; `embedding_dim` stays UNSET for a table without categories;
+    `stem` follows from the size of the images, and is `large` with pretrained weights.
     Resolving twice changes nothing. ConfigError, all problems at once: a field that the family does not use, an
     `embedding_dim` without categories, an `input_dim` that is not what the data has.
     """
@@ -135,6 +167,11 @@ def resolve_architecture(model: ModelConfig, schema: Schema) -> Architecture:
             fixed = TABM_EMBEDDING_DIM if name == "tabm" else REALMLP_EMBEDDING_DIM
             derived["embedding_dim"] = default_embedding_dim(schema.cardinalities) if name == "mlp" else fixed
         used += ["input_dim", "embedding_dim"]
+    else:
+        if schema.image is not None:
+            side = min(schema.image.height_px, schema.image.width_px)
+            derived["stem"] = "large" if model.pretrained or side >= SMALL_IMAGE_PX else "small"
+        used.append("stem")
     if name in ("realmlp", "realmlp_s"):
         derived["activation"] = "mish" if schema.target.task == "regression" else "selu"
         used.append("activation")

@@ -43,6 +43,8 @@ class SizeRow(NamedTuple):
     width: float
     depth: float
     dropout: float
+    tensorflow: bool = False
+    """Paddings, epsilon and momentum of TensorFlow, with which the paper's own weights were trained (timm's `tf_`)."""
 
 
 EFFICIENTNETS = {
@@ -52,6 +54,7 @@ EFFICIENTNETS = {
     "efficientnet_b3": SizeRow(1.2, 1.4, 0.3),
     "efficientnet_b4": SizeRow(1.4, 1.8, 0.4),
 }
+EFFICIENTNETS |= {f"tf_{name}": size._replace(tensorflow=True) for name, size in EFFICIENTNETS.items()}
 
 
 def scaled_channels(channels: int, width: float) -> int:
@@ -68,6 +71,7 @@ def scaled_channels(channels: int, width: float) -> int:
 class Block(NamedTuple):
     """One MBConv block of a scaled network."""
 
+    stage: int
     name: str
     expand: int
     kernel_px: int
@@ -78,7 +82,7 @@ class Block(NamedTuple):
 def scaled_blocks(size: SizeRow, stages: tuple[StageRow, ...] = B0_STAGES) -> tuple[Block, ...]:
     """Return the blocks of that size in order; only the first block of a stage strides."""
     return tuple(
-        Block(f"stage{stage}_block{i}", row.expand, row.kernel_px, row.stride if i == 1 else 1, channels)
+        Block(stage, f"stage{stage}_block{i}", row.expand, row.kernel_px, row.stride if i == 1 else 1, channels)
         for stage, row in enumerate(stages, start=1)
         for channels in (scaled_channels(row.channels, size.width),)
         for i in range(1, math.ceil(row.repeats * size.depth) + 1)
@@ -92,8 +96,10 @@ Unit = Callable[..., jax.Array]
 class EfficientNet(nn.Module):
     """Stem, MBConv blocks (expand, depthwise, squeeze-excite, project), 1x1 convolution, average pool, dropout, head.
 
-    The stem has stride 2, or 1 for images under 96 px. A block whose input and output agree adds its input, and is
-    skipped for a random share of rows in training (stochastic depth); `dropout` 0 switches that off too.
+    The stem has stride 2, or 1 for images under 96 px, unless `large_stem` says which. A block whose input and output
+    agree adds its input, and is skipped for a random share of rows in training (stochastic depth); `dropout` 0 switches
+    that off too. The first `frozen` of stem, stages and last convolution are in training as they are at inference, and
+    pass no gradient on.
     """
 
     outputs: int
@@ -102,28 +108,44 @@ class EfficientNet(nn.Module):
     dropout: float
     dtype: Any = jnp.float32
     stages: tuple[StageRow, ...] = B0_STAGES
+    large_stem: bool | None = None
+    frozen: int = 0
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
         """Return `[B, outputs]` for `image f32[B, H, W, 3]`, standardised."""
 
-        def unit(
-            x: jax.Array, name: str, channels: int, kernel_px: int, stride: int = 1, depthwise: bool = False
-        ) -> jax.Array:
-            x = Convolution(channels, kernel_px, stride, depthwise, self.dtype, name=f"{name}_conv")(x)
-            return BatchNorm(name=f"{name}_norm")(x, train=train, mask=mask)
+        tensorflow = self.size.tensorflow
+        momentum, epsilon = (0.99, 1e-3) if tensorflow else (0.9, 1e-5)
 
-        stride = 1 if min(image.shape[1:3]) < SMALL_IMAGE_PX else 2
-        x = self.activation(unit(image, "stem", scaled_channels(STEM_CHANNELS, self.size.width), 3, stride))
+        def unit_of(part: int) -> Unit:
+            def unit(
+                x: jax.Array, name: str, channels: int, kernel_px: int, stride: int = 1, depthwise: bool = False
+            ) -> jax.Array:
+                conv = Convolution(channels, kernel_px, stride, depthwise, self.dtype, tensorflow, name=f"{name}_conv")
+                norm = BatchNorm(momentum=momentum, epsilon=epsilon, name=f"{name}_norm")
+                return norm(conv(x), train=train and part >= self.frozen, mask=mask)
+
+            return unit
+
+        large = min(image.shape[1:3]) >= SMALL_IMAGE_PX if self.large_stem is None else self.large_stem
+        stem_channels = scaled_channels(STEM_CHANNELS, self.size.width)
+        x = self.activation(unit_of(0)(image, "stem", stem_channels, 3, 2 if large else 1))
         blocks = scaled_blocks(self.size, self.stages)
         for number, block in enumerate(blocks):
-            y = self._block(x, block, unit)
+            if block.name == f"stage{self.frozen}_block1":
+                x = jax.lax.stop_gradient(x)
+            y = self._block(x, block, unit_of(block.stage))
             if block.stride == 1 and x.shape == y.shape:
                 drop = STOCHASTIC_DEPTH * number / len(blocks) if self.dropout > 0.0 else 0.0
-                y = x + Dropout(drop, rows=True, name=f"{block.name}_depth")(y, train=train)
+                learns = train and block.stage >= self.frozen
+                y = x + Dropout(drop, rows=True, name=f"{block.name}_depth")(y, train=learns)
             x = y
+        last = len(self.stages) + 1
+        x = jax.lax.stop_gradient(x) if self.frozen == last else x
         last_channels = 4 * scaled_channels(self.stages[-1].channels, self.size.width)
-        x = self.activation(unit(x, "last", last_channels, 1))
+        x = self.activation(unit_of(last)(x, "last", last_channels, 1))
+        x = jax.lax.stop_gradient(x) if self.frozen > last else x
         x = Dropout(self.dropout, name="dropout")(global_average_pool(x), train=train)
         return nn.Dense(self.outputs, dtype=self.dtype, name="head")(x)
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from mmjax.config import Activation
 from mmjax.errors import DataError
 from mmjax.models.base import Model, Variables
-from mmjax.models.convolution import convolution
+from mmjax.models.convolution import Padding, convolution
 from mmjax.schema import Batch
 
 
@@ -190,7 +190,8 @@ def activation_function(name: Activation) -> Callable[[jax.Array], jax.Array]:
 class Convolution(nn.Module):
     """`[B, H, W, C] -> [B, H', W', channels]`: square `kernel_px`, `kernel_px // 2` zeros on every side, no bias.
 
-    Padding is the same on both sides, as in torchvision, so that its weights give the same values here.
+    Padding is the same on both sides, as in torchvision, so that its weights give the same values here; with
+    `tensorflow` it is what ceil(size / stride) outputs need, the odd pixel at the end ("SAME").
     """
 
     channels: int
@@ -198,6 +199,7 @@ class Convolution(nn.Module):
     stride: int = 1
     depthwise: bool = False
     dtype: Any = jnp.float32
+    tensorflow: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -211,9 +213,13 @@ class Convolution(nn.Module):
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             stride=self.stride,
-            padding=self.kernel_px // 2,
+            padding=self._padding(x) if self.tensorflow else self.kernel_px // 2,
             groups=groups,
         )
+
+    def _padding(self, x: jax.Array) -> Padding:
+        short = [max((-(-n // self.stride) - 1) * self.stride + self.kernel_px - n, 0) for n in x.shape[1:3]]
+        return (short[0] // 2, short[0] - short[0] // 2), (short[1] // 2, short[1] - short[1] // 2)
 
 
 class BatchNorm(nn.Module):
@@ -325,6 +331,19 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
     height, width = ((size - 3) // 2 * 2 + 1 for size in x.shape[1:3])
     x = jnp.maximum(jnp.maximum(x[:, 0:height:2], x[:, 1 : 1 + height : 2]), x[:, 2 : 2 + height : 2])
     return jnp.maximum(jnp.maximum(x[:, :, 0:width:2], x[:, :, 1 : 1 + width : 2]), x[:, :, 2 : 2 + width : 2])
+
+
+def average_pool_2x2(x: jax.Array) -> jax.Array:
+    """Return the mean over 2x2 pixels, stride 2, of fewer at an odd edge: `[B, H, W, C] -> [B, H/2, W/2, C]`, up.
+
+    Summed in f32.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)))
+    sums = x.reshape(batch, rows, 2, columns, 2, channels).sum((2, 4))
+    counts = np.minimum(2, height - 2 * np.arange(rows))[:, None] * np.minimum(2, width - 2 * np.arange(columns))
+    return (sums / counts[None, :, :, None].astype(np.float32)).astype(x.dtype)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:

@@ -197,6 +197,11 @@ def count(metrics: Metrics, served: Served, columns: Columns | None, batch: Batc
     classes = schema.target.classes
     if scores.probabilities is None:
         return
+    if schema.target.labels:
+        for name, held in zip(classes, scores.prediction.sum(axis=0).tolist(), strict=True):
+            if held:
+                metrics.predicted(label, name, held)
+        return
     if batch_rows(batch) == 1:
         metrics.predicted(label, classes[scores.prediction.item()], 1)
         return

@@ -150,7 +150,7 @@ def load_served(
     modality = schema.modality
     told_schema = plain(schema)
     for column in told_schema["columns"]:
-        column["kind"] = "target" if column["name"] == schema.target.column else column["kind"]
+        column["kind"] = "target" if column["name"] in schema.target.columns else column["kind"]
     description = {
         "name": name.name,
         "version": name.version,

@@ -67,14 +67,16 @@ def _spec(name: str, accepts: tuple[str, ...], shape: tuple[int, ...], *, exact:
 
 def outputs_of(predictor: Predictor) -> tuple[TensorSpec, ...]:
     """Return the outputs of a model: `probabilities`, `predictions` and `labels`; of a regression `predictions`; of a
-    model with members `uncertainty` too."""
+    model with members `uncertainty` too. Of several labels each has an answer of its own."""
     target = predictor.schema.target
     told = (TensorSpec("uncertainty", "FP32", (-1,)),) if member_count(predictor.config) > 1 else ()
     if target.task == "regression":
         return (TensorSpec("predictions", "FP64", (-1,)), *told)
+    each = (-1, len(target.classes))
+    answer = each if target.labels else (-1,)
     return (
-        TensorSpec("probabilities", "FP32", (-1, len(target.classes))),
-        TensorSpec("predictions", "INT64", (-1,)),
-        TensorSpec("labels", "BYTES", (-1,)),
+        TensorSpec("probabilities", "FP32", each),
+        TensorSpec("predictions", "INT64", answer),
+        TensorSpec("labels", "BYTES", answer),
         *told,
     )

@@ -74,6 +74,9 @@ def _values(schema: Schema, scores: Scores, asked: Asked) -> np.ndarray:
         case "uncertainty":
             assert scores.uncertainty is not None
             return scores.uncertainty.reshape(-1)
+        case "labels" if schema.target.labels:
+            texts = np.array([(label.negative, label.positive) for label in schema.target.labels], dtype=object)
+            return texts[np.arange(len(texts))[None, :], scores.prediction]
         case "labels":
             return to_predictions(schema, scores).prediction
         case _ if scores.probabilities is None:

@@ -133,7 +133,7 @@ def cell_schema(column: Column, schema: Schema) -> Json:
 
 def row_schema(schema: Schema) -> Json:
     """Return what a row by column name is: every feature, and whatever else the table has."""
-    names = {column.name: ANY_CELL for column in schema.columns} | {schema.target.column: ANY_CELL}
+    names = {column.name: ANY_CELL for column in schema.columns} | dict.fromkeys(schema.target.columns, ANY_CELL)
     names |= {name: ANY_CELL for name in (schema.id_column, schema.weight_column) if name}
     names |= {column.name: cell_schema(column, schema) for column in schema.features}
     return {
@@ -221,7 +221,7 @@ _SUMMARY: Json = {
     "version": MAYBE_WHOLE,
     "digest": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
     "modality": {"enum": ["table", "image", "multimodal"]},
-    "task": {"enum": ["classification", "regression"]},
+    "task": {"enum": ["classification", "regression", "multilabel"]},
     "classes": array_of(TEXT),
     "features": array_of(TEXT),
 }

@@ -19,6 +19,7 @@ from mmjax.artifact.parity import (
     compare,
     formed,
     joined,
+    label_tuples,
     rounding,
     row_by_row,
 )
@@ -177,6 +178,8 @@ def as_base64(cell: Any) -> str:
 
 def reply_answers(schema: Schema, reply: Mapping[str, Any]) -> Answers:
     """Return the Answers in a reply of the server."""
+    if schema.target.labels:
+        return Answers(np.array(reply["probabilities"], np.float64), label_tuples(reply["labels"]))
     if schema.target.classes:
         return Answers(np.array(reply["probabilities"], np.float64), np.array(reply["labels"], dtype=object))
     return Answers(np.array(reply["predictions"], np.float64)[:, None], None)

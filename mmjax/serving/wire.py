@@ -77,12 +77,12 @@ class ModelName(msgspec.Struct, frozen=True):
 class Reply(msgspec.Struct, frozen=True):
     """The answer for N rows or images, in the order they came."""
 
-    predictions: list[int | float]
-    """Class indices, or values."""
-    labels: list[str] | None
-    """Class texts; null for regression."""
+    predictions: list[int | float | list[int]]
+    """Class indices, or values; of a model of several labels [N][L], 1 where a label holds, else 0."""
+    labels: list[str | list[str]] | None
+    """Class texts, or the names of the labels that hold for each row; null for regression."""
     probabilities: list[list[float]] | None
-    """[N][K] in the order of the model's classes; null for regression."""
+    """[N][K] in the order of the model's classes; of labels each by itself; null for regression."""
     inference_time_ms: float
     """The compiled call with its transfers, without decoding and waiting."""
     model: ModelName
@@ -494,8 +494,8 @@ def image_cells(images: Sequence[bytes | np.ndarray]) -> np.ndarray:
 class Words(NamedTuple):
     """Scores as a Reply has them, row by row; see there."""
 
-    predictions: list[int | float]
-    labels: list[str] | None
+    predictions: list[int | float | list[int]]
+    labels: list[str | list[str]] | None
     probabilities: list[list[float]] | None
     uncertainty: list[float] | msgspec.UnsetType = msgspec.UNSET
     sets: list[list[str]] | msgspec.UnsetType = msgspec.UNSET
@@ -516,9 +516,14 @@ def words_of(schema: Schema, scores: Scores) -> Words:
         intervals = msgspec.UNSET if found.intervals is None else found.intervals.tolist()
         return Words(found.prediction.tolist(), None, None, uncertainty, intervals=intervals)
     predictions, classes = scores.prediction.tolist(), schema.target.classes
+    labels: list[Any]  # texts, or lists of them
+    if schema.target.labels:
+        labels = set_texts(classes, scores.prediction)
+    else:
+        labels = [classes[index] for index in predictions]
     return Words(
         predictions,
-        [classes[index] for index in predictions],
+        labels,
         scores.probabilities.tolist(),
         uncertainty,
         sets=msgspec.UNSET if scores.sets is None else set_texts(classes, scores.sets),

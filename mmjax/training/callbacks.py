@@ -171,7 +171,14 @@ class _Metric(NamedTuple):
 
 
 def _metric_columns(first: EpochEnded, monitor: str, width: int | None) -> tuple[_Metric, ...]:
-    scores = ("val_accuracy", "val_rmse", "train_accuracy", "train_rmse")
+    scores = (
+        "val_accuracy",
+        "val_rmse",
+        "train_accuracy",
+        "train_rmse",
+        "val_subset_accuracy",
+        "train_subset_accuracy",
+    )
     score = next((key for key in scores if key in first.metrics), None)
     keys = dict.fromkeys(("train_loss", "val_loss", monitor, score))
     columns = tuple(_Metric(key, key) for key in keys if key is not None and key in first.metrics)

@@ -11,7 +11,7 @@ import numpy as np
 from mmjax.backend import compiled
 from mmjax.config import Training
 from mmjax.errors import TrainingError
-from mmjax.schema import Batch, Schema
+from mmjax.schema import Batch, Schema, Target
 from mmjax.training.conformal import half_widths, least_probability, rows_needed, widening
 from mmjax.training.outputs import Output, Prediction
 from mmjax.training.scoring import Scores
@@ -46,7 +46,9 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
         state = output.calibrate(state, scores.outputs, batch["label"], batch.get("weight"))
         facts["calibration"] = {"temperature": float(state["temperature"]), "rows": len(batch["label"])}
     found = None if rows is None else predicted(output, state, rows.scores.outputs)
-    if training.threshold != "none":
+    if training.threshold != "none" and schema.target.labels:
+        state, facts["threshold"] = _label_thresholds(training.threshold, schema.target, state, found, rows)
+    elif training.threshold != "none":
         state, facts["threshold"] = _threshold(training.threshold, schema, state, found, rows)
     if training.coverage is not None and found is not None and rows is not None:
         state, facts["conformal"] = _conformal(training.coverage, state, found, rows.batch)
@@ -54,6 +56,7 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
         facts["conformal"] = {"quantiles": [training.quantiles[0], training.quantiles[-1]]}
     if training.abstain_below is not None:
         state, facts["abstention"] = abstaining(state, training.abstain_below), {"below": training.abstain_below}
+        facts["abstention"] |= {"labels": True} if schema.target.labels else {}
     return state, facts
 
 
@@ -85,6 +88,31 @@ def _threshold(
     return state | {"threshold": np.float32(value)}, fact | {"value": value}
 
 
+def _label_thresholds(
+    asked: str | float, target: Target, state: Any, found: Prediction | None, rows: Rows | None
+) -> tuple[Any, dict[str, Any]]:
+    """Return the state with a threshold for each label: the best of its own for a metric, or one number for all.
+
+    A label that all validation rows hold, or none, stays at one half.
+    """
+    fact: dict[str, Any] = {}
+    if isinstance(asked, str):
+        assert found is not None
+        assert found.probabilities is not None
+        assert rows is not None
+        probabilities, truth = np.asarray(found.probabilities), np.asarray(rows.batch["label"]) > 0
+        metric: Any = asked
+        values = [
+            best_threshold(p, t, metric, rows.batch.get("weight")) if t.any() and not t.all() else 0.5
+            for p, t in zip(probabilities.T, truth.T, strict=True)
+        ]
+        fact |= {"metric": asked, "rows": len(truth)}
+    else:
+        values = [float(asked)] * len(target.labels)
+    told = dict(zip(target.classes, values, strict=True))
+    return state | {"threshold": np.array(values, np.float32)}, fact | {"labels": told}
+
+
 def _conformal(coverage: float, state: Any, found: Prediction, batch: Batch) -> tuple[Any, dict[str, Any]]:
     labels, weight = batch["label"], batch.get("weight")
     fact: dict[str, Any] = {"coverage": coverage, "rows": len(labels)}
@@ -107,9 +135,13 @@ def _conformal(coverage: float, state: Any, found: Prediction, batch: Batch) -> 
 
 def decision_problems(training: Training, schema: Schema, validation_labels: np.ndarray) -> list[str]:
     """Return what of the config cannot be with this target and these validation rows, a line each."""
-    classes, rows = schema.target.classes, len(validation_labels)
-    return [*_threshold_problems(training.threshold, classes, validation_labels), *_coverage_problems(training, rows),
-            *abstain_problems("training.abstain_below", training.abstain_below, classes)]  # fmt: skip
+    target, rows = schema.target, len(validation_labels)
+    threshold = [] if target.labels else _threshold_problems(training.threshold, target.classes, validation_labels)
+    if training.coverage is not None and target.labels:
+        coverage = ["training.coverage: expected one answer a row, got several labels; remove it"]
+    else:
+        coverage = _coverage_problems(training, rows)
+    return [*threshold, *coverage, *abstain_problems("training.abstain_below", training.abstain_below, target)]
 
 
 def _threshold_problems(threshold: str | float, classes: tuple[str, ...], labels: np.ndarray) -> list[str]:
@@ -135,13 +167,16 @@ def _coverage_problems(training: Training, rows: int) -> list[str]:
     ]
 
 
-def abstain_problems(where: str, below: float | None, classes: tuple[str, ...]) -> list[str]:
+def abstain_problems(where: str, below: float | None, target: Target) -> list[str]:
     """Return why none, or all, would ever be abstained below this probability, if so; `where` it was asked for."""
-    if below is None or (classes and 1.0 / len(classes) < below <= 1.0):
+    choices = 2 if target.labels else len(target.classes)
+    if below is None or (choices and 1.0 / choices < below <= 1.0):
         return []
-    if not classes:
+    if not choices:
         return [f"{where}: expected a classifier, got a model of a number; remove it"]
     if below > 1.0:
         return [f"{where}: expected a probability, 1 at most, got {below:g}"]
-    least = f"above {1.0 / len(classes):.3g}, as the largest of {len(classes)} probabilities is at least that"
+    what = "yes or no of a label is at least that probable"
+    what = what if target.labels else f"the largest of {choices} probabilities is at least that"
+    least = f"above {1.0 / choices:.3g}, as {what}"
     return [f"{where}: expected a number {least}, got {below:g}"]

@@ -6,6 +6,7 @@ resumes, because the next step takes over its memory.
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -110,6 +111,8 @@ class Task(NamedTuple):
     """f32[epochs]: the learning rate of the last update of each epoch, to tell."""
     parameters: int
     validation_rows: int
+    smaller: tuple[tuple[int, Learner], ...] = ()
+    """(last epoch, learner) of epochs that train at smaller images first, in order; `learner` is that of the others."""
     members: Members | None = None
     """None: one model. Else state, fitted Transform (with folds) and best weights have a leading axis."""
 
@@ -229,7 +232,8 @@ class _Window(NamedTuple):
 class _Program(NamedTuple):
     """A compiled chunk with what it always reads."""
 
-    chunk: Callable[..., tuple[TrainState, Totals]]
+    chunks: tuple[tuple[float, Chunk], ...]
+    """(last epoch, chunk), in order; the last one is for all others."""
     windows: Callable[[int, int], Iterator[_Window]]
     """`(epoch, first batch) -> the rest of the epoch`."""
     fitted: tuple[Any, Any]
@@ -237,14 +241,18 @@ class _Program(NamedTuple):
     batches: int
     """Of an epoch."""
 
+    def chunk(self, epoch: int) -> Chunk:
+        """Return what runs the steps of an epoch."""
+        return next(chunk for last, chunk in self.chunks if epoch <= last)
+
     def run(self, now: Snapshot, window: _Window, start: int, count: int):
         """Return the state and sums after `count` steps: one program, or one call a step."""
-        carry, active = (now.state, now.totals), now.position.stop.active
+        carry, active, chunk = (now.state, now.totals), now.position.stop.active, self.chunk(now.position.epoch)
         members = (active,) if np.ndim(active) else ()
         if self.loop:
-            return self.chunk(*carry, window.data, *self.fitted, window.rows, start, count, *members)
+            return chunk(*carry, window.data, *self.fitted, window.rows, start, count, *members)
         for index in range(start, start + count):
-            carry = self.chunk(*carry, window.data, *self.fitted, window.rows, index, 1, *members)
+            carry = chunk(*carry, window.data, *self.fitted, window.rows, index, 1, *members)
         return carry
 
 
@@ -252,20 +260,25 @@ def _make_program(task: Task, plan: Plan) -> _Program:
     """Return what runs the steps of a run. With members that no one has said how to compute, a trial decides first."""
     batch_size = _decided(plan.training.batch_size)
     windows = (_streamed if task.streamed else _resident)(task, plan.seed, batch_size)
+    stages = (*task.smaller, (math.inf, task.learner))
+    chunks = tuple((last, _chunk(learner, task, plan)) for last, learner in stages)
+    return _Program(chunks, windows, task.fitted, plan.loop, task.epoch_rows // batch_size)
+
+
+def _chunk(learner: Learner, task: Task, plan: Plan) -> Chunk:
+    """Return the compiled steps of a learner; they are compiled when they first run."""
     if task.members is None:
-        steps = make_train_chunk(task.learner, seed=plan.seed, loop=plan.loop)
-        chunk = compiled(steps, donate=(0, 1), precision=plan.precision)
-    else:
-        how = plan.training.member_loop
-        assert how is not msgspec.UNSET, "a trial decides it before training"
-        chunk = _member_chunk(task, plan, how)
-    return _Program(chunk, windows, task.fitted, plan.loop, task.epoch_rows // batch_size)
+        steps = make_train_chunk(learner, seed=plan.seed, loop=plan.loop)
+        return compiled(steps, donate=(0, 1), precision=plan.precision)
+    how = plan.training.member_loop
+    assert how is not msgspec.UNSET, "a trial decides it before training"
+    return _member_chunk(learner, task, plan, how)
 
 
-def _member_chunk(task: Task, plan: Plan, how: MemberLoop) -> Chunk:
+def _member_chunk(learner: Learner, task: Task, plan: Plan, how: MemberLoop) -> Chunk:
     assert task.members is not None
     return make_member_chunk(
-        task.learner,
+        learner,
         seed=plan.seed,
         loop=plan.loop,
         folded=bool(task.members.folds),
@@ -288,17 +301,22 @@ def member_trials(state: TrainState, task: Task, plan: Plan) -> list[Trial]:
     batches = window.rows.shape[-2]
     steps = _decided(plan.training.epochs) * batches
     return try_member_loops(
-        lambda how: _member_chunk(task, plan, how), arguments, steps=steps, most=batches if plan.loop else 1
+        lambda how: _member_chunk(task.learner, task, plan, how),
+        arguments,
+        steps=steps,
+        most=batches if plan.loop else 1,
     )
 
 
 def timed_epoch(state: TrainState, task: Task, plan: Plan) -> float:
-    """Return about the seconds of an epoch of one model with its look at the validation rows, compilation left out.
+    """Return about the seconds of the last epoch of one model with its look at the validation rows.
 
-    At most a second of steps is timed, or one step; the state stays as it is.
+    Compilation is left out. At most a second of steps is timed, or one step; the state stays as it is.
     """
     program = _make_program(task, plan)
-    first = Position(epoch=1, batch=0, history=(), best_epoch=0, stop=init_stop("min"), over=False)
+    first = Position(
+        epoch=_decided(plan.training.epochs), batch=0, history=(), best_epoch=0, stop=init_stop("min"), over=False
+    )
     window, clock = next(iter(program.windows(1, 0))), _Clock(1)
     now = _on_device(Snapshot(state, empty_totals(), None, first))
     count = window.stop - window.start
@@ -357,6 +375,8 @@ def _run_epoch(
 ) -> Generator[Event | Snapshot, None, tuple[Snapshot, _Clock]]:
     """Yield a Snapshot after each chunk, and Progressed about once a second; return the state after the epoch."""
     epochs, epoch, done = _decided(plan.training.epochs), now.position.epoch, now.position.batch
+    if epoch > 1 and program.chunk(epoch) is not program.chunk(epoch - 1):
+        clock = _Clock(clock.batch_size, reported=clock.reported)  # another size: its first call compiles too
     for window in program.windows(epoch, done):
         at = window.start
         while at < window.stop and _first_bad(now.totals) < 0:
@@ -484,8 +504,9 @@ def _on_device(snapshot: Snapshot) -> Snapshot:
 def _epoch_metrics(totals: Totals, task: Task) -> dict[str, float]:
     rows = max(float(totals.rows), 1e-9)
     metrics = {"train_loss": float(totals.loss) / rows}
-    if np.issubdtype(task.data["label"].dtype, np.integer):
-        metrics["train_accuracy"] = float(totals.correct) / rows
+    label = task.data["label"]
+    if np.issubdtype(label.dtype, np.integer):
+        metrics["train_accuracy" if label.ndim == 1 else "train_subset_accuracy"] = float(totals.correct) / rows
     return metrics
 
 

@@ -20,15 +20,16 @@ Loss = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 def make_loss(training: Training, *, task: Task, class_weights: np.ndarray | None = None) -> Loss:
-    """Return the configured loss; `class_weights f32[K]` come from `class_weight_array`.
+    """Return the configured loss; `class_weights` come from `class_weight_array`, or from `label_weight_array`.
 
     Of outputs f32[B, E, O] it is the mean of the E members' losses, not the loss of their mean: members learn apart.
     ConfigError where the loss does not suit the task.
     """
     name = training.loss
     assert name is not UNSET
+    several = task == "multilabel" and name in ("bce", "focal")
     fits = "regression" if name in ("mse", "mae", "huber", "pinball") else "classification"
-    if fits != task:
+    if fits != task and not several:
         raise ConfigError(f"training.loss: expected a loss for {task}, got '{name}', which is for {fits}")
     weights = None if class_weights is None else np.asarray(class_weights, np.float32)
     match name:
@@ -36,6 +37,8 @@ def make_loss(training: Training, *, task: Task, class_weights: np.ndarray | Non
             smoothing = training.label_smoothing
             assert smoothing is not UNSET
             return _of_rows(partial(cross_entropy, label_smoothing=smoothing, class_weights=weights))
+        case "focal" if several:
+            return _of_rows(partial(binary_focal, gamma=training.focal_gamma, class_weights=weights))
         case "focal":
             return _of_rows(partial(focal, gamma=training.focal_gamma, class_weights=weights))
         case "bce":
@@ -84,6 +87,21 @@ def class_weight_array(
         raise ConfigError(problems)
     weights = {each.label: each.weight for each in setting}
     return np.array([weights.get(label, 1.0) for label in classes], np.float32)
+
+
+def label_weight_array(
+    setting: Literal["none", "balanced"] | tuple[ClassWeight, ...], names: Sequence[str], held: np.ndarray, rows: int
+) -> np.ndarray | None:
+    """Return `f32[L, 2]`, the weights of no and yes of each label, for `training.class_weights`; None for "none".
+
+    "balanced" is for each label what `class_weight_array` says of its two values; `held i64[L]` of the training `rows`
+    hold it. A list of {label, weight} weighs yes of the labels that it names. ConfigError as `class_weight_array`.
+    """
+    if setting == "balanced":
+        counts = np.stack([rows - held, held], axis=1)
+        return np.stack([found for row in counts if (found := class_weight_array(setting, ("", ""), row)) is not None])
+    yes = class_weight_array(setting, names, held)
+    return None if yes is None else np.stack([np.ones_like(yes), yes], axis=1)
 
 
 def _unknown_class(label: str, classes: Sequence[str]) -> str:
@@ -142,12 +160,47 @@ def binary_cross_entropy(
     """Return the mean sigmoid cross-entropy of `logits f32[B, T]`, averaged over the T columns.
 
     `targets` are binary labels i32[B] (then T is 1 and `class_weights f32[2]` apply), or f32[B, T] in [0, 1] for
-    several labels a row.
+    several labels a row (then `class_weights f32[T, 2]` do, of no and yes of each).
     """
     logits = _without_padding(logits, weight)
     columns = targets[:, None] if targets.ndim == 1 else _without_padding(targets, weight)
     rows = jnp.maximum(logits, 0.0) - logits * columns + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    if targets.ndim > 1:
+        return _mean_of_cells(rows, columns, class_weights, weight)
     return _mean(rows.mean(axis=-1), _class_weighted(weight, targets, class_weights))
+
+
+def binary_focal(
+    logits: jax.Array,
+    targets: jax.Array,
+    *,
+    gamma: float = 2.0,
+    class_weights: jax.Array | np.ndarray | None = None,
+    weight: jax.Array | None = None,
+) -> jax.Array:
+    """Return the mean of `-(1 - p)**gamma * log(p)`, p the sigmoid probability of what is true of each label.
+
+    `logits f32[B, T]`, `targets f32[B, T]` of 0 and 1; gamma 0 is `binary_cross_entropy`. arXiv 1708.02002, eq. 4.
+    """
+    logits, columns = _without_padding(logits, weight), _without_padding(targets, weight)
+    towards = jnp.where(columns > 0.5, logits, -logits)
+    cells = -jnp.exp(gamma * jax.nn.log_sigmoid(-towards)) * jax.nn.log_sigmoid(towards)
+    return _mean_of_cells(cells, columns, class_weights, weight)
+
+
+def _mean_of_cells(
+    cells: jax.Array,
+    targets: jax.Array,
+    class_weights: jax.Array | np.ndarray | None,
+    weight: jax.Array | None,
+) -> jax.Array:
+    """Return the mean of `cells f32[B, T]` by the weights of rows and of what is true of each label."""
+    if class_weights is None:
+        return _mean(cells.mean(axis=-1), weight)
+    no, yes = jnp.moveaxis(jnp.asarray(class_weights), -1, 0)
+    weights = no[None, :] * (1.0 - targets) + yes[None, :] * targets
+    weights = weights if weight is None else weights * weight[:, None]
+    return _mean(cells.reshape(-1), weights.reshape(-1))
 
 
 def mean_squared_error(outputs: jax.Array, targets: jax.Array, *, weight: jax.Array | None = None) -> jax.Array:

@@ -4,12 +4,13 @@ Equal to scikit-learn's defaults. NaN means undefined: no rows, a score that is 
 """
 
 import re
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 
-from mmjax.config import CLASSIFICATION_METRICS, METRIC_NAMES, REGRESSION_METRICS
+from mmjax.config import CLASSIFICATION_METRICS, METRIC_NAMES, MULTILABEL_METRICS, REGRESSION_METRICS
 from mmjax.errors import ConfigError, did_you_mean
+from mmjax.schema import Target
 from mmjax.training.calibration import best_temperature, log_of, tempered
 from mmjax.training.classification_metrics import (
     averaged_scores,
@@ -35,7 +36,9 @@ __all__ = [
 
 Direction = Literal["max", "min"]
 
-LOWER_IS_BETTER = frozenset({"loss", "log_loss", "refined_log_loss", "brier", "ece", "rmse", "mae", "mape"})
+LOWER_IS_BETTER = frozenset(
+    {"loss", "log_loss", "refined_log_loss", "brier", "ece", "hamming_loss", "rmse", "mae", "mape"}
+)
 
 
 def metric_direction(name: str) -> Direction:
@@ -90,13 +93,21 @@ def classification_metrics(
     return {name: found[name] for name in names}
 
 
-def metric_names(k: int) -> tuple[str, ...]:
-    """Return the metrics there are of a target of `k` classes, of a number where k is 0; `loss` is the first.
+def metric_names(target: Target) -> tuple[str, ...]:
+    """Return the metrics there are of a target; `loss` is the first.
 
-    >>> metric_names(0)
+    >>> metric_names(Target(column="price", task="regression"))
     ('loss', 'rmse', 'mae', 'r2', 'mape')
     """
-    return ("loss", *_classification_names(k)) if k else REGRESSION_METRICS
+    match target.task:
+        case "classification":
+            return ("loss", *_classification_names(len(target.classes)))
+        case "regression":
+            return REGRESSION_METRICS
+        case "multilabel":
+            return MULTILABEL_METRICS
+        case _:
+            assert_never(target.task)
 
 
 def _classification_names(k: int) -> list[str]:

@@ -13,28 +13,36 @@ import numpy as np
 from mmjax.backend import compiled
 from mmjax.errors import ConfigError
 from mmjax.schema import Target
+from mmjax.training import label_outputs
 from mmjax.training.calibration import best_temperature, log_of
 
 CLASSIFICATION_LOSSES = ("cross_entropy", "focal", "bce")
 REGRESSION_LOSSES = ("mse", "mae", "huber", "pinball")
+MULTILABEL_LOSSES = ("bce", "focal")
+_LOSSES = {
+    "classification": CLASSIFICATION_LOSSES,
+    "regression": REGRESSION_LOSSES,
+    "multilabel": MULTILABEL_LOSSES,
+}
 
 
 class Prediction(NamedTuple):
     """What a model says of B rows."""
 
     prediction: jax.Array
-    """i32[B] class index, or f32[B, T] in the target's own unit."""
+    """i32[B] class index, i32[B, L] 1 where a label holds, or f32[B, T] in the target's own unit."""
     probabilities: jax.Array | None
-    """f32[B, K], rows sum to 1; None for regression."""
+    """f32[B, K], rows sum to 1, or f32[B, L] of labels, each by itself; None for regression."""
     uncertainty: jax.Array | None = None
     """How far the members of a model are from one another, see `mean_of_members`; None for a model of one member.
-    f32[B] for classification, f32[B, T] in the target's own unit for regression."""
+    f32[B] for classification and labels, f32[B, T] in the target's own unit for regression."""
     sets: jax.Array | None = None
     """bool[B, K]: the classes in the conformal set; None without `training.coverage`."""
     intervals: jax.Array | None = None
     """f32[B, T, 2]: lower and upper end, in the target's own unit; None without `training.coverage`."""
     abstained: jax.Array | None = None
-    """bool[B]: the largest probability is too small to answer; None without `training.abstain_below`."""
+    """bool[B]: the largest probability is too small to answer, or that of yes or no of some label; None without
+    `training.abstain_below`."""
 
 
 class Output(NamedTuple):
@@ -61,6 +69,10 @@ def build_output(
     Of several members it is that of their mean; `quantiles` are those of the loss `pinball`. What
     `mmjax.training.decide` adds to the state of any of them is applied after it, see `decided`.
     """
+    if loss not in (fitting := _LOSSES[target.task]):
+        raise ConfigError(f"training.loss: expected one of {', '.join(fitting)} for {target.task}, got '{loss}'")
+    if target.task == "multilabel":
+        return labels_output(len(target.labels), members)
     output = _plain_output(target, loss, quantiles)
     output = mean_of_members(output, members) if members > 1 else output
 
@@ -95,9 +107,6 @@ def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Predic
 
 
 def _plain_output(target: Target, loss: str, quantiles: tuple[float, ...]) -> Output:
-    fitting = REGRESSION_LOSSES if target.task == "regression" else CLASSIFICATION_LOSSES
-    if loss not in fitting:
-        raise ConfigError(f"training.loss: expected one of {', '.join(fitting)} for {target.task}, got '{loss}'")
     if target.task == "regression":
         return quantile_output(quantiles) if loss == "pinball" else standardized_output(1)
     if loss != "bce":
@@ -155,6 +164,26 @@ def sigmoid_output() -> Output:
         return Prediction((logit > 0).astype(jnp.int32), probabilities)
 
     return Output(1, _temperature_of_1, _labels_as_they_are, apply, _with_temperature)
+
+
+def labels_output(labels: int, members: int = 1) -> Output:
+    """Return the Output of a logit for each of L labels, for `i32[B, L]` of 0 and 1; see `label_outputs`.
+
+    Of several members it is that of their mean. `threshold f32[L]` in the state is each label's own.
+    """
+
+    def apply(state: Any, outputs: jax.Array) -> Prediction:
+        apart = None
+        if members > 1:
+            probabilities, apart = label_outputs.mean_probabilities(state, outputs)
+        else:
+            probabilities = label_outputs.probabilities_of(state, outputs)
+        found = Prediction(label_outputs.called(state, probabilities), probabilities, apart)
+        if "abstain_below" not in state:
+            return found
+        return found._replace(abstained=label_outputs.unsure(probabilities, state["abstain_below"]))
+
+    return Output(labels, _temperature_of_1, _as_floats, apply, label_outputs.with_temperature)
 
 
 def standardized_output(size: int) -> Output:
@@ -243,6 +272,10 @@ def _deviation(differences: jax.Array) -> jax.Array:
     largest = jnp.abs(differences).max(axis=1)
     scaled = differences / jnp.where(largest > 0, largest, 1.0)[:, None, :]
     return largest * jnp.sqrt(jnp.square(scaled).mean(axis=1))
+
+
+def _as_floats(state: Any, labels: jax.Array) -> jax.Array:
+    return labels.astype(jnp.float32)
 
 
 def _labels_as_they_are(state: Any, labels: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import numpy as np
 from mmjax.data.pipeline import batch_rows, pad_rows, padded_slices, take
 from mmjax.models.base import Model
 from mmjax.schema import Batch, Schema
+from mmjax.training.label_metrics import label_metrics
 from mmjax.training.metrics import classification_metrics, regression_metrics
 from mmjax.training.outputs import Output, Prediction
 from mmjax.transforms.base import Transform
@@ -25,9 +26,9 @@ class Scores(NamedTuple):
     outputs: np.ndarray
     """f32[N, O], or f32[N, E, O] of E members: raw outputs, which the loss compares with targets."""
     prediction: np.ndarray
-    """i32[N] class index, or f32[N, T]."""
+    """i32[N] class index, i32[N, L] 1 where a label holds, or f32[N, T]."""
     probabilities: np.ndarray | None
-    """f32[N, K] for classification."""
+    """f32[N, K] for classification, f32[N, L] for labels."""
     uncertainty: np.ndarray | None = None
     """f32[N], or f32[N, T] for regression: disagreement of the members, where there are several."""
     sets: np.ndarray | None = None
@@ -127,6 +128,9 @@ def metrics_of(schema: Schema, scores: Scores, batch: Batch) -> dict[str, float]
         return regression_metrics(
             scores.prediction + np.float64(offset), batch["label"] + np.float64(offset), weight=weight
         )
+    if schema.target.labels:
+        probabilities = scores.probabilities.astype(np.float64)
+        return label_metrics(probabilities, batch["label"], predictions=scores.prediction, weight=weight)
     return classification_metrics(
         scores.probabilities.astype(np.float64),
         np.asarray(batch["label"], np.int64),

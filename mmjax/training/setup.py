@@ -6,20 +6,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import UNSET
 
 from mmjax.backend import compiled, platform, threads_in_use
 from mmjax.config import Config, Training, fold_count, image_settings
+from mmjax.config_rules_images import NO_CUTMIX, size_problem
 from mmjax.data.pipeline import Picked, batch_rows, take
 from mmjax.data.prepare import Prepared
 from mmjax.data.prepared import rows_to_learn
 from mmjax.data.split import Split
 from mmjax.errors import ConfigError, DataError
 from mmjax.models.build import count_parameters
+from mmjax.models.pretrained import with_state_dict
+from mmjax.models.state_dict import load_state_dict, sha256_of
 from mmjax.parts import Parts, States
 from mmjax.schema import Batch, Schema
 from mmjax.training.decide import decision_problems
 from mmjax.training.events import Measure, Plan, Task
-from mmjax.training.losses import Loss, class_weight_array, make_loss
+from mmjax.training.fine_tuning import fine_tuning_rates
+from mmjax.training.losses import Loss, class_weight_array, label_weight_array, make_loss
 from mmjax.training.members import Members, member_of, stacked
 from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
@@ -27,8 +32,8 @@ from mmjax.training.outputs import Output, Prediction
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, bucket_of, inputs_of, metrics_of, score
 from mmjax.training.state import TrainState, init_state
 from mmjax.training.steps import Learner
-from mmjax.transforms.augment import build_augment
 from mmjax.transforms.base import stack_states
+from mmjax.transforms.build import build_augment, progressive_sizes
 
 TABLE_ROWS = 4096
 """Rows of one forward pass when a table is scored."""
@@ -133,6 +138,8 @@ class Setup(NamedTuple):
     """For when training is done: its state is added to by `training.decide`. With folds, that of out-of-fold rows."""
     whole: Output
     """Of all members together."""
+    pretrained: str = ""
+    """What was loaded where the config names pretrained weights."""
 
 
 def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
@@ -142,7 +149,6 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     run that ends before its first update. DataError for training rows that all weigh nothing.
     """
     _refuse_useless(config, prepared)
-    images = image_settings(config)
     members = make_members(config, prepared.split)
     train = _training_rows(prepared, prepared.split.train)
     transform_state = jax.tree.map(jnp.asarray, _fit_transform(parts, prepared, members, train))
@@ -152,14 +158,15 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     rows = members.shortest if members else batch_rows(train)
     steps = _updates(config, rows)
     each = _init_each(parts, prepared, members, transform_state, config.seed)
+    each, loaded = _pretrained(config, each)
     params = each[0]["params"]
-    rates = parts.model.rates(params) if parts.model.rates else None
+    rates = parts.model.rates(params) if parts.model.rates else fine_tuning_rates(config.training, params)
     optimizer = make_optimizer(config.training, total_steps=steps[-1], params=params, rates=rates)
     loss = _loss(config, prepared, train)
     learner = Learner(
         model=parts.model,
         transform=parts.transform,
-        augment=build_augment(images.augmentation) if images else None,
+        augment=None,
         loss=loss,
         targets=parts.output.targets,
         optimizer=optimizer,
@@ -167,6 +174,10 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         accumulate_steps=config.training.accumulate_steps,
         total_steps=_epochs(config.training) * _batches(config.training, rows),
     )
+    stages, data = _augmented(learner, config, _batches(config.training, rows)), prepared.batch
+    learner = stages[-1][1]
+    if learner.epoch_steps:
+        data = {**data, "row": np.arange(len(data["label"]), dtype=np.int32)}
     begin, ema = compiled(optimizer.init), config.training.ema_decay is not None
     numbers = members.numbers if members else (0,)
     states = [init_state(own, begin(own["params"]), ema=ema, member=n) for own, n in zip(each, numbers, strict=True)]
@@ -174,7 +185,8 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     schedule = make_schedule(config.training, total_steps=steps[-1])
     task = Task(
         learner=learner,
-        data=prepared.batch,
+        data=data,
+        smaller=tuple(stages[:-1]),
         rows=prepared.split.train,
         streamed=prepared.streamed,
         fitted=fitted,
@@ -185,7 +197,24 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         validation_rows=rows_to_learn(prepared.split)[1],
     )
     state = stacked(states) if members else states[0]
-    return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output)
+    return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output, loaded)
+
+
+def _augmented(learner: Learner, config: Config, epoch_steps: int) -> list[tuple[int, Learner]]:
+    """Return (last epoch, learner) for each size that images are trained at, with what changes them at random."""
+    settings, image, epochs = image_settings(config), config.data.image, _epochs(config.training)
+    if settings is None:
+        return [(epochs, learner)]
+    augmentation, size = settings.augmentation, image.train_size if image else None
+    if augmentation.horizontal_flip == "alternating":
+        learner = learner._replace(epoch_steps=epoch_steps)
+    sizes: list[tuple[int, tuple[int, int] | None]] = [(epochs, size)]
+    if image is not None and image.progressive_resizing and size is not None:
+        assert isinstance(image.image_size, tuple), "the recipe decides the size"
+        sizes = [*progressive_sizes(size, image.image_size, epochs)]
+    return [
+        (last, learner._replace(augment=build_augment(augmentation, size=own, seed=config.seed))) for last, own in sizes
+    ]
 
 
 def first_member(setup: Setup) -> Setup:
@@ -239,6 +268,17 @@ def _init_each(
     return found
 
 
+def _pretrained(config: Config, each: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """Return the variables of each member with the values of `model.pretrained`, and what to tell about it."""
+    path, name = config.model.pretrained, config.model.name
+    if path is None:
+        return each, ""
+    assert name is not UNSET
+    state, digest = load_state_dict(path), sha256_of(path)
+    loaded = [with_state_dict(name, state, own, f"model.pretrained: {path}") for own in each]
+    return [jax.tree.map(jnp.asarray, own.variables) for own in loaded], f"{loaded[0].note}; sha256 {digest}"
+
+
 def _init_rows(prepared: Prepared, rows: np.ndarray, seed: int, member: int) -> np.ndarray:
     """Return the rows that initial weights may be fitted to; of images two tell their shape."""
     if "image" in prepared.batch:
@@ -272,7 +312,7 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
     """Raise ConfigError or DataError where training would measure nothing or change nothing."""
     training, (train_rows, validation_rows) = config.training, rows_to_learn(prepared.split)
     where, _, metric = make_plan(config).monitor.partition("_")
-    known = metric_names(len(prepared.schema.target.classes))
+    known = metric_names(prepared.schema.target)
     problems = []
     if where and metric not in known:
         told = f"expected {where}_X with X one of {', '.join(known)} for this target, got {where}_{metric}"
@@ -281,7 +321,7 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
         problems.append("training.early_stopping.monitor: expected train_X, as there are no validation rows")
     if training.calibration == "temperature" and not ("ece" in known and validation_rows):
         problems.append(
-            "training.calibration: temperature expected a classification target and validation rows, got "
+            "training.calibration: temperature expected a target of classes or labels and validation rows, got "
             f"{prepared.schema.target.task} and {validation_rows} rows; remove it, or set it to none"
         )
     validation = prepared.split.validation if prepared.split.folds is None else prepared.split.train
@@ -293,6 +333,7 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
             f"training.members: expected rows in memory to train {len(members.numbers)} models beside each other, got "
             "rows that are streamed from disk; set data.loading: resident, or train one model"
         )
+    problems += _image_problems(config, prepared)
     batches = _batches(training, train_rows) * _epochs(training)
     if training.accumulate_steps > batches:
         told = f"expected at most {batches}, the batches of the whole run, got {training.accumulate_steps}"
@@ -301,6 +342,19 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
         raise ConfigError(problems)
     if "weight" in prepared.batch and not prepared.batch["weight"][prepared.split.train].any():
         raise DataError("weight_column: expected a weight above 0 among the training rows, got only zeros")
+
+
+def _image_problems(config: Config, prepared: Prepared) -> list[str]:
+    """Return what the config asks of images that only the data tells to be impossible."""
+    image, spec = config.data.image, prepared.schema.image
+    if image is None or spec is None:
+        return []
+    problem = size_problem(image.train_size, (spec.height_px, spec.width_px))
+    cut = image.augmentation.cutmix_alpha > 0 and prepared.schema.target.task == "regression"
+    return [
+        *([f"data.image.train_size: {problem}"] if problem else []),
+        *([f"data.image.augmentation.cutmix_alpha: {NO_CUTMIX}"] if cut else []),
+    ]
 
 
 def _updates(config: Config, rows: int) -> np.ndarray:
@@ -327,6 +381,9 @@ def _loss(config: Config, prepared: Prepared, train: Batch) -> Loss:
     if target.task == "classification":
         counts = np.bincount(train["label"], minlength=len(target.classes))
         weights = class_weight_array(config.training.class_weights, target.classes, counts)
+    elif target.task == "multilabel":
+        held, rows = np.asarray(train["label"]).sum(axis=0), len(train["label"])
+        weights = label_weight_array(config.training.class_weights, target.classes, held, rows)
     return make_loss(config.training, task=target.task, class_weights=weights)
 
 
@@ -348,9 +405,13 @@ def _scorer(
     return Scorer(prepared, whole, member, compiled(parts.held_out.apply), mean_loss, rows, members)
 
 
+_WHILE_TRAINING = ("loss", "accuracy", "subset_accuracy")
+"""Metrics of the training rows that are added up in the steps."""
+
+
 def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str) -> Measure:
     """Return what looks at the validation rows after each epoch, and at the training rows when `monitor` needs it."""
-    of_train = monitor.startswith("train_") and monitor not in ("train_loss", "train_accuracy")
+    of_train = monitor.startswith("train_") and monitor.removeprefix("train_") not in _WHILE_TRAINING
     split, members = scorer.prepared.split, scorer.members
 
     def measure(variables: Any, *, member: int = 0) -> dict[str, float]:
@@ -358,6 +419,6 @@ def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str) -> Measure:
         states = States(variables, members.transform_of(fitted[0], member) if members else fitted[0], fitted[1])
         found = {f"val_{name}": value for name, value in scorer.metrics(states, held).items()}
         seen = scorer.metrics(states, train) if of_train else {}
-        return found | {f"train_{name}": value for name, value in seen.items() if name not in ("loss", "accuracy")}
+        return found | {f"train_{name}": value for name, value in seen.items() if name not in _WHILE_TRAINING}
 
     return measure

@@ -31,6 +31,8 @@ class Learner(NamedTuple):
     """Batches of an update: the average moves when the weights do."""
     total_steps: int = 0
     """Batches of the whole run, for what changes over it; 0: nothing does."""
+    epoch_steps: int = 0
+    """Batches of an epoch, for an Augment that goes by `epoch`; 0: none does."""
 
 
 class Totals(NamedTuple):
@@ -56,16 +58,16 @@ def make_train_step(learner: Learner, *, seed: int) -> Callable[..., tuple[Train
     def step(state: TrainState, totals: Totals, batch: Batch, transform_state: Any, output_state: Any):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.member), state.step)
         augment_key, dropout_key = jax.random.split(key)
-        inputs = learner.augment(augment_key, batch) if learner.augment else batch
-        inputs = learner.transform.apply(transform_state, inputs)
-        targets = learner.targets(output_state, batch["label"])
-        weight = batch.get("weight")
+        if learner.epoch_steps:
+            batch = {**batch, "epoch": jnp.full_like(batch["row"], state.step // learner.epoch_steps)}
+        batch = learner.augment(augment_key, batch) if learner.augment else batch
+        inputs = learner.transform.apply(transform_state, batch)
 
         def loss_fn(params: Any):
             variables = {"params": params, "batch_stats": state.batch_stats}
             done = state.step / learner.total_steps if learner.total_steps else None
             outputs, batch_stats = learner.model.apply(variables, inputs, train=True, key=dropout_key, progress=done)
-            return learner.loss(outputs, targets, weight), (outputs, batch_stats)
+            return _loss(learner, output_state, outputs, batch), (outputs, batch_stats)
 
         (loss, (outputs, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = learner.optimizer.update(grads, state.opt_state, state.params)
@@ -83,6 +85,20 @@ def make_train_step(learner: Learner, *, seed: int) -> Callable[..., tuple[Train
     return step
 
 
+def _loss(learner: Learner, output_state: Any, outputs: jax.Array, batch: Batch) -> jax.Array:
+    """Return the loss; of mixed rows (`transforms.mix`) that against both answers, weighed by their parts.
+
+    That is the loss of a soft target where the loss is linear in it, as cross-entropy is, and the form of the mixup
+    paper where it is not (focal). Each row stands for two, so that the mean is over the same weights.
+    """
+    targets, weight = learner.targets(output_state, batch["label"]), batch.get("weight")
+    if "mixed_label" not in batch:
+        return learner.loss(outputs, targets, weight)
+    others, share = learner.targets(output_state, batch["mixed_label"]), batch["mixed_share"]
+    both = jnp.concatenate([weight * (1.0 - share), weight * share])
+    return learner.loss(jnp.concatenate([outputs, outputs]), jnp.concatenate([targets, others]), both)
+
+
 def _average(learner: Learner, state: TrainState, variables: Any) -> Any:
     """Return the moving average after the step; it moves once an update, however many batches make one."""
     if learner.ema_decay is None:
@@ -98,12 +114,19 @@ def _add(totals: Totals, loss: jax.Array, outputs: jax.Array, batch: Batch, step
     label = batch["label"]
     weight = batch.get("weight", jnp.ones(label.shape[:1], jnp.float32))
     if jnp.issubdtype(label.dtype, jnp.integer):
-        correct = jnp.sum(weight * (_predicted(outputs) == label))
+        right = _predicted(outputs) == label if label.ndim == 1 else (_held(outputs) == label).all(axis=-1)
+        correct = jnp.sum(weight * right)
     else:
         correct = jnp.zeros((), jnp.float32)
     rows = jnp.sum(weight)
     bad = jnp.where((totals.first_bad < 0) & ~jnp.isfinite(loss), step, totals.first_bad)
     return Totals(totals.loss + loss * rows, totals.correct + correct, totals.rows + rows, totals.steps + 1, bad)
+
+
+def _held(outputs: jax.Array) -> jax.Array:
+    """Return i32[B, L], 1 for labels more probable than not, of logits `f32[B, L]`; of members by the mean."""
+    likely = outputs > 0 if outputs.ndim == 2 else jax.nn.sigmoid(outputs).mean(axis=1) > 0.5
+    return likely.astype(jnp.int32)
 
 
 def _predicted(outputs: jax.Array) -> jax.Array:

@@ -2,16 +2,15 @@
 
 Each works on `image` [B, I, H, W, 3] (u8 or f32, 0..255), before any Transform, and gives f32 in 0..255. Each image of
 each row draws its own change, from the key alone: never from the pixels of another. Every other field is untouched,
-and a batch without images is unchanged.
+and a batch without images is unchanged. Two kinds are exceptions: `transforms.mix` mixes rows and their answers on
+purpose, and `alternating_flip` goes by row and epoch, not by the key.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from msgspec import UNSET
 
-from mmjax.config import Augmentation
 from mmjax.schema import Batch
 
 Augment = Callable[[jax.Array, Batch], Batch]
@@ -19,24 +18,6 @@ Augment = Callable[[jax.Array, Batch], Batch]
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""
-
-
-def build_augment(augmentation: Augmentation) -> Augment | None:
-    """Return the Augments the config asks for, as one; None where it asks for none.
-
-    A `shift` that is UNSET (a recipe decides it) is no shift.
-    """
-    share = 0.0 if augmentation.shift is UNSET else augmentation.shift
-    pieces = []
-    if augmentation.horizontal_flip:
-        pieces.append(flip())
-    if share > 0:
-        pieces.append(shift(share))
-    if augmentation.rotation_range > 0:
-        pieces.append(rotate(augmentation.rotation_range))
-    if augmentation.color > 0:
-        pieces.append(color(augmentation.color))
-    return chain_augments(*pieces) if pieces else None
 
 
 def chain_augments(*augments: Augment) -> Augment:
@@ -55,10 +36,46 @@ def flip() -> Augment:
     """Return the Augment that mirrors left and right with probability one half."""
 
     def change(key: jax.Array, image: jax.Array) -> jax.Array:
-        mirrored = jax.random.bernoulli(key, 0.5, image.shape[:2])
-        return jnp.where(per_image(mirrored), image[:, :, :, ::-1], image)
+        return mirror(image, jax.random.bernoulli(key, 0.5, image.shape[:2]))
 
     return on_images(change)
+
+
+def vertical_flip() -> Augment:
+    """Return the Augment that mirrors top and bottom with probability one half."""
+
+    def change(key: jax.Array, image: jax.Array) -> jax.Array:
+        turned = jax.random.bernoulli(key, 0.5, image.shape[:2])
+        return jnp.where(per_image(turned), image[:, :, ::-1], image)
+
+    return on_images(change)
+
+
+def alternating_flip(seed: int) -> Augment:
+    """Return the Augment that mirrors half of the images, left and right, in one epoch and the other half in the next.
+
+    So each image is seen both ways in any two epochs, which learns faster than chance does (Jordan 2024, "94% on
+    CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv 2404.00498, section 3.6). Which half an image is in follows from
+    `seed` and the row: the batch must hold `row` i32[B], the row's number in the data, and `epoch` i32[B], counted
+    from 0 (`training.steps` gives them). Members of an ensemble mirror alike.
+    """
+
+    def apply(key: jax.Array, batch: Batch) -> Batch:
+        del key
+        if "image" not in batch:
+            return batch
+        image = jnp.asarray(batch["image"]).astype(jnp.float32)
+        own = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(batch["row"]))
+        first = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, image.shape[1:2]))(own)
+        odd = (jnp.asarray(batch["epoch"]) % 2 == 1)[:, None]
+        return {**batch, "image": mirror(image, first ^ odd)}
+
+    return apply
+
+
+def mirror(image: jax.Array, mirrored: jax.Array) -> jax.Array:
+    """Return `image [B, I, H, W, 3]`, left and right changed where `mirrored` bool[B, I]."""
+    return jnp.where(per_image(mirrored), image[:, :, :, ::-1], image)
 
 
 def rotate(degrees: float) -> Augment:

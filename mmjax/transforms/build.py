@@ -1,13 +1,33 @@
-"""From a resolved config and a schema to the one Transform of a model."""
+"""From a resolved config and a schema to the one Transform of a model, and to the Augment of its training."""
 
 from typing import assert_never
 
 from msgspec import UNSET
 
-from mmjax.config import Config, Preprocessing, Scaler, fold_count, image_settings
+from mmjax.config import (
+    Augmentation,
+    Config,
+    Preprocessing,
+    RowAugmentation,
+    Scaler,
+    fold_count,
+    image_settings,
+)
 from mmjax.schema import Schema
+from mmjax.transforms.augment import (
+    Augment,
+    alternating_flip,
+    chain_augments,
+    color,
+    flip,
+    rotate,
+    shift,
+    vertical_flip,
+)
 from mmjax.transforms.base import Transform, chain, identity
+from mmjax.transforms.boxes import erase, random_resized_crop, resize
 from mmjax.transforms.image import scale_image
+from mmjax.transforms.mix import mix
 from mmjax.transforms.piecewise import piecewise_codes, piecewise_linear
 from mmjax.transforms.tabular import (
     cyclic_dates,
@@ -22,6 +42,7 @@ from mmjax.transforms.tabular import (
     scaled_one_hot,
     standardize,
 )
+from mmjax.transforms.trivial_augment import trivial_augment
 
 
 def build_transform(config: Config, schema: Schema) -> Transform:
@@ -34,8 +55,71 @@ def build_transform(config: Config, schema: Schema) -> Transform:
         apart = config.model.name == "tabm"
         parts.append(table_transform(config.data.tabular.preprocessing, schema, codes_apart=apart))
     if images is not None:
-        parts.append(scale_image(normalize=images.augmentation.normalize))
+        image = config.data.image
+        mean, std = (image.channel_mean, image.channel_std) if image else (None, None)
+        fixed = None if mean is None or std is None else (mean, std)
+        parts.append(scale_image(normalize=images.augmentation.normalize, fixed=fixed))
     return chain(*parts)
+
+
+def build_augment(
+    augmentation: RowAugmentation, *, size: tuple[int, int] | None = None, seed: int = 0
+) -> Augment | None:
+    """Return the Augments the config asks for, as one; None where it asks for none.
+
+    `size` is that of training, height and width in pixels; None: that of the images. What a recipe decides, `shift`,
+    is none where it is UNSET. An alternating flip goes by `seed`.
+    """
+    share = 0.0 if augmentation.shift is UNSET else augmentation.shift
+    crop, flips = augmentation.random_resized_crop, augmentation.horizontal_flip
+    pieces = []
+    if crop is not None:
+        pieces.append(random_resized_crop(crop, augmentation.crop_ratio, size))
+    elif size is not None:
+        pieces.append(resize(size))
+    if flips:
+        pieces.append(alternating_flip(seed) if flips == "alternating" else flip())
+    if augmentation.vertical_flip:
+        pieces.append(vertical_flip())
+    if share > 0:
+        pieces.append(shift(share))
+    if augmentation.rotation_range > 0:
+        pieces.append(rotate(augmentation.rotation_range))
+    if augmentation.color > 0:
+        pieces.append(color(augmentation.color))
+    if augmentation.trivial_augment:
+        pieces.append(trivial_augment())
+    if augmentation.random_erasing > 0:
+        pieces.append(erase(augmentation.random_erasing))
+    if isinstance(augmentation, Augmentation):  # images beside columns are not mixed, as the columns are not
+        mixup, cutmix, probability = augmentation.mixup_alpha, augmentation.cutmix_alpha, augmentation.mix_probability
+        if (mixup or cutmix) and probability > 0:
+            pieces.append(mix(mixup=mixup, cutmix=cutmix, probability=probability))
+    return chain_augments(*pieces) if pieces else None
+
+
+STAGES = 4
+"""Sizes of progressive resizing: each is a program to compile."""
+
+
+def progressive_sizes(
+    first: tuple[int, int], last: tuple[int, int], epochs: int
+) -> tuple[tuple[int, tuple[int, int]], ...]:
+    """Return (last epoch, size) of up to 4 stages of equal length, from the `first` size to the `last`.
+
+    Sides between them are whole multiples of 4 px. Howard 2018 (fast.ai's DAWNBench entry); FFCV's ResNet recipes.
+
+    >>> progressive_sizes((32, 32), (64, 64), 8)
+    ((2, (32, 32)), (4, (44, 44)), (6, (52, 52)), (8, (64, 64)))
+    """
+    stages = min(STAGES, epochs)
+    ends: dict[tuple[int, int], int] = {}
+    for index in range(stages):
+        part = index / (stages - 1) if stages > 1 else 1.0
+        between = tuple(4 * round((low + (high - low) * part) / 4) for low, high in zip(first, last, strict=True))
+        size = first if part == 0 else last if part == 1 else (between[0], between[1])
+        ends[size] = round(epochs * (index + 1) / stages)
+    return tuple((end, size) for size, end in ends.items())
 
 
 def table_transform(preprocessing: Preprocessing, schema: Schema, *, codes_apart: bool = False) -> Transform:

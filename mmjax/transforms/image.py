@@ -14,18 +14,23 @@ SMALLEST_STD = 1e-3
 """A channel whose std is less (a quarter of a grey level of 255) is constant but for noise, and is only centred."""
 
 
-def scale_image(*, normalize: bool) -> Transform:
+Channels = tuple[float, float, float]
+
+
+def scale_image(*, normalize: bool, fixed: tuple[Channels, Channels] | None = None) -> Transform:
     """Return the Transform of `image` [B, I, H, W, 3] (u8 or f32, 0..255) to f32 `(x / 255 - mean) / std`.
 
     `fit` takes mean and std of each channel over all pixels of the training images that are present, in f64 on the
-    host, in chunks: `{"mean": f32[3], "std": f32[3]}`, of values in 0..1. With `normalize=False` it is `x / 255` and
-    the state is empty. A constant channel becomes 0. An image with `image_present` 0 becomes 0. A batch without images
-    is unchanged.
+    host, in chunks: `{"mean": f32[3], "std": f32[3]}`, of values in 0..1; or the `fixed` ones. With `normalize=False`
+    it is `x / 255` and the state is empty. A constant channel becomes 0. An image with `image_present` 0 becomes 0. A
+    batch without images is unchanged.
     """
 
     def fit(batch: Batch) -> State:
         if not normalize or "image" not in batch:
             return {}
+        if fixed is not None:
+            return {"mean": np.array(fixed[0], np.float32), "std": np.array(fixed[1], np.float32)}
         present = np.asarray(batch["image_present"]) if "image_present" in batch else None
         return fit_channels(batch["image"], present)
 

@@ -50,7 +50,8 @@ async function pick(model) {
   const version = model.version == null ? "" : `?version=${model.version}`;
   try {
     const { document: description } = await ask(`/models/${encodeURIComponent(model.name)}${version}`);
-    const classes = description.classes.length ? `, one of ${description.classes.length} classes` : "";
+    const each = description.task === "multilabel" ? `, ${description.classes.length} labels of which any number hold` : null;
+    const classes = each ?? (description.classes.length ? `, one of ${description.classes.length} classes` : "");
     byId("about").textContent = `Predicts ${description.target}${classes}.`;
     show("result", make("p", { class: "hint" }, "No question asked yet."));
     show("card", ...card(description.card));

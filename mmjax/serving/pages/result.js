@@ -7,12 +7,13 @@ const MOST_BARS = 10;
 /** What the first row of a reply says. */
 export function answer(description, { document: reply, milliseconds, timing }) {
   const parts = [headline(description, reply)];
-  if (reply.probabilities) parts.push(bars(description.classes, reply.probabilities[0]));
+  if (reply.probabilities) parts.push(bars(description, reply));
   const told = new Map(timing);
   const stage = (name) => (told.has(name) ? duration(told.get(name)) : null);
   const version = reply.model.version == null ? "" : `, version ${reply.model.version}`;
   parts.push(
     facts([
+      ["Interval", reply.intervals && reply.intervals[0].map((end) => number(end)).join(" to ")],
       ["Waiting", stage("queue")],
       ["Decoding", stage("decode")],
       ["Compiled call", duration(reply.inference_time_ms)],
@@ -26,12 +27,16 @@ export function answer(description, { document: reply, milliseconds, timing }) {
 }
 
 function headline(description, reply) {
-  const what = reply.labels ? reply.labels[0] : number(reply.predictions[0]);
+  const label = reply.labels?.[0];
+  const what = Array.isArray(label) ? label.join(", ") || "none of the labels" : (label ?? number(reply.predictions[0]));
   return make("p", { class: "answer" }, make("small", {}, description.target), short(String(what), 200));
 }
 
-function bars(classes, probabilities) {
-  const ranked = classes.map((name, i) => [name, probabilities[i]]).sort((a, b) => b[1] - a[1]);
+function bars(description, reply) {
+  const several = description.task === "multilabel";
+  const probabilities = reply.probabilities[0];
+  const named = (name, i) => (several && reply.predictions[0][i] ? `${name} ✓` : name);
+  const ranked = description.classes.map((name, i) => [named(name, i), probabilities[i]]).sort((a, b) => b[1] - a[1]);
   const list = make("ul", { class: "bars", "aria-label": "Probabilities" });
   for (const [name, share] of ranked.slice(0, MOST_BARS)) {
     const bar = make("div");
@@ -40,6 +45,10 @@ function bars(classes, probabilities) {
     list.append(make("li", {}, make("span", {}, short(name, 120)), make("span", { class: "share" }, percent(share)), track));
   }
   if (ranked.length <= MOST_BARS) return list;
+  if (several) {
+    list.append(make("li", {}, make("span", {}, `${ranked.length - MOST_BARS} more labels, each less probable`)));
+    return list;
+  }
   const rest = ranked.slice(MOST_BARS).reduce((sum, [, share]) => sum + share, 0);
   list.append(make("li", {}, make("span", {}, `${ranked.length - MOST_BARS} more classes`), make("span", { class: "share" }, percent(rest))));
   return list;

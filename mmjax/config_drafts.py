@@ -1,4 +1,11 @@
-"""The configs that `mmjax init` writes, with places for what it has seen."""
+"""The texts of the configs that `mmjax init` writes, with places to fill."""
+
+MEASURED = {
+    "classification": "accuracy, ROC-AUC, log-loss ...",
+    "regression": "RMSE, MAE, R2 ...",
+    "multilabel": "F1, ROC-AUC, Hamming loss ...",
+}
+"""By task, what is reported on the test rows."""
 
 SHARES = """\
     train_split: 0.7  # {rows} to learn from

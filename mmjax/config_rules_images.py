@@ -1,0 +1,80 @@
+"""What a config may not say of images: sizes and augmentations that contradict one another, or do nothing."""
+
+from collections.abc import Iterator
+
+from msgspec import UNSET
+
+from mmjax.config import ImageData, RowAugmentation
+from mmjax.config_conflict import Conflict, Given
+
+_IMAGE, _AUGMENTATION = "data.image", "data.image.augmentation"
+NO_CUTMIX = "expected classes, as a box of another image shows no part of a number, got regression; use `mixup_alpha`"
+
+
+def image_conflicts(data: ImageData, given: Given, task: str | None, source: str) -> Iterator[Conflict]:
+    """Yield what is wrong with sizes and augmentation; `task` as far as the config tells, by the key `source`."""
+    yield from _sizes(data, given)
+    yield from _mixing(data, given, task, source)
+    yield from augmentation_conflicts(data.augmentation, _AUGMENTATION, given)
+
+
+def augmentation_conflicts(augmentation: RowAugmentation, path: str, given: Given) -> Iterator[Conflict]:
+    """Yield what is wrong with the augmentation at `path`."""
+    yield from _crops(augmentation, path, given)
+    others = {"rotation_range": augmentation.rotation_range, "color": augmentation.color}
+    for key, value in others.items() if augmentation.trivial_augment else ():
+        if value:
+            told = f"expected no `trivial_augment` with it, which does the same by chance, got {value}; remove one"
+            yield Conflict((f"{path}.{key}", f"{path}.trivial_augment"), told)
+
+
+def size_problem(train_size: tuple[int, int] | None, image_size: tuple[int, int]) -> str | None:
+    """Return what is wrong with training at a size, in words after the key; None where nothing is."""
+    if train_size is None or (train_size[0] <= image_size[0] and train_size[1] <= image_size[1]):
+        return None
+    listed = f"{list(train_size)} and image_size {list(image_size)}"
+    return f"expected no side above that of `image_size`, at which images are tested, got {listed}; raise image_size"
+
+
+def _sizes(data: ImageData, given: Given) -> Iterator[Conflict]:
+    paths = (f"{_IMAGE}.train_size", f"{_IMAGE}.image_size")
+    if data.train_size is not None and data.image_size is not UNSET:
+        problem = size_problem(data.train_size, data.image_size)
+        if problem:
+            yield Conflict(paths, problem)
+        elif data.train_size == data.image_size:
+            yield Conflict(paths, "has no effect: expected a smaller size than `image_size`; remove it", idle=True)
+    progressive = f"{_IMAGE}.progressive_resizing"
+    if progressive in given and data.progressive_resizing and data.train_size is None:
+        told = "has no effect: expected `train_size` with it, from which images grow; add that, or remove this"
+        yield Conflict((progressive, paths[0]), told, idle=True)
+
+
+def _crops(augmentation: RowAugmentation, path: str, given: Given) -> Iterator[Conflict]:
+    crop, ratio = f"{path}.random_resized_crop", f"{path}.crop_ratio"
+    for key, limits in ((crop, augmentation.random_resized_crop), (ratio, augmentation.crop_ratio)):
+        if limits is not None and limits[0] > limits[1]:
+            yield Conflict((key,), f"expected [least, most], got {list(limits)}; change their order")
+    if augmentation.random_resized_crop is None:
+        if ratio in given:
+            told = "has no effect: expected `random_resized_crop` with it; add that, or remove this"
+            yield Conflict((ratio, crop), told, idle=True)
+        return
+    shift = f"{path}.shift"
+    if augmentation.shift is not UNSET and augmentation.shift > 0:
+        told = f"expected 0 with `random_resized_crop`, which moves images too, got {augmentation.shift:g}; remove one"
+        yield Conflict((shift, crop), told)
+
+
+def _mixing(data: ImageData, given: Given, task: str | None, source: str) -> Iterator[Conflict]:
+    augmentation, probability = data.augmentation, f"{_AUGMENTATION}.mix_probability"
+    alphas = {"mixup_alpha": augmentation.mixup_alpha, "cutmix_alpha": augmentation.cutmix_alpha}
+    used = [f"{_AUGMENTATION}.{key}" for key, alpha in alphas.items() if alpha > 0]
+    if probability in given and not used:
+        told = "has no effect: expected `mixup_alpha` or `cutmix_alpha` above 0 with it; add one, or remove this"
+        yield Conflict((probability, *(f"{_AUGMENTATION}.{key}" for key in alphas)), told, idle=True)
+    if used and augmentation.mix_probability == 0:
+        told = "has no effect: expected `mix_probability` above 0 with it, got 0; remove one"
+        yield Conflict((used[0], probability), told, idle=True)
+    if augmentation.cutmix_alpha > 0 and task == "regression":
+        yield Conflict((f"{_AUGMENTATION}.cutmix_alpha", source), f"{NO_CUTMIX} (`{source}` says so)")

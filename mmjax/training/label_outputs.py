@@ -1,0 +1,56 @@
+"""The Output of several yes/no labels for each row: a logit and a probability of its own for each.
+
+Its `Prediction` holds `probabilities f32[B, L]`, which do not sum to 1, and `prediction i32[B, L]`, 1 where a label is
+said to hold.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.training.label_metrics import best_label_temperature, label_logits
+
+
+def probabilities_of(state: Any, logits: jax.Array) -> jax.Array:
+    """Return the sigmoid of logits over the temperature, one for all labels."""
+    return jax.nn.sigmoid(logits.astype(jnp.float32) / state["temperature"])
+
+
+def mean_probabilities(state: Any, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return (probabilities f32[B, L], uncertainty f32[B]) of the logits f32[B, E, L] of E members.
+
+    The mean of the members' probabilities, its logit over the temperature; as `uncertainty` the mean distance of a
+    member's probability from that mean, of the label where it is largest, 0 to 1.
+    """
+    each = jax.nn.sigmoid(logits.astype(jnp.float32))
+    mean = each.mean(axis=1)
+    apart = jnp.abs(each - mean[:, None, :]).mean(axis=1).max(axis=-1)
+    return jax.nn.sigmoid(_logit(mean) / state["temperature"]), apart
+
+
+def _logit(probability: jax.Array) -> jax.Array:
+    tiny = jnp.finfo(jnp.float32).tiny
+    return jnp.log(jnp.maximum(probability, tiny)) - jnp.log(jnp.maximum(1.0 - probability, tiny))
+
+
+def with_temperature(state: Any, outputs: np.ndarray, labels: np.ndarray, weight: np.ndarray | None) -> Any:
+    """Return the state with the temperature that suits logits `[N, L]`, or `[N, E, L]` of E members."""
+    logits = np.asarray(outputs, np.float64)
+    if logits.ndim == 3:
+        with np.errstate(over="ignore"):  # exp of a large number is infinite, and its probability 0
+            logits = label_logits((1.0 / (1.0 + np.exp(-logits))).mean(axis=1))
+    return state | {"temperature": np.float32(best_label_temperature(logits, labels, weight))}
+
+
+def called(state: Any, probabilities: jax.Array) -> jax.Array:
+    """Return i32[B, L]: which labels are said to hold, from `threshold f32[L]` on, or above one half."""
+    if "threshold" not in state:
+        return (probabilities > 0.5).astype(jnp.int32)
+    return (probabilities >= state["threshold"][None, :]).astype(jnp.int32)
+
+
+def unsure(probabilities: jax.Array, below: jax.Array) -> jax.Array:
+    """Return bool[B]: rows with a label whose yes and no are both less probable than this."""
+    return jnp.maximum(probabilities, 1.0 - probabilities).min(axis=-1) < below

@@ -127,7 +127,7 @@ STRUCTURE = {
     "key of another section": (
         TABLE + "model:\n  dropout: 0.1",
         ["c.yaml:3: model.dropout: unknown key; options: type, name, pretrained, architecture, fusion; did you mean "
-         "'model.architecture.dropout'?"],
+         "'model.architecture.dropout' or 'model.fusion.dropout'?"],
     ),
     "key one level too high": (
         "data: {path: a.csv}",

@@ -30,6 +30,7 @@ LIMITS_S = {
     "decoding": 600,
     "image_memory": 900,
     "large_table": 300,
+    "multimodal": 2400,
 }
 """Benchmark -> the longest it may take. One that is no file here is left out."""
 ARGUMENTS = {"convolution": (RESULTS / "convolution.json",)}

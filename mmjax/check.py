@@ -13,7 +13,7 @@ import numpy as np
 from mmjax.analysis.present import describe_schema
 from mmjax.backend import Backend, compiled, configure, precompiled
 from mmjax.cli import echo, echo_table, json_option, run
-from mmjax.config import Config
+from mmjax.config import Config, image_settings
 from mmjax.config_load import format_origins, load_config_with_origins
 from mmjax.data.audit import refuse
 from mmjax.data.audit_rows import counted
@@ -140,17 +140,20 @@ def write_batch(checked: Checked, path: Path) -> int:
     Augmented, before standardisation, captioned with its class or value; mixed images with both classes.
     """
     config, prepared = checked.config, checked.prepared
-    assert config.data.image is not None, "asked before"
+    settings = image_settings(config)
+    assert settings is not None, "asked before"
     train = prepared.split.train
     first = epoch_batches(config.seed, 1, len(train), min(32, len(train)))[0]
     batch = take(prepared.batch, train[first])
     image = config.data.image
-    augment = build_augment(image.augmentation, size=image.train_size, seed=config.seed)
+    augment = build_augment(settings.augmentation, size=image.train_size if image else None, seed=config.seed)
     if augment is not None:
         rows = train[first].astype(np.int32)
         batch = augment(jax.random.key(config.seed), batch | {"row": rows, "epoch": np.zeros_like(rows)})
-    images = np.clip(np.round(np.asarray(batch["image"][:, 0])), 0, 255).astype(np.uint8)
-    contact_sheet(path, images, _captions(batch, prepared.schema.target.classes))
+    pixels = np.asarray(batch["image"])
+    images = np.clip(np.round(pixels.reshape(-1, *pixels.shape[2:])), 0, 255).astype(np.uint8)
+    captions = _captions(batch, prepared.schema.target.classes)
+    contact_sheet(path, images, [caption for caption in captions for _ in range(pixels.shape[1])])
     return len(images)
 
 
@@ -168,8 +171,8 @@ def _captions(batch: Batch, classes: tuple[str, ...]) -> list[str]:
 
 
 def _expect_drawable(config: Config, path: Path) -> None:
-    if config.data.image is None:
-        raise ConfigError("--show-batch: expected a config with data.image, got a table; leave it out")
+    if image_settings(config) is None:
+        raise ConfigError("--show-batch: expected a config with images, got a table; leave it out")
     if not path.parent.is_dir() or path.is_dir():
         raise ConfigError(f"--show-batch {path}: expected a file in a folder that is there; name another")
 

@@ -13,7 +13,18 @@ from urllib.parse import quote
 import numpy as np
 
 from mmjax.client_binary import as_matrix, binary_requests, read_binary
-from mmjax.client_bodies import ImageSource, Request, Rows, as_images, image_names, image_requests, table_requests
+from mmjax.client_bodies import (
+    ImageSource,
+    Request,
+    Rows,
+    as_images,
+    by_name,
+    has_images,
+    image_names,
+    image_requests,
+    mixed_requests,
+    table_requests,
+)
 from mmjax.client_http import Reply, ServerError, ask, close, make_server, send
 
 __all__ = ["Answers", "Client", "Model", "ServerError"]
@@ -30,7 +41,7 @@ class Model(NamedTuple):
     """None for a bundle that is in no registry."""
     digest: str
     modality: str
-    """`table` or `image`."""
+    """`table`, `image`, or `multimodal`: several images, or images beside cells."""
     task: str
     """`classification`, `regression` or `multilabel`."""
     classes: tuple[str, ...]
@@ -79,8 +90,9 @@ class Client:
         """Return the Answers for rows of a table, or for images.
 
         Rows are dicts by column name, a dict of lists or arrays, or a 2-D array or lists of cells in the order of the
-        model's features; None and NaN are missing. Images are paths or bytes of files, one or a list of them. What
-        exceeds the limits of a request is sent as several. Without `model` there must be only one that is meant.
+        model's features; None and NaN are missing. Images are paths or bytes of files, one or a list of them. Where a
+        model looks at images beside cells, rows are by column name, and hold both. What exceeds the limits of a request
+        is sent as several. Without `model` there must be only one that is meant.
         """
         try:
             return self._predict(rows, model, version)
@@ -152,12 +164,38 @@ class Client:
 
     def _predict(self, rows: Rows, model: str | None, version: int | None) -> Answers:
         """Return the Answers; ServerError (404) also where the version that answers leaves before it was described."""
+        if has_images(rows) and (mixed := self._mixed(rows, model, version)) is not None:
+            return mixed
+        try:
+            return self._plain(rows, model, version)
+        except ServerError as error:
+            if error.reason not in ("which-model", "wrong-model") or not by_name(rows):
+                raise
+            if (mixed := self._mixed(rows, model, version)) is None:  # rows may lack images, or name them by texts
+                raise
+            return mixed
+
+    def _plain(self, rows: Rows, model: str | None, version: int | None) -> Answers:
         images = as_images(rows)
         if images is not None:
             return self._joined(list(self._replies(image_requests(images, model, version), images)))
         if isinstance(rows, Mapping | np.ndarray):
             return self._by_column(rows, model, version)
         return self._joined(list(self._replies(table_requests(rows, model, version, None))))
+
+    def _mixed(self, rows: Rows, name: str | None, version: int | None) -> Answers | None:
+        """Return the Answers for rows by name of images and cells; None where the model that is meant takes no such."""
+        meant = self._meant(name, version)
+        if meant is None or meant.modality != "multimodal":
+            return None
+        description = self.describe(meant.name, meant.version)
+        return self._joined(list(self._replies(mixed_requests(rows, meant.name, meant.version, description))))
+
+    def _meant(self, name: str | None, version: int | None) -> Model | None:
+        """Return the one served model that is meant; None where there is none, or several."""
+        served = [model for model in self.models() if version in (None, model.version)]
+        found = [model for model in served if name in (None, model.name, f"{model.name}:{model.version}")]
+        return found[0] if len(found) == 1 else None
 
     def _by_column(self, rows: Mapping[str, Any] | np.ndarray, name: str | None, version: int | None) -> Answers:
         """Return the Answers of the version whose order of columns the cells are sent in."""

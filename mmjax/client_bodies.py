@@ -1,5 +1,6 @@
 """What a client sends: rows and images as the bodies of requests, in parts that the limits of a server allow."""
 
+import base64
 import json
 import math
 import re
@@ -115,6 +116,64 @@ def _image_request(path: str, files: Sequence[bytes]) -> Request:
     head = f'--{line}\r\nContent-Disposition: form-data; name="file"; filename="image"\r\n\r\n'.encode()
     body = b"".join(head + file + b"\r\n" for file in files) + f"--{line}--\r\n".encode()
     return Request(path, body, {"Content-Type": f"multipart/form-data; boundary={line}"}, len(files))
+
+
+def has_images(rows: Any) -> bool:
+    """Return whether any cell of rows by name is a path or the bytes of an image."""
+    if not by_name(rows):
+        return False
+    groups = rows.values() if isinstance(rows, Mapping) else (row.values() for row in rows)
+    sized = (group for group in groups if not isinstance(group, np.ndarray) or group.dtype == object)
+    return any(isinstance(cell, Path | bytes) for group in sized if hasattr(group, "__iter__") for cell in group)
+
+
+def by_name(rows: Any) -> bool:
+    """Return whether rows are given by column name: as dicts, or as a dict of columns."""
+    return isinstance(rows, Mapping) or (
+        isinstance(rows, Sequence) and bool(rows) and all(isinstance(row, Mapping) for row in rows)
+    )
+
+
+def mixed_requests(
+    rows: Rows, model: str | None, version: int | None, description: Mapping[str, Any]
+) -> Iterator[Request]:
+    """Yield the requests for rows by name with images (paths or bytes; None is missing) beside cells.
+
+    A text in a column of images is a path. DataError for a file that cannot be read, and for rows without names.
+    """
+    asked = {key: value for key, value in (("model", model), ("version", version)) if value is not None}
+    images = tuple((description["schema"]["image"] or {"columns": ()})["columns"])
+    if isinstance(rows, Mapping):
+        rows = [dict(zip(rows, cells, strict=True)) for cells in zip(*rows.values(), strict=True)]
+    if not isinstance(rows, Sequence) or not by_name(rows):
+        raise DataError("rows: expected dicts, or a dict of lists, by column name, got something else")
+    named: list[Mapping[str, Any]] = [row for row in rows if isinstance(row, Mapping)]
+    part: list[dict[str, Any]] = []
+    size, most = 0, max(1, MOST_IMAGES // max(1, len(images)))
+    for number, row in enumerate(named, 1):
+        made = {str(name): _mixed_cell(number, str(name), cell, images) for name, cell in row.items()}
+        took = sum(len(made[name]) for name in images if made.get(name))
+        if part and (len(part) == most or size + took > MOST_IMAGE_BYTES * 4 // 3):
+            yield _mixed_request(part, asked)
+            part, size = [], 0
+        part.append(made)
+        size += took
+    yield _mixed_request(part, asked)
+
+
+def _mixed_cell(row: int, name: str, cell: Any, images: Sequence[str]) -> Any:
+    """Return a cell for JSON; of an image its file in base64."""
+    if name not in images:
+        return _cell(f"row {row}, '{name}'", cell)
+    if cell is None or cell == "" or cell != cell:
+        return None
+    if not isinstance(cell, str | Path | bytes):
+        raise DataError(f"row {row}, '{name}': expected a path or the bytes of an image, got {type(cell).__name__}")
+    return base64.b64encode(cell if isinstance(cell, bytes) else _read(Path(cell))).decode()
+
+
+def _mixed_request(rows: list[dict[str, Any]], asked: Mapping[str, Any]) -> Request:
+    return Request("/predict", _json({**asked, "rows": rows}), {"Content-Type": "application/json"}, len(rows))
 
 
 def table_requests(

@@ -178,59 +178,7 @@ class Inference(Section, frozen=True, kw_only=True):
 DEFAULT_MISSING_MARKERS = ("?", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null")
 
 
-class TabularData(Section, frozen=True, kw_only=True):
-    """A CSV file (also .csv.gz) with one header row."""
-
-    path: Annotated[Text, Meta(description="The CSV file, relative to the working directory.")]
-    target_column: Annotated[
-        Text | Labels,
-        Meta(
-            description="The column to predict; or a list of columns of two values each (0 and 1, no and yes ...), "
-            "labels of which any number hold for a row: `task: multilabel`."
-        ),
-    ]
-    schema: Annotated[
-        Text | None, Meta(description="A JSON file (JSON Schema vocabulary) that every row must satisfy.")
-    ] = None
-    task: Annotated[Task | UnsetType, Meta(description="Inferred from the target when absent.")] = UNSET
-    positive_class: Annotated[
-        Text | None,
-        Meta(
-            description="The positive class of a binary target, or the text that means yes in every label; by default "
-            "the second in order."
-        ),
-    ] = None
-    train_split: Annotated[Fraction, Meta(description="Share of rows to train on.")] = 0.7
-    validation_split: Annotated[Fraction, Meta(description="Share of rows to choose by.")] = 0.1
-    test_split: Annotated[Fraction, Meta(description="Share of rows to report on.")] = 0.2
-    preprocessing: Preprocessing = Preprocessing()
-    inference: Inference = Inference()
-    id_column: Annotated[str | None, Meta(description="Names the rows in predictions; never a feature.")] = None
-    ignore_columns: Annotated[tuple[str, ...], Meta(description="Columns that are left out.")] = ()
-    weight_column: Annotated[
-        Text | None, Meta(description="Non-negative sample weights, used by loss and metrics.")
-    ] = None
-    missing_markers: Annotated[
-        tuple[Text, ...], Meta(description="Texts that mean missing, besides an empty or blank cell.")
-    ] = DEFAULT_MISSING_MARKERS
-    delimiter: Annotated[
-        str,
-        Meta(
-            pattern=r"^[\t !#-~]$",
-            description="The character between cells.",
-            extra={"pattern_means": "one ASCII character other than a double quote or a line break"},
-        ),
-    ] = ","
-    on_invalid: Annotated[
-        Policy,
-        Meta(
-            description="What to do with rows that violate the schema file or have no target: `fail`, `drop` them, or "
-            "`report` and keep those that can still be read. Such rows are listed in the run's `quarantine.csv`."
-        ),
-    ] = "fail"
-
-
-class Augmentation(Section, frozen=True, kw_only=True):
+class RowAugmentation(Section, frozen=True, kw_only=True):
     """Random changes of training images; never applied to validation, test or served images."""
 
     horizontal_flip: Annotated[
@@ -265,6 +213,14 @@ class Augmentation(Section, frozen=True, kw_only=True):
     random_erasing: Annotated[
         Fraction, Meta(description="Probability that a box of the image, 2 to 33 % of it, is painted over.")
     ] = 0.0
+    normalize: Annotated[
+        bool, Meta(description="Standardise each channel with the mean and std of the training images.")
+    ] = True
+
+
+class Augmentation(RowAugmentation, frozen=True, kw_only=True):
+    """Random changes of training images; never applied to validation, test or served images."""
+
     mixup_alpha: Annotated[
         NonNegative,
         Meta(description="Mix each image and its answer with another one's, by parts from Beta(alpha, alpha); 0: no."),
@@ -279,9 +235,87 @@ class Augmentation(Section, frozen=True, kw_only=True):
     mix_probability: Annotated[
         Fraction, Meta(description="mixup_alpha and cutmix_alpha: share of the rows that are mixed.")
     ] = 1.0
-    normalize: Annotated[
-        bool, Meta(description="Standardise each channel with the mean and std of the training images.")
-    ] = True
+
+
+class TableImages(Section, frozen=True, kw_only=True):
+    """Columns of a table that name image files, which are learnt from beside the others by one network."""
+
+    columns: Annotated[
+        Annotated[tuple[Text, ...], Meta(min_length=1, max_length=16)],
+        Meta(description="The columns with paths of images; an empty cell is a missing image. All share one trunk."),
+    ]
+    folder: Annotated[
+        Text | None,
+        Meta(
+            description="The folder that the paths start from, relative to the working directory; by default that of "
+            "the CSV file. No path may lead out of it."
+        ),
+    ] = None
+    image_size: Annotated[
+        tuple[Pixels, Pixels] | UnsetType,
+        Meta(description="[height, width] in pixels that every image is brought to."),
+    ] = UNSET
+    resize: Annotated[
+        Literal["crop", "stretch", "pad"], Meta(description="How an image of another shape is brought to `image_size`.")
+    ] = "crop"
+    filter: Annotated[
+        Literal["bilinear", "bicubic", "lanczos", "box"], Meta(description="The antialiased resampling filter.")
+    ] = "bilinear"
+    augmentation: RowAugmentation = RowAugmentation()
+
+
+class TabularData(Section, frozen=True, kw_only=True):
+    """A CSV file (also .csv.gz) with one header row."""
+
+    path: Annotated[Text, Meta(description="The CSV file, relative to the working directory.")]
+    target_column: Annotated[
+        Text | Labels,
+        Meta(
+            description="The column to predict; or a list of columns of two values each (0 and 1, no and yes ...), "
+            "labels of which any number hold for a row: `task: multilabel`."
+        ),
+    ]
+    schema: Annotated[
+        Text | None, Meta(description="A JSON file (JSON Schema vocabulary) that every row must satisfy.")
+    ] = None
+    task: Annotated[Task | UnsetType, Meta(description="Inferred from the target when absent.")] = UNSET
+    positive_class: Annotated[
+        Text | None,
+        Meta(
+            description="The positive class of a binary target, or the text that means yes in every label; by default "
+            "the second in order."
+        ),
+    ] = None
+    train_split: Annotated[Fraction, Meta(description="Share of rows to train on.")] = 0.7
+    validation_split: Annotated[Fraction, Meta(description="Share of rows to choose by.")] = 0.1
+    test_split: Annotated[Fraction, Meta(description="Share of rows to report on.")] = 0.2
+    preprocessing: Preprocessing = Preprocessing()
+    inference: Inference = Inference()
+    images: TableImages | None = None
+    id_column: Annotated[str | None, Meta(description="Names the rows in predictions; never a feature.")] = None
+    ignore_columns: Annotated[tuple[str, ...], Meta(description="Columns that are left out.")] = ()
+    weight_column: Annotated[
+        Text | None, Meta(description="Non-negative sample weights, used by loss and metrics.")
+    ] = None
+    missing_markers: Annotated[
+        tuple[Text, ...], Meta(description="Texts that mean missing, besides an empty or blank cell.")
+    ] = DEFAULT_MISSING_MARKERS
+    delimiter: Annotated[
+        str,
+        Meta(
+            pattern=r"^[\t !#-~]$",
+            description="The character between cells.",
+            extra={"pattern_means": "one ASCII character other than a double quote or a line break"},
+        ),
+    ] = ","
+    on_invalid: Annotated[
+        Policy,
+        Meta(
+            description="What to do with rows that violate the schema file, have no target or name a file that is no "
+            "readable image: `fail`, `drop` them, or `report` and keep those that can still be read. Such rows are "
+            "listed in the run's `quarantine.csv`."
+        ),
+    ] = "fail"
 
 
 class ImageData(Section, frozen=True, kw_only=True):
@@ -479,11 +513,48 @@ class Architecture(Section, frozen=True, kw_only=True):
     ] = UNSET
 
 
+class Fusion(Section, frozen=True, kw_only=True):
+    """multimodal: how what is seen in images is joined with what the columns say."""
+
+    join: Annotated[
+        Literal["concatenate", "gated"] | UnsetType,
+        Meta(
+            description="`concatenate`: both side by side into one more hidden layer; `gated`: a mixture, whose shares "
+            "are learnt from both."
+        ),
+    ] = UNSET
+    pooling: Annotated[
+        Literal["mean", "attention"] | UnsetType,
+        Meta(description="How several images of a row become one: their mean, or a mean with learnt weights."),
+    ] = UNSET
+    width: Annotated[Count | UnsetType, Meta(description="Values that either trunk tells, and the join's units.")] = (
+        UNSET
+    )
+    hidden_layers: Annotated[
+        tuple[Count, ...] | UnsetType, Meta(description="Units of each hidden layer of the trunk of the columns.")
+    ] = UNSET
+    dropout: Annotated[
+        BelowOne | UnsetType, Meta(description="Share of units dropped in the trunk of the columns and the join.")
+    ] = UNSET
+    modality_dropout: Annotated[
+        BelowOne | UnsetType,
+        Meta(
+            description="Share of training rows from which either the images or the columns are hidden, so that the "
+            "model answers rows without them."
+        ),
+    ] = UNSET
+
+
 class Model(Section, frozen=True, kw_only=True):
     """Which network; `type` follows from the data and `name` from `type` when absent."""
 
-    type: Annotated[Literal["tabular", "vision"] | UnsetType, Meta(description="The modality.")] = UNSET
-    name: Annotated[ModelName | UnsetType, Meta(description="The family and its size.")] = UNSET
+    type: Annotated[
+        Literal["tabular", "vision", "multimodal"] | UnsetType,
+        Meta(description="The modality; `multimodal`: a table with columns of images (`data.tabular.images`)."),
+    ] = UNSET
+    name: Annotated[
+        ModelName | UnsetType, Meta(description="The family and its size; multimodal: of the trunk of the images.")
+    ] = UNSET
     pretrained: Annotated[
         Text | None,
         Meta(
@@ -492,6 +563,7 @@ class Model(Section, frozen=True, kw_only=True):
         ),
     ] = None
     architecture: Architecture = Architecture()
+    fusion: Fusion = Fusion()
 
 
 class EarlyStopping(Section, frozen=True, kw_only=True):
@@ -749,6 +821,16 @@ class Config(Section, frozen=True, kw_only=True):
 def fold_count(config: Config) -> int:
     """Return `split.folds`; 0 where it is left open."""
     return 0 if config.split.folds is UNSET else config.split.folds
+
+
+def table_images(config: Config) -> TableImages | None:
+    """Return the columns of a table that name images; None where there are none."""
+    return None if config.data.tabular is None else config.data.tabular.images
+
+
+def image_settings(config: Config) -> ImageData | TableImages | None:
+    """Return the section that says how images are read and changed, whether or not columns stand beside them."""
+    return config.data.image or table_images(config)
 
 
 def target_columns(data: TabularData | ImageData) -> tuple[str, ...]:

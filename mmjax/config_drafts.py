@@ -22,17 +22,24 @@ TABLE_CONFIG = """\
 {delimiter}    schema: {schema}  # what each column is: edit it where the guess is wrong
     target_column: {target}  # {why}
     task: {task}
-{shares}    {drop}rows that violate the schema: fail (default), drop or report
+{images}{shares}    {drop}rows that violate the schema: fail (default), drop or report
     # id_column: {id_column}  # names the rows in predictions
     # ignore_columns: [NAME]
 
 # model:  # an example, as is the next: without them the recipe decides; `mmjax check` shows what
-#   name: realmlp_s  # faster than realmlp, the default; tabm: slower, often better; or mlp, a plain network
+#   name: {network}
 
 # training:
 #   epochs: 30
 
 seed: 0  # the same seed gives the same split and the same model
+"""
+
+TABLE_NETWORK = "realmlp_s  # faster than realmlp, the default; tabm: slower, often better; or mlp, a plain network"
+TABLE_IMAGES = """\
+    images:  # one network looks at them, another at the columns; docs/MULTIMODAL.md
+      columns: [{columns}]
+      augmentation: {{horizontal_flip: true}}  # false where left and right matter, as in text
 """
 
 IMAGE_CONFIG = """\

@@ -21,10 +21,11 @@ from mmjax.config import (
     ImageData,
     TabularData,
     fold_count,
+    table_images,
     target_columns,
 )
 from mmjax.config_conflict import Conflict, Given
-from mmjax.config_rules_images import image_conflicts
+from mmjax.config_rules_images import augmentation_conflicts, image_conflicts
 from mmjax.errors import did_you_mean
 
 
@@ -113,7 +114,10 @@ def find_conflicts(config: Config, given: Given) -> Iterator[Conflict]:
     yield from _quantiles(config)
     tabular, image = config.data.tabular, config.data.image
     if tabular is not None and image is not None:
-        message = "images together with a table cannot be learnt from yet; keep one of data.tabular and data.image"
+        message = (
+            "expected one of data.tabular and data.image, got both; for images beside columns keep the table and name "
+            "its columns of images in `data.tabular.images`"
+        )
         yield Conflict(("data.image", "data.tabular"), message)
         return
     section, data = ("data.tabular", tabular) if image is None else ("data.image", image)
@@ -219,6 +223,8 @@ def _column_roles(config: Config, given: Given, section: str, data: TabularData 
     roles += [(f"{section}.{key}", getattr(data, key)) for key in ("weight_column", "id_column")]
     if isinstance(data, ImageData) and data.image_column != data.id_column:  # rows may be named by their path
         roles.append((f"{section}.image_column", data.image_column))
+    if isinstance(data, TabularData) and data.images is not None:
+        roles += [(f"{section}.images.columns", name) for name in data.images.columns]
     roles.append(("split.column", config.split.column))
     used = [(path, name) for path, name in roles if name is not None]
     for (first, name), (second, other) in combinations(used, 2):
@@ -307,20 +313,35 @@ def _class_weights(config: Config) -> Iterator[Conflict]:
 
 
 def _model_of_data(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
-    kind = "tabular" if isinstance(data, TabularData) else "vision"
-    model = config.model
+    images = table_images(config)
+    kind = "multimodal" if images else "tabular" if isinstance(data, TabularData) else "vision"
+    section, model = "data.tabular.images" if images else section, config.model
     if model.type is not UNSET and model.type != kind:
         yield Conflict(("model.type", section), f"expected {kind} for {section}, got {model.type}")
     if "preset" in given and config.preset != "best" and model.name is not UNSET:
         told = f"has no effect: expected no `model.name` with {config.preset}, which only chooses it; remove one"
         yield Conflict(("preset", "model.name"), told, idle=True)
-    if kind == "vision" and "preset" in given:
-        told = "has no effect: expected a table, whose network it chooses, got data.image; name one with `model.name`"
+    if images is not None:
+        yield from augmentation_conflicts(images.augmentation, "data.tabular.images.augmentation", given)
+        if model.pretrained is not None:
+            told = "expected data.image with it, as weights of a trunk beside columns cannot be loaded yet; remove this"
+            yield Conflict(("model.pretrained", section), told)
+    if images is None:
+        for path in sorted(path for path in given if path.startswith("model.fusion.")):
+            told = f"has no effect: expected `data.tabular.images` with it, got {section} without; remove this"
+            yield Conflict((path, section), told, idle=True)
+    elif "model.fusion.pooling" in given and len(images.columns) == 1:
+        told = "has no effect: expected several columns of images to pool, got one; remove this"
+        yield Conflict(("model.fusion.pooling", f"{section}.columns"), told, idle=True)
+    if kind != "tabular" and "preset" in given:
+        told = f"has no effect: expected a table, whose network it chooses, got {section}; name one with `model.name`"
         yield Conflict(("preset", section), told, idle=True)
     name = ("realmlp" if kind == "tabular" else "resnet") if model.name is UNSET else model.name
     if (name in _TABLE_MODELS) != (kind == "tabular"):
         vision = "resnet, resnet18 to resnet50 (or with d) or [tf_]efficientnet_b0 to b4"
         options = "realmlp, realmlp_s, tabm or mlp" if kind == "tabular" else vision
+        if images:
+            options += " (the trunk of the images)"
         yield Conflict(("model.name", section), f"expected {options} for {section}, got {name}")
         return
     fields = _FIELDS.get(name, _EFFICIENTNET)

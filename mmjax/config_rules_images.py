@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from msgspec import UNSET
 
-from mmjax.config import ImageData
+from mmjax.config import ImageData, RowAugmentation
 from mmjax.config_conflict import Conflict, Given
 
 _IMAGE, _AUGMENTATION = "data.image", "data.image.augmentation"
@@ -14,14 +14,18 @@ NO_CUTMIX = "expected classes, as a box of another image shows no part of a numb
 def image_conflicts(data: ImageData, given: Given, task: str | None, source: str) -> Iterator[Conflict]:
     """Yield what is wrong with sizes and augmentation; `task` as far as the config tells, by the key `source`."""
     yield from _sizes(data, given)
-    yield from _crops(data, given)
     yield from _mixing(data, given, task, source)
-    augmentation = data.augmentation
+    yield from augmentation_conflicts(data.augmentation, _AUGMENTATION, given)
+
+
+def augmentation_conflicts(augmentation: RowAugmentation, path: str, given: Given) -> Iterator[Conflict]:
+    """Yield what is wrong with the augmentation at `path`."""
+    yield from _crops(augmentation, path, given)
     others = {"rotation_range": augmentation.rotation_range, "color": augmentation.color}
     for key, value in others.items() if augmentation.trivial_augment else ():
         if value:
             told = f"expected no `trivial_augment` with it, which does the same by chance, got {value}; remove one"
-            yield Conflict((f"{_AUGMENTATION}.{key}", f"{_AUGMENTATION}.trivial_augment"), told)
+            yield Conflict((f"{path}.{key}", f"{path}.trivial_augment"), told)
 
 
 def size_problem(train_size: tuple[int, int] | None, image_size: tuple[int, int]) -> str | None:
@@ -46,18 +50,17 @@ def _sizes(data: ImageData, given: Given) -> Iterator[Conflict]:
         yield Conflict((progressive, paths[0]), told, idle=True)
 
 
-def _crops(data: ImageData, given: Given) -> Iterator[Conflict]:
-    augmentation, crop = data.augmentation, f"{_AUGMENTATION}.random_resized_crop"
-    ratio = f"{_AUGMENTATION}.crop_ratio"
-    for path, limits in ((crop, augmentation.random_resized_crop), (ratio, augmentation.crop_ratio)):
+def _crops(augmentation: RowAugmentation, path: str, given: Given) -> Iterator[Conflict]:
+    crop, ratio = f"{path}.random_resized_crop", f"{path}.crop_ratio"
+    for key, limits in ((crop, augmentation.random_resized_crop), (ratio, augmentation.crop_ratio)):
         if limits is not None and limits[0] > limits[1]:
-            yield Conflict((path,), f"expected [least, most], got {list(limits)}; change their order")
+            yield Conflict((key,), f"expected [least, most], got {list(limits)}; change their order")
     if augmentation.random_resized_crop is None:
         if ratio in given:
             told = "has no effect: expected `random_resized_crop` with it; add that, or remove this"
             yield Conflict((ratio, crop), told, idle=True)
         return
-    shift = f"{_AUGMENTATION}.shift"
+    shift = f"{path}.shift"
     if augmentation.shift is not UNSET and augmentation.shift > 0:
         told = f"expected 0 with `random_resized_crop`, which moves images too, got {augmentation.shift:g}; remove one"
         yield Conflict((shift, crop), told)

@@ -22,6 +22,7 @@ from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
 from mmjax.config import ImageData
 from mmjax.data.encode import check_columns
+from mmjax.data.image_paths import IMAGES_HELP, expect_folder, image_folder, refuse_images, with_paths
 from mmjax.data.images import read_images
 from mmjax.data.table import Table, read_table
 from mmjax.data.validate import broken_notes, broken_rules, refuse_cells
@@ -38,24 +39,31 @@ def evaluate_model(
     *,
     registry: str = "registry",
     split: str = "",
+    images: str | Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Return the Evaluation of a model on a CSV or image folder in the form it was trained on.
 
-    `split` (`train`, `validation` or `test`) takes only that part of a folder that has such parts; `tell` gets a line
+    `split` (`train`, `validation` or `test`) takes only that part of a folder that has such parts; `images` is the
+    folder that paths of images in a table start from, if not the config's or the file's own; `tell` gets a line
     that counts the cells against each rule (bounds, pattern, enum) of the model's schema file. Raises DataError for
     rows that cannot be encoded, and for labels that are none of its classes.
     """
     predictor = model if isinstance(model, Predictor) else load_model(model, registry=registry)
     config = predictor.config.data
+    if images is not None:
+        expect_folder(predictor.config, Path(images))
     if config.tabular is not None:
         if split:
             raise ConfigError("--split: expected only with a folder of images that has parts; a CSV has none")
         table = read_labelled_table(predictor.schema, Path(data), config.tabular.delimiter)
+        if config.tabular.images is not None:
+            table = with_paths(predictor.schema, table, image_folder(config.tabular.images, data, images))
         try:
             scores, batch = predictor.score_labelled(table.columns)
         except DataError:
             refuse_cells(predictor.schema, table, label=True)
+            refuse_images(predictor.schema, table)
             raise
         broken = broken_rules(table.columns, predictor.schema, table.lines, label=True)
         for note in broken_notes(broken, str(data), "scored all the same"):
@@ -97,6 +105,7 @@ def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
         "intervals": {},
         "baselines": None,
         "leak": None,  # of the test rows
+        "modalities": None,
         "members": trained["members"] | {"each": []} if trained.get("members") else None,
         "per_class": {GIVEN: evaluation.per_class},
         "confusion": {GIVEN: evaluation.confusion},
@@ -119,11 +128,12 @@ def trained_on(predictor: Predictor, data: str | Path) -> bool:
 @click.option(
     "--split", type=click.Choice(["train", "validation", "test"]), help="Only this part of a folder with parts."
 )
+@click.option("--images", type=click.Path(), metavar="FOLDER", help=IMAGES_HELP)
 @click.option(
     "--registry", default="registry", show_default=True, type=click.Path(), help="Where models are registered."
 )
 @json_option
-def command(model: str, data: str, split: str | None, registry: str) -> dict[str, Any]:
+def command(model: str, data: str, split: str | None, images: str | None, registry: str) -> dict[str, Any]:
     """Score a registered model."""
     for note in configure().notes:
         echo(note)
@@ -133,7 +143,7 @@ def command(model: str, data: str, split: str | None, registry: str) -> dict[str
     predictor = proven_predictor(bundle, where=str(located.path))
     loaded = time.perf_counter()
     notes: list[str] = []
-    evaluation = evaluate_model(predictor, data, split=split or "", tell=notes.append)
+    evaluation = evaluate_model(predictor, data, split=split or "", images=images, tell=notes.append)
     ended = time.perf_counter()
     for note in notes:
         echo(note)

@@ -5,6 +5,7 @@ import gzip
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from mmjax.analysis.tables import printable
 from mmjax.artifact.files import NAME, write_atomic
 from mmjax.cli import echo, json_option, run
 from mmjax.config import ImageData, Inference, TabularData, Task
-from mmjax.config_drafts import IMAGE_CONFIG, MEASURED, SHARES, TABLE_CONFIG
+from mmjax.config_drafts import IMAGE_CONFIG, MEASURED, SHARES, TABLE_CONFIG, TABLE_IMAGES, TABLE_NETWORK
 from mmjax.config_load import load_config
 from mmjax.config_yaml import resolve_scalar
 from mmjax.data.folders import IMAGE_SUFFIXES
@@ -74,20 +75,23 @@ def draft(data: Path, wish: Wish) -> Draft:
         return draft_folder(data, wish)
     delimiter = guess_delimiter(data)
     table = read_table(str(data), delimiter=delimiter)
-    column, notes = find_image_column(table)
+    images, notes = find_image_columns(table)
     try:
-        made = draft_image_table(table, column, wish) if column else draft_table(table, delimiter, wish)
+        if len(images) == 1:
+            made = draft_image_table(table, images[0], wish)
+        else:
+            made = draft_table(table, delimiter, wish, images)
     except DataError as error:
         raise DataError([*error.problems, *notes]) from error
     return made._replace(notes=(*notes, *made.notes))
 
 
-def draft_table(table: Table, delimiter: str, wish: Wish) -> Draft:
-    """Return the Draft for a table to learn from."""
-    target, why = likely_target(list(table.columns), wish.target)
+def draft_table(table: Table, delimiter: str, wish: Wish, images: Sequence[str] = ()) -> Draft:
+    """Return the Draft for a table to learn from, whose columns `images` name image files."""
+    target, why = likely_target([name for name in table.columns if name not in images], wish.target)
     data = TabularData(path=table.path, target_column=target, task=wish.task or msgspec.UNSET, on_invalid="drop")
     table, dropped, _ = answered_rows(table, data, None)
-    schema = _schema_of(table, target, wish)
+    schema = _schema_of(table, target, wish, images)
     ids = [column.name for column in schema.of_kind("identifier")]
     rows = MEASURED[schema.target.task]
     config = TABLE_CONFIG.format(
@@ -99,6 +103,8 @@ def draft_table(table: Table, delimiter: str, wish: Wish) -> Draft:
         why=_comment(f"{why}; {schema.target.reason}"),
         task=schema.target.task,
         shares=SHARES.format(rows="rows", metric=f"rows to report {rows} on"),
+        network="resnet18  # the network that looks at the images" if images else TABLE_NETWORK,
+        images=TABLE_IMAGES.format(columns=", ".join(map(_scalar, images))) if images else "",
         id_column=_scalar(ids[0]) if ids else "NAME",
         drop=_drop_line("rows without a target" if dropped else ""),
     )
@@ -110,13 +116,14 @@ def _target(target: str | tuple[str, ...]) -> str:
     return _scalar(target) if isinstance(target, str) else f"[{', '.join(map(_scalar, target))}]"
 
 
-def _schema_of(table: Table, target: str | tuple[str, ...], wish: Wish) -> Schema:
+def _schema_of(table: Table, target: str | tuple[str, ...], wish: Wish, images: Sequence[str]) -> Schema:
     try:
         return infer_schema(
             table.columns,
             target_column=target,
             task=wish.task or msgspec.UNSET,
             inference=wish.inference,
+            images=images,
             lines=table.lines,
         )
     except DataError as error:
@@ -197,9 +204,9 @@ def likely_target(names: list[str], named: str | tuple[str, ...] | None = None) 
     return names[-1], "not named by --target: the last column was taken"
 
 
-def find_image_column(table: Table) -> tuple[str | None, tuple[str, ...]]:
-    """Return the first column that names image files beside the CSV, and in words why it was taken, or why not."""
-    notes = []
+def find_image_columns(table: Table) -> tuple[list[str], tuple[str, ...]]:
+    """Return the columns that name image files beside the CSV, and in words why each was taken, or why not."""
+    images, notes = [], []
     for name, cells in table.columns.items():
         paths = [cell for cell in dict.fromkeys(cells[:LOOKED_AT].tolist()) if cell.strip()]
         if not paths or any(PurePath(path).suffix.lower() not in IMAGE_SUFFIXES for path in paths):
@@ -207,9 +214,11 @@ def find_image_column(table: Table) -> tuple[str | None, tuple[str, ...]]:
         there = sum(os.path.isfile(os.path.join(os.path.dirname(table.path), path)) for path in paths)
         found = f"{table.path}: column '{name}' names images, {there} of the first {len(paths)} are there"
         if 2 * there > len(paths):
-            return name, (f"{found}: learning from these images",)
-        notes.append(f"{found}: learning from the table instead; paths are relative to the CSV file")
-    return None, tuple(notes)
+            images.append(name)
+            notes.append(f"{found}: learning from these images")
+        else:
+            notes.append(f"{found}: learning from the table instead; paths are relative to the CSV file")
+    return images, tuple(notes)
 
 
 def guess_delimiter(path: Path) -> str:

@@ -11,6 +11,7 @@ from mmjax.analysis.baselines import Judgement, judge
 from mmjax.analysis.bootstrap import intervals, resample
 from mmjax.analysis.card import model_card
 from mmjax.analysis.evaluation import Evaluation, Leak, answers_of_scores, evaluate_scores, leak_of
+from mmjax.analysis.modalities import HIDES, Modalities, judge_modalities
 from mmjax.analysis.report import OUT_OF_FOLD, Report, ReportInput, build_report, write_report
 from mmjax.analysis.trust import with_facts
 from mmjax.artifact.answers import Answers
@@ -47,6 +48,8 @@ class Evaluated(NamedTuple):
     """To the rows that were not trained on."""
     leak: Leak | None
     """What the test rows say that are no copies of training rows; None where the audit told of no copy."""
+    modalities: Modalities | None
+    """What images and columns each add; None where there are not both."""
 
 
 def evaluate_splits(config: Config, setup: Setup, states: States, *, calibrated: bool) -> Evaluated:
@@ -67,7 +70,22 @@ def evaluate_splits(config: Config, setup: Setup, states: States, *, calibrated:
                 answers[told] = answers_of_scores(prepared.schema, scores, batch, prepared.names[rows])
             if name == "test" and len(leaked_rows(prepared.findings)):
                 leak = leak_of(prepared, scores, batch)
-    return Evaluated(evaluations, answers, leak)
+    return Evaluated(evaluations, answers, leak, judged_modalities(config, setup, states, answers))
+
+
+def judged_modalities(config: Config, setup: Setup, states: States, answers: dict[str, Answers]) -> Modalities | None:
+    """Return what images and columns each add to the model, on the test rows, else those of validation.
+
+    None where there are not both, and with folds without test rows, each of which only some members have not seen.
+    """
+    prepared = setup.scorer.prepared
+    split = next((name for name in ("test", "validation") if name in answers), None)
+    if prepared.schema.image is None or not prepared.schema.features or split is None:
+        return None
+    names, batch = prepared.names[setup.scorer.rows_of(split)], setup.scorer.answers(setup.scorer.rows_of(split))
+    scores = {name: setup.scorer.scores_without(states, split, hide) for name, hide in HIDES.items()}
+    alone = {name: answers_of_scores(prepared.schema, found, batch, names) for name, found in scores.items()}
+    return judge_modalities(answers[split], alone, split, seed=config.seed)
 
 
 class Judged(NamedTuple):
@@ -93,7 +111,7 @@ def judged_answers(config: Config, prepared: Prepared, answers: dict[str, Answer
 def _what_to_try(config: Config) -> str:
     """Return what may do better than this run, in words; empty where it has all of that."""
     training, split = config.training, config.split
-    tries = ["preset: best"] if config.data.tabular is not None and config.model.name != "tabm" else []
+    tries = ["preset: best"] if config.model.type == "tabular" and config.model.name != "tabm" else []
     alone = training.members == 1 and not training.seeds and not fold_count(config)
     if alone and split.strategy not in ("column", "folders", "time"):
         tries.append("split.folds: 5")
@@ -110,6 +128,7 @@ def run_report(
     judged: Judged,
     facts: Facts,
     leak: Leak | None,
+    modalities: Modalities | None,
     seconds: dict[str, float],
     members: dict[str, Any] | None,
 ) -> Report:
@@ -136,6 +155,7 @@ def run_report(
             baselines=plain(judged.baselines),
             answers=with_facts(facts, {name: evaluation.trust for name, evaluation in evaluations.items()}),
             leak=None if leak is None else leak._asdict(),
+            modalities=plain(modalities),
         )
     )
 

@@ -27,9 +27,11 @@ from mmjax.artifact.predictor import (
 )
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
+from mmjax.config import TabularData
 from mmjax.data.audit_rows import counted
 from mmjax.data.encode import check_columns, unknown_categories
 from mmjax.data.idx import find_idx
+from mmjax.data.image_paths import IMAGES_HELP, expect_folder, image_folder, refuse_images, with_paths
 from mmjax.data.images import list_images, read_images, read_unlabelled_table, scan_images
 from mmjax.data.table import Table, iter_table
 from mmjax.data.validate import BrokenRules, add_broken, broken_notes, broken_rules, refuse_cells
@@ -83,14 +85,15 @@ class Written(NamedTuple):
     """Files that were skipped, and cells against the rules (bounds, pattern, enum) of the model's schema file."""
 
 
-def predict_file(predictor: Predictor, source: Path, output: Path) -> Written:
+def predict_file(predictor: Predictor, source: Path, output: Path, *, images: Path | None = None) -> Written:
     """Return what was Written to the CSV `output`: identifier, `prediction`, `probability_<class>` for every class, and
     `uncertainty` of a model with members. Of several labels `prediction_<label>` for each, in the words of the data.
 
     Then, of a model that has them, `set` (a JSON list of classes), `lower` and `upper`, `abstained` (true or false).
-    The file appears whole or not at all. Raises DataError for what the schema refuses, naming rows and columns.
+    `images` is the folder that paths of images in a table start from, if not the config's or the file's own. The file
+    appears whole or not at all. Raises DataError for what the schema refuses, naming rows and columns.
     """
-    given = open_input(predictor, source)
+    given = open_input(predictor, source, images)
     if output.exists() and source.exists() and output.samefile(source):
         raise ConfigError(f"--output {output}: expected another file than the input; name one")
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
@@ -164,11 +167,13 @@ def _scores(chunk: Chunk, predictor: Predictor) -> Scores:
         raise
 
 
-def open_input(predictor: Predictor, source: Path) -> Input:
+def open_input(predictor: Predictor, source: Path, images: Path | None = None) -> Input:
     """Return the rows of a CSV or the images of a folder or CSV, in chunks. Raises DataError for absent columns."""
     config, schema = predictor.config.data, predictor.schema
+    if images is not None:
+        expect_folder(predictor.config, images)
     if config.tabular is not None:
-        return _open_table(schema, source, config.tabular.delimiter)
+        return _open_table(schema, source, config.tabular, images)
     assert config.image is not None, "the config names one modality"
     column = schema.image.columns[0] if schema.image else config.image.image_column
     if source.is_dir() and find_idx(str(source)):
@@ -186,14 +191,18 @@ def open_input(predictor: Predictor, source: Path) -> Input:
     return Input(named or "path", chunks, ignored, listed.notes)
 
 
-def _open_table(schema: Schema, source: Path, delimiter: str) -> Input:
-    tables = iter_table(str(source), delimiter=delimiter, chunk_rows=CHUNK_ROWS)
+def _open_table(schema: Schema, source: Path, data: TabularData, images: Path | None) -> Input:
+    chunk_rows = CHUNK_ROWS if data.images is None else CHUNK_IMAGES
+    tables = iter_table(str(source), delimiter=data.delimiter, chunk_rows=chunk_rows)
     first = next(tables, None)
     if first is None:
         raise DataError(f"{source}: expected at least one row, got a header only")
     ignored = check_columns(schema, tuple(first.columns), where=str(source))
     named = schema.id_column if schema.id_column in first.columns else None
-    chunks = _table_chunks(schema, itertools.chain((first,), tables), named)
+    tables = itertools.chain((first,), tables)
+    if data.images is not None:
+        tables = map(partial(with_paths, schema, folder=image_folder(data.images, source, images)), tables)
+    chunks = _table_chunks(schema, tables, named)
     return Input(named or "row", chunks, ignored, ())
 
 
@@ -202,8 +211,13 @@ def _table_chunks(schema: Schema, tables: Iterable[Table], named: str | None) ->
     for table in tables:
         rows = len(table.lines)
         identifiers = table.columns[named] if named else np.arange(number, number + rows).astype(object)
-        yield Chunk(identifiers, table.columns, table.lines, partial(refuse_cells, schema, table))
+        yield Chunk(identifiers, table.columns, table.lines, partial(_refuse_rows, schema, table))
         number += rows
+
+
+def _refuse_rows(schema: Schema, table: Table) -> None:
+    refuse_cells(schema, table)
+    refuse_images(schema, table)
 
 
 def _image_chunks(source: Path, names: np.ndarray, images: np.ndarray, column: str) -> Iterator[Chunk]:
@@ -232,6 +246,7 @@ def _refuse_images(source: Path, names: np.ndarray, images: np.ndarray) -> None:
 @click.option(
     "--output", required=True, type=click.Path(), metavar="CSV", help="Where predictions go, replaced if there."
 )
+@click.option("--images", type=click.Path(), metavar="FOLDER", help=IMAGES_HELP)
 @click.option(
     "--registry", default="registry", show_default=True, type=click.Path(), help="Where models are registered."
 )
@@ -242,7 +257,9 @@ def _refuse_images(source: Path, names: np.ndarray, images: np.ndarray) -> None:
     help="Add a column `abstained`: whether the largest probability is below P  [default: as trained]",
 )
 @json_option
-def command(model: str, source: str, output: str, registry: str, abstain_below: float | None) -> dict[str, Any]:
+def command(
+    model: str, source: str, output: str, images: str | None, registry: str, abstain_below: float | None
+) -> dict[str, Any]:
     """Write predictions."""
     for note in configure().notes:
         echo(note)
@@ -251,7 +268,7 @@ def command(model: str, source: str, output: str, registry: str, abstain_below: 
     predictor = load_predictor(located.path)
     predictor = abstaining_predictor(predictor, abstain_below, where="--abstain-below")
     loaded = time.perf_counter()
-    written = predict_file(predictor, Path(source), Path(output))
+    written = predict_file(predictor, Path(source), Path(output), images=None if images is None else Path(images))
     ended = time.perf_counter()
     for note in written.notes:
         echo(note)

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from mmjax.backend import fast_bfloat16, platform
-from mmjax.config import Config, ImageData, Training
+from mmjax.config import Config, ImageData, Training, image_settings, table_images
 from mmjax.data.loading import choose_loading
 from mmjax.data.prepare_table import expected_bytes
 from mmjax.data.prepared import Prepared, rows_to_learn
@@ -54,12 +54,14 @@ def resolve(
             f"training.batch_size: expected at most {train_rows}, the number of training rows, got {batch_size}; "
             "lower it, or remove it and it is chosen"
         )
+    fused = table_images(config) is not None
     presets = _preset_choices(config, schema, train_rows, on_cpu)
     name = _model_name(config, presets)
     choices = (
         _precision(schema, fast_bfloat16),
         *_data_choices(config, schema, name, train_rows),
-        ("model.type", "vision" if schema.image else "tabular", "follows from the data"),
+        ("model.type", "multimodal" if fused else "vision" if schema.image else "tabular", "follows from the data"),
+        *(_FUSION if fused else ()),
         *presets,
         *_training_choices(config, schema, name, train_rows, validation_rows),
         _baselines(schema, train_rows),
@@ -188,7 +190,8 @@ def _preset_choices(config: Config, schema: Schema, train_rows: int, on_cpu: boo
     if schema.image is None:
         return PRESETS[config.preset] if config.model.name is UNSET else ()
     px = min(schema.image.height_px, schema.image.width_px)
-    if px >= SMALL_PX or train_rows < SMALL_ROWS:
+    numbers, fused = schema.target.task == "regression", table_images(config) is not None
+    if px >= SMALL_PX or train_rows < SMALL_ROWS or numbers or fused:
         return (("model.name", "resnet", f"the default for {train_rows} images of {px} px"),)
     name, where = ("airbench_s", "a CPU") if on_cpu else ("airbench", "a GPU")
     return (("model.name", name, f"{train_rows} images of {px} px, on {where}"),)
@@ -200,19 +203,33 @@ def _model_name(config: Config, presets: tuple[Choice, ...]) -> str:
     return next(value for key, value, _ in presets if key == "model.name")
 
 
+_FUSION: tuple[Choice, ...] = (
+    ("model.fusion.join", "concatenate", "the join that asks least of few rows"),
+    ("model.fusion.pooling", "mean", "the pooling that asks least of few rows"),
+    ("model.fusion.width", 128, "enough for either trunk"),
+    ("model.fusion.hidden_layers", (128, 128), "the columns are the smaller part"),
+    ("model.fusion.dropout", 0.1, "the default of mlp"),
+    ("model.fusion.modality_dropout", 0.2, "rows without images or without columns are answered too"),
+)
+
+
 def _data_choices(config: Config, schema: Schema, name: str, train_rows: int) -> list[Choice]:
+    settings, fused = image_settings(config), table_images(config) is not None
+    images = "data.tabular.images." if fused else "data.image."
+    pixels: list[Choice] = []
     if schema.image:
         size = (schema.image.height_px, schema.image.width_px)
-        cropped = config.data.image is not None and config.data.image.augmentation.random_resized_crop is not None
+        cropped = settings is not None and settings.augmentation.random_resized_crop is not None
         shift, moved = 0.08, "small shifts help at every size"
         if cropped:
             shift, moved = 0.0, "random_resized_crop moves images"
-        return [
-            ("data.image.task", schema.target.task, schema.target.reason),
-            ("data.image.image_size", size, "the size of the images, at most 64 px"),
-            ("data.image.filter", "bilinear", "the usual one"),
-            ("data.image.augmentation.shift", shift, moved),
+        pixels = [
+            (images + "image_size", size, "the size of the images, at most 64 px"),
+            *([] if fused else [("data.image.filter", "bilinear", "the usual one")]),
+            (images + "augmentation.shift", shift, moved),
         ]
+    if schema.image and not fused:
+        return [("data.image.task", schema.target.task, schema.target.reason), *pixels]
     path = "data.tabular.preprocessing."
     # Not RealMLP-TD's: beside its embeddings they help where numbers jump (adult: ROC-AUC 0.913 -> 0.921, california:
     # RMSE 49,900 -> 49,000) and harmed none of wine_quality and telco_churn.
@@ -229,6 +246,7 @@ def _data_choices(config: Config, schema: Schema, name: str, train_rows: int) ->
         bins, bins_why, encoding_why = 0, _TD_S, "one-hot, scaled as numbers are"
     return [
         ("data.tabular.task", schema.target.task, schema.target.reason),
+        *pixels,
         (path + "scaler", "robust", "outliers move neither the centre nor the scale"),
         (path + "numeric_bins", bins, bins_why),
         (path + "handle_missing", "median", "outliers do not move it"),
@@ -243,7 +261,7 @@ the training."""
 
 
 def _baselines(schema: Schema, train_rows: int) -> Choice:
-    if schema.image:
+    if not schema.features:
         return ("evaluation.baselines", "quick", "of images only the majority or mean is asked")
     boost = train_rows >= BOOSTED_ROWS
     why = "boosting takes seconds" if boost else "boosting would take longer than the training"
@@ -259,7 +277,8 @@ def _numeric_bins(columns: int, rows: int) -> int:
 def _training_choices(config: Config, schema: Schema, name: str, train_rows: int, validation_rows: int) -> list[Choice]:
     task, rows = schema.target.task, f"{train_rows} training rows"
     classify, loss = task != "regression", {"classification": "cross_entropy", "multilabel": "bce"}.get(task, "mse")
-    smoothing = [("training.label_smoothing", 0.0, "keeps probabilities honest")]
+    smooth = (0.1, f"{_AIRBENCH}, less of it") if name in AIRBENCH else (0.0, "keeps probabilities honest")
+    smoothing = [("training.label_smoothing", *smooth)]
     enough = classify and validation_rows >= CALIBRATION_ROWS
     needed = "" if enough else f", {CALIBRATION_ROWS} are needed"
     why = f"{validation_rows} validation rows{needed}" if classify else "a number has no probability"
@@ -273,7 +292,7 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
         return common + _realmlp_choices(config, name, classify, train_rows, validation_rows)
     if name == "tabm":
         return common + _tabm_choices(config, classify, train_rows, validation_rows)
-    if name in AIRBENCH:
+    if name in AIRBENCH and config.data.image is not None:
         return common + _airbench_choices(config, name, train_rows, validation_rows)
     batch_size = _image_batch_size(train_rows) if schema.image else _table_batch_size(train_rows)
     epochs = _image_epochs(train_rows) if schema.image else _table_epochs(train_rows)
@@ -292,23 +311,31 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
 
 
 AIRBENCH = ("airbench", "airbench_s")
+_AIRBENCH = "after airbench94 (arXiv 2404.00498)"
+AIRBENCH_RATE = 1e-2
+"""Of muon, by validation images of fashion-mnist: 0.937, 0.944, 0.946, 0.944 at 2e-3, 5e-3, 1e-2, 2e-2; adamw 0.938."""
 
 
 def _airbench_choices(config: Config, name: str, train_rows: int, validation_rows: int) -> list[Choice]:
-    """Batches and epochs by rows; the optimizer's constants after airbench94 (arXiv 2404.00498)."""
-    rows, why = f"{train_rows} training rows", "after airbench94 (arXiv 2404.00498)"
+    """Batches and epochs by rows. The schedule needs all its epochs."""
+    rows = f"{train_rows} training rows"
     batch_size = 64 if train_rows <= 4_000 else 256 if name == "airbench_s" else 1024
-    epochs = min(100, max(10, 200_000 // train_rows))
+    epochs = min(100, max(10 if name == "airbench_s" else 15, 200_000 // train_rows))
+    mirrors = config.data.image is not None and bool(config.data.image.augmentation.horizontal_flip)
+    rate = AIRBENCH_RATE if config.training.optimizer is UNSET else _learning_rate(config)
     return [
+        ("model.architecture.mirrored", mirrors, "as training mirrors" if mirrors else "as training does not mirror"),
         ("training.batch_size", min(batch_size, train_rows), rows),
         ("training.epochs", epochs, rows),
-        ("training.optimizer", "muon", why),
+        ("training.optimizer", "muon", _AIRBENCH),
         ("training.adam_b2", 0.999, "Adam's own"),
-        ("training.learning_rate", _learning_rate(config), "a good peak for this network and optimizer"),
+        ("training.learning_rate", rate, "a good peak for this network and optimizer"),
         ("training.weight_decay", 0.05, "mild"),
         ("training.decay_schedule", "constant", "follows the learning rate"),
         ("training.schedule", "warmup_cosine", "ends at zero, so the last weights are settled"),
-        *_stopping_choices(config.training, validation_rows, epochs),
+        *_stopping_choices(
+            config.training, validation_rows, epochs, enabled=(False, "the schedule needs all its epochs")
+        ),
     ]
 
 

@@ -240,14 +240,14 @@ def _compare_ways(
     from mmjax.artifact import parity, sample
     from mmjax.artifact.predictor import proven_predictor
     from mmjax.backend import platform
-    from mmjax.training.setup import IMAGE_ROWS, TABLE_ROWS
+    from mmjax.training.setup import largest_pass
 
     bundle = load_bundle(folder)
     contents, predictor = bundle.contents, proven_predictor(bundle, where=str(folder))
     config, schema = contents.config, contents.schema
     asked = sample.read_sample(config, schema, data, rows=rows) if data else sample.golden_sample(contents)
     served, notes = _compare_served(contents, predictor, asked, url)
-    bucket = parity.training_bucket(contents.report, IMAGE_ROWS if schema.image else TABLE_ROWS)
+    bucket = parity.training_bucket(contents.report, largest_pass(schema))
     allowed = parity.rounding(contents, platform())
     with tempfile.TemporaryDirectory(prefix="mmjax-verify-") as made:
         scratch = Path(made)
@@ -265,10 +265,10 @@ def _compare_served(
             todo = "run make install, or pip install '.[serve]' in a clone of mmjax"
             raise ConfigError(f"--url: expected the packages of the extra 'serve', got none; {todo}")
         return [], ["server: not compared, as the extra 'serve' is not installed"]
-    from mmjax.serving.parity import compare_live, compare_server
+    from mmjax.serving.parity import compare_forms, compare_live, compare_server
 
     live = [compare_live(contents, predictor, asked, url)] if url else []
-    return [compare_server(predictor, asked), *live], []
+    return [compare_server(predictor, asked), *compare_forms(predictor, asked), *live], []
 
 
 def _compared_row(found: "Comparison") -> tuple[str, ...]:

@@ -19,11 +19,14 @@ Columns = dict[str, np.ndarray]
 Batch = dict[str, Any]
 """Arrays by field name with a leading batch axis: `numeric f32[B, F]` (NaN = missing), `category i32[B, C]`
 (0 = missing or unknown), `dense f32[B, D]`, `codes f32[B, F, N]` (of `numeric`, by `piecewise_codes`),
-`image u8[B, I, H, W, 3]` with `image_present f32[B, I]`, `label i32[B]` (classes), `i32[B, L]` (1 where a label holds,
-else 0) or `f32[B, T]` (less `Target.offset`),
+`image u8[B, I, H, W, 3]` with `image_present f32[B, I]`, `columns_present f32[B]` (beside images, after a Transform:
+0 where no cell of a row is known), `label i32[B]` (classes), `i32[B, L]` (1 where a label holds, else 0) or `f32[B, T]`
+(less `Target.offset`),
 `weight f32[B]`. An absent modality is an absent key."""
 
 Kind = Literal["numeric", "categorical", "boolean", "datetime", "identifier", "constant", "text", "ignored"]
+
+Modality = Literal["table", "image", "multimodal"]
 
 SCHEMA_FORMAT = 1
 DATETIME_PARTS = ("elapsed_days", "time_of_day", "day_of_week", "day_of_year")
@@ -127,6 +130,18 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def features(self) -> tuple[Column, ...]:
         """The columns a model sees, in the order of the table."""
         return self.of_kind("numeric", "categorical", "boolean", "datetime")
+
+    @cached_property
+    def modality(self) -> Modality:
+        """What a row is: cells, one image, or several images or images beside cells."""
+        if self.image is None:
+            return "table"
+        return "image" if len(self.image.columns) == 1 and not self.features else "multimodal"
+
+    def rows_of_images(self, images: int) -> int:
+        """Return how many rows have about so many images: a power of two where `images` is one, at least 1."""
+        each = len(self.image.columns) if self.image else 1
+        return max(1, images >> (each - 1).bit_length())
 
     @cached_property
     def feature_offsets(self) -> np.ndarray | None:

@@ -179,13 +179,25 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 config, setup, states = first_seed(config, setup, states)
                 result = result._replace(best_epoch=(*result.best_epochs, result.best_epoch)[0])
             states, facts = fit_output(config, setup, states)
-            evaluations, answers, leak = evaluate_splits(config, setup, states, calibrated="calibration" in facts)
+            calibrated = "calibration" in facts
+            evaluations, answers, leak, modalities = evaluate_splits(config, setup, states, calibrated=calibrated)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("baselines"):
             judged = judged_answers(config, prepared, answers)
         with record.stage("bundle"):
             report = run_report(
-                config, prepared, decisions, setup, result, evaluations, judged, facts, leak, record.seconds, members
+                config,
+                prepared,
+                decisions,
+                setup,
+                result,
+                evaluations,
+                judged,
+                facts,
+                leak,
+                modalities,
+                record.seconds,
+                members,
             )
             for line in answer_lines(report):
                 options.tell(line)

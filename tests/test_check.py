@@ -119,8 +119,8 @@ def test_a_table_has_no_batch_to_show(home: Path, capsys) -> None:
     assert ended.code == 2
     assert ended.document["error"] == {
         "type": "config",
-        "message": "--show-batch: expected a config with data.image, got a table; leave it out",
-        "problems": ["--show-batch: expected a config with data.image, got a table; leave it out"],
+        "message": "--show-batch: expected a config with images, got a table; leave it out",
+        "problems": ["--show-batch: expected a config with images, got a table; leave it out"],
     }
     assert not (home / "b.png").exists()
 

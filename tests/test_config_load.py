@@ -21,6 +21,7 @@ from mmjax.errors import ConfigError
 
 TABLE = "data: {tabular: {path: a.csv, target_column: y}}\n"
 IMAGES = "data: {image: {path: pictures}}\n"
+MIXED = "data: {tabular: {path: a, target_column: y, images: {columns: [p]}}}\n"
 
 EVERY_KEY_OF_THE_ISSUE = """\
 data:
@@ -125,8 +126,8 @@ STRUCTURE = {
     ),
     "key of another section": (
         TABLE + "model:\n  dropout: 0.1",
-        ["c.yaml:3: model.dropout: unknown key; options: type, name, pretrained, architecture; did you mean "
-         "'model.architecture.dropout'?"],
+        ["c.yaml:3: model.dropout: unknown key; options: type, name, pretrained, architecture, fusion; did you mean "
+         "'model.architecture.dropout' or 'model.fusion.dropout'?"],
     ),
     "key one level too high": (
         "data: {path: a.csv}",
@@ -155,7 +156,7 @@ STRUCTURE = {
     "misspelt required is said once": (
         "data:\n  tabular:\n    path: a.csv\n    target: y",
         ["c.yaml:4: data.tabular.target: unknown key; options: path, target_column, schema, task, positive_class, "
-         "train_split, validation_split, test_split, preprocessing, inference, id_column, ignore_columns, "
+         "train_split, validation_split, test_split, preprocessing, inference, images, id_column, ignore_columns, "
          "weight_column, missing_markers, delimiter, on_invalid; did you mean 'target_column'?"],
     ),
     "text for a whole number": (
@@ -296,8 +297,22 @@ RULES = {
     "no data": ("data: {}", "c.yaml:1: data: expected `tabular` or `image` in it, got neither; add one"),
     "both modalities": (
         "data:\n  tabular: {path: a, target_column: y}\n  image: {path: b}",
-        "c.yaml:3: data.image: images together with a table cannot be learnt from yet; keep one of data.tabular and "
-        "data.image",
+        "c.yaml:3: data.image: expected one of data.tabular and data.image, got both; for images beside columns keep "
+        "the table and name its columns of images in `data.tabular.images`",
+    ),
+    "an image column with another use": (
+        "data: {tabular: {path: a, target_column: y, images: {columns: [p, y]}}}",
+        "c.yaml:1: data.tabular.images.columns: expected another column than data.tabular.target_column, got 'y' for "
+        "both",
+    ),
+    "a trunk that sees no images": (
+        MIXED + "model: {name: mlp}",
+        "c.yaml:2: model.name: expected resnet, resnet18 to resnet50 (or with d) or [tf_]efficientnet_b0 to b4 (the "
+        "trunk of the images) for data.tabular.images, got mlp",
+    ),
+    "type of images alone": (
+        MIXED + "model: {type: vision}",
+        "c.yaml:2: model.type: expected multimodal for data.tabular.images, got vision",
     ),
     "shares": (
         "data:\n  tabular:\n    path: a\n    target_column: y\n    train_split: 0.8",

@@ -64,6 +64,20 @@ IMAGES: Settings = {
 }
 LISTED: Settings = {**IMAGES, "data.image.path": "images.csv"}
 COPIES: Settings = {**TABLE, "data.tabular.path": "copies.csv", "data.tabular.id_column": "id"}
+LISTING = "data.tabular.images"
+MIXED: Settings = {
+    "name": "dead",
+    "data.tabular.path": "mixed.csv",
+    "data.tabular.target_column": "label",
+    f"{LISTING}.columns": ["image"],
+    "model.architecture.stages": [1],
+    "model.architecture.width": 4,
+    "model.fusion.width": 4,
+    "model.fusion.hidden_layers": [4],
+    "training.epochs": 1,
+    "training.batch_size": 4,
+}
+PAIRS: Settings = {**MIXED, f"{LISTING}.columns": ["image", "negative"]}
 ODD: Settings = {**TABLE, "data.tabular.path": "odd.csv", "split.strategy": "column", "split.column": "part"}
 RULED: Settings = {**TABLE, "data.tabular.schema": "tight.json"}
 SHARES = ("train", "validation", "test")
@@ -144,6 +158,31 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("data.tabular.delimiter", Key(";", "refusal", says="expected names separated by ';'")),
     ("data.tabular.on_invalid", Key("drop", "refusal", RULED, says="column 'size': expected a number <= 50")),
     ("data.tabular.on_invalid", Key("report", "refusal", RULED, says="column 'size': expected a number <= 50")),
+    ("data.tabular.on_invalid", Key("drop", "refusal", {**MIXED, f"{LISTING}.folder": "broken"}, says="readable")),
+    (f"{LISTING}.columns", Key(["negative"], "rows", MIXED)),
+    (f"{LISTING}.folder", Key("shifted", "rows", MIXED)),
+    (f"{LISTING}.image_size", Key([16, 16], "rows", MIXED)),
+    (f"{LISTING}.resize", Key("stretch", "rows", {**MIXED, f"{LISTING}.image_size": [8, 8]})),
+    (f"{LISTING}.filter", Key("box", "rows", {**MIXED, f"{LISTING}.image_size": [8, 8]})),
+    (f"{LISTING}.augmentation.horizontal_flip", Key(False, "program", MIXED)),
+    (f"{LISTING}.augmentation.rotation_range", Key(20, "program", MIXED)),
+    (f"{LISTING}.augmentation.vertical_flip", Key(True, "program", MIXED)),
+    (f"{LISTING}.augmentation.random_resized_crop", Key([0.3, 1.0], "program", MIXED)),
+    (
+        f"{LISTING}.augmentation.crop_ratio",
+        Key([0.5, 2.0], "program", {**MIXED, f"{LISTING}.augmentation.random_resized_crop": [0.3, 1.0]}),
+    ),
+    (f"{LISTING}.augmentation.trivial_augment", Key(True, "program", MIXED)),
+    (f"{LISTING}.augmentation.random_erasing", Key(0.5, "program", MIXED)),
+    (f"{LISTING}.augmentation.shift", Key(0.5, "program", MIXED)),
+    (f"{LISTING}.augmentation.color", Key(0.5, "program", MIXED)),
+    (f"{LISTING}.augmentation.normalize", Key(False, "program", MIXED)),
+    ("model.fusion.join", Key("gated", "program", MIXED)),
+    ("model.fusion.pooling", Key("attention", "program", PAIRS)),
+    ("model.fusion.width", Key(6, "program", MIXED)),
+    ("model.fusion.hidden_layers", Key([5], "program", MIXED)),
+    ("model.fusion.dropout", Key(0.5, "program", MIXED)),
+    ("model.fusion.modality_dropout", Key(0.5, "program", MIXED)),
     ("data.image.path", Key("others", "rows", IMAGES)),
     ("data.image.image_size", Key([16, 16], "rows", IMAGES)),
     ("data.image.resize", Key("stretch", "rows", {**IMAGES, "data.image.image_size": [8, 8]})),
@@ -310,6 +349,9 @@ IDLE: tuple[tuple[str, Settings, str], ...] = (
         "has no",
     ),
     ("split.column", {**TABLE, "split.strategy": "random", "split.column": "part"}, "has no effect"),
+    ("model.fusion.join", {**TABLE, "model.fusion.join": "gated"}, "expected `data.tabular.images` with it"),
+    ("model.fusion.pooling", {**MIXED, "model.fusion.pooling": "mean"}, "expected several columns of images to pool"),
+    ("preset", {**MIXED, "preset": "fast"}, "expected a table, whose network it chooses"),
 )
 """Keys that nothing would read, and with what they are refused."""
 
@@ -378,6 +420,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (name, name.split("/")[1], names[-1 - i], f"i{i}", str(i % 4), f"{1 + i % 2}") for i, name in enumerate(names)
     ]
     write_csv(folder / "images.csv", ("image", "label", "negative", "id", "grade", "weight"), listed)
+    mixed = [(name, back, "01"[label == "light"], str(len(name))) for name, label, back, *_ in listed]
+    write_csv(folder / "mixed.csv", ("image", "negative", "label", "size"), mixed)
+    for name, seed in (("shifted", 2), ("broken", 0)):
+        make_images(folder / name / "images", seed=seed)
+    (folder / "broken" / "images" / "dark" / "00.png").write_bytes(b"no image")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MMJAX_CACHE_DIR", str(folder / "home"))

@@ -206,7 +206,9 @@ def test_a_csv_of_paths_and_labels(tmp_path):
         "part": ["train", "test"],
     }
     assert source.names.tolist() == ["k1", "k2"]
-    assert notes(source, path) == ("ROOT: columns not used, only images are learnt from: more",)
+    assert notes(source, path) == (
+        "ROOT: columns not used, only images are learnt from: more; `data.tabular.images` learns from both",
+    )
     assert (
         read(path, image_column="file", target_column="kind", ignore_columns=("more", "w", "part", "key")).notes == ()
     )

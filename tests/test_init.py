@@ -283,7 +283,7 @@ def test_a_csv_of_image_paths_is_a_data_set_of_images(tmp_path: Path) -> None:
     made, config, prepared = take(tmp_path, data, target="{shade}")
     assert made.notes == (
         f"{data}: column 'fi: le' names images, 16 of the first 16 are there: learning from these images",
-        f"{data}: columns not used, only images are learnt from: n",
+        f"{data}: columns not used, only images are learnt from: n; `data.tabular.images` learns from both",
     )
     assert config.data.image is not None
     assert (config.data.image.image_column, config.data.image.target_column) == ("fi: le", "{shade}")
@@ -292,6 +292,24 @@ def test_a_csv_of_image_paths_is_a_data_set_of_images(tmp_path: Path) -> None:
     _, config, prepared = take(tmp_path, data, inference=Inference(max_integer_classes=4))
     assert config.data.image is not None
     assert (config.data.image.target_column, prepared.schema.target.task) == ("n", "regression")
+
+
+def test_a_table_with_several_columns_of_images_is_learnt_from_as_a_whole(tmp_path: Path) -> None:
+    write_images(tmp_path / "pics")
+    names = [f"pics/{shade}/{i}.png" for i in range(8) for shade in ("dark", "light")]
+    rows = [(name, names[-1 - i], f"{i * 7 % 5}.5", "ab"[i % 2]) for i, name in enumerate(names)]
+    data = write_csv(tmp_path / "homes.csv", ("front", "ki tchen", "area", "kind"), rows)
+    made, config, prepared = take(tmp_path, data)
+    assert [note.split(": ")[1].split(",")[0] for note in made.notes] == [
+        "column 'front' names images",
+        "column 'ki tchen' names images",
+    ]
+    table = config.data.tabular
+    assert table is not None
+    assert table.images is not None
+    assert (table.images.columns, table.target_column) == (("front", "ki tchen"), "kind")
+    assert prepared.batch["image"].shape == (16, 2, 8, 8, 3)
+    assert [column.name for column in prepared.schema.features] == ["area"]
 
 
 def test_a_list_with_images_without_an_answer_trains(tmp_path: Path) -> None:

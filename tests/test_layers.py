@@ -21,16 +21,18 @@ LAYERS: dict[int, dict[str, str]] = {
         "data": """data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images
             data/audit_labels data/audit_leaks
             data/audit_rows data/cache data/cells data/decode data/decode_sheet data/encode data/encode_survey
-            data/facts data/findings data/fingerprint data/folders data/idx data/image_bytes data/images data/infer
+            data/facts data/findings data/fingerprint data/folders data/idx data/image_bytes data/image_paths
+            data/images data/infer
             data/kinds data/labels data/loading data/pipeline data/pixels data/prepare data/prepare_images
             data/prepare_table
             data/prepared data/prepared_cache data/quarantine data/schema_file data/split data/split_groups
-            data/split_time data/stream data/survey data/table data/table_survey data/validate
+            data/split_time data/stream data/survey data/table data/table_images data/table_survey data/validate
             data/validate_survey""",
         "transforms": """transforms/augment transforms/base transforms/boxes transforms/build transforms/image
             transforms/mix transforms/piecewise transforms/tabular transforms/trivial_augment""",
-        "models": """models/airbench models/base models/build models/convolution models/efficientnet models/layers
-            models/mlp models/pretrained models/realmlp models/resnet models/state_dict models/tabm""",
+        "models": """models/airbench models/base models/build models/convolution models/efficientnet models/fusion
+            models/layers models/mlp models/pretrained models/realmlp models/resnet models/state_dict
+            models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/conformal
             training/event_types training/label_metrics training/label_outputs training/losses training/metrics
             training/outputs training/state training/stopping
@@ -51,7 +53,7 @@ LAYERS: dict[int, dict[str, str]] = {
         "evaluation": """analysis/baseline_data analysis/baseline_labels analysis/baseline_models analysis/baselines
             analysis/boosting
             analysis/bootstrap analysis/bootstrap_labels
-            analysis/bootstrap_ranking analysis/evaluation analysis/noise analysis/trust""",
+            analysis/bootstrap_ranking analysis/evaluation analysis/modalities analysis/noise analysis/trust""",
     },
     4: {
         "training": "training/setup",
@@ -65,12 +67,12 @@ LAYERS: dict[int, dict[str, str]] = {
         "outcome": "outcome",
         "budget": "budget",
         "serving": """serving/answering serving/app serving/batcher serving/client serving/compression serving/device
-            serving/engine serving/express serving/health serving/life serving/limits serving/log serving/numbers
-            serving/observe serving/open_inference serving/open_inference_extras serving/open_inference_inputs
-            serving/open_inference_model serving/open_inference_reply serving/open_inference_request
-            serving/open_inference_tensors serving/openapi serving/openapi_schemas serving/outer serving/page
-            serving/parity serving/probes serving/protocol serving/reload serving/routes serving/settings
-            serving/tables serving/wire""",
+            serving/engine serving/express serving/health serving/life serving/limits serving/log serving/mixed
+            serving/numbers serving/observe serving/open_inference serving/open_inference_extras
+            serving/open_inference_inputs serving/open_inference_model serving/open_inference_reply
+            serving/open_inference_request serving/open_inference_tensors serving/openapi serving/openapi_schemas
+            serving/outer serving/page serving/parity serving/probes serving/protocol serving/reload serving/routes
+            serving/settings serving/tables serving/wire""",
     },
     6: {
         door: door

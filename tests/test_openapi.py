@@ -13,9 +13,10 @@ from jsonschema import Draft202012Validator
 
 from mmjax.data.decode import encode_png
 from tests.live import JSON, Client, door
-from tests.untrained import KINDS, NUMBERS, PRICE, SHADES, TAGS, add_model, picture
+from tests.untrained import HOMES, KINDS, NUMBERS, PRICE, SHADES, TAGS, add_model, picture
 
 HOOKS = """
+import base64
 import schemathesis
 from hypothesis import strategies as st
 from mmjax.data.decode import encode_png
@@ -24,6 +25,7 @@ images = st.integers(0, 190).map(lambda level: encode_png(picture(level)))
 for kind in ("png", "jpeg", "webp", "bmp", "gif"):
     schemathesis.openapi.media_type(f"image/{kind}", images)
 schemathesis.openapi.format("binary", images)
+schemathesis.openapi.format("byte", images.map(lambda image: base64.b64encode(image).decode()))
 def is_nothing(value):
     value = list(value.values()) if isinstance(value, dict) else value
     return value is None or (isinstance(value, list) and all(map(is_nothing, value)))
@@ -33,14 +35,14 @@ def filter_query(context, query):
 """
 # A query of null, [], {} or [null] is left out of the URL: what is sent then is valid, not what was meant to be wrong.
 # 503 and 504 are told, not faults: a deadline of a millisecond is kept by saying so. No schema says that a tensor has
-# as many numbers as its shape, so valid ones cannot be made up.
+# as many numbers as its shape, nor which rows go with a model in the query, so valid ones cannot be made up.
 SETTINGS = """
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", 503, 504]
 [checks.negative_data_rejection]
 expected-statuses = ["4xx"]
 [[operations]]
-include-path-regex = "/infer$"
+include-path-regex = "/infer$|^/predict$"
 [operations.checks.positive_data_acceptance]
 enabled = false
 """
@@ -49,9 +51,10 @@ enabled = false
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     root = tmp_path_factory.mktemp("openapi") / "registry"
-    for name, schema in (("kinds", KINDS), ("numbers", NUMBERS), ("price", PRICE), ("shades", SHADES), ("tags", TAGS)):
+    served = {"kinds": KINDS, "numbers": NUMBERS, "price": PRICE, "shades": SHADES, "homes": HOMES, "tags": TAGS}
+    for name, schema in served.items():
         add_model(root, name, schema)
-    models = [word for name in ("kinds", "numbers", "price", "shades", "tags") for word in ("--model", name)]
+    models = [word for name in served for word in ("--model", name)]
     with door(root, *models) as server:
         yield server
 

@@ -1,5 +1,6 @@
 """The page and the API's viewer in a real browser, and what their files may do."""
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from mmjax.serving.limits import new_key
 from mmjax.serving.page import FILES, FOLDER, TYPES
 from tests.chromium import Browser, chromium
 from tests.live import Client, door
-from tests.untrained import KINDS, PRICE, SHADES, TAGS, add_model, picture
+from tests.untrained import HOMES, KINDS, PRICE, SHADES, TAGS, add_model, picture
 
 ANSWERED = "document.querySelector('#result .answer') !== null"
 HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
@@ -21,7 +22,8 @@ HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page") / "registry"
-    for name, schema in (("kinds", KINDS), ("price", PRICE), ("shades", SHADES), ("tags", TAGS)):
+    schemas = {"kinds": KINDS, "price": PRICE, "shades": SHADES, "tags": TAGS, "homes": HOMES}
+    for name, schema in schemas.items():
         add_model(root, name, schema)
     return root
 
@@ -31,7 +33,7 @@ def keyed(registry: Path) -> Iterator[tuple[Client, str]]:
     """A server that wants a key, and the key."""
     key, line = new_key("page")
     (registry / "keys").write_text(line)
-    models = [word for name in ("kinds", "price", "shades", "tags") for word in ("--model", name)]
+    models = [word for name in ("kinds", "price", "shades", "tags", "homes") for word in ("--model", name)]
     with door(registry, *models, "--api-keys", str(registry / "keys")) as server:
         yield server, key
 
@@ -210,6 +212,36 @@ def test_what_the_server_refuses_stands_at_its_field(page: Browser):
     page.until(ANSWERED)
     assert page.run("document.querySelector('#field-0').getAttribute('aria-invalid')") == "false"
     assert page.run("window.pwned") is None
+
+
+def test_fields_and_files_are_answered_together_and_what_is_wrong_stands_at_its_field(
+    page: Browser, keyed: tuple[Client, str], tmp_path: Path
+):
+    pick(page, "homes")
+    page.until("document.querySelectorAll('#form .field').length === 4")
+    labels = page.run("[...document.querySelectorAll('#form label')].map(one => one.innerText)")
+    assert labels == ["front", "back", "size", "colour"]
+    front = encode_png(picture(60))
+    (tmp_path / "front.png").write_bytes(front)
+    page.choose("#image-0", tmp_path / "front.png")
+    page.until("!document.querySelector('.preview').hidden")
+    set_field(page, 0, "1.5")
+    page.run("document.querySelector('#form button').click()")
+    page.until(ANSWERED)
+    row = {"size": 1.5, "colour": None, "front": base64.b64encode(front).decode()}
+    headers = {"authorization": f"Bearer {keyed[1]}", "content-type": "application/json"}
+    told = keyed[0].ask("POST", "/predict", json.dumps({"model": "homes", "rows": [row]}), headers).json
+    shown = text(page, "#result .answer").split("\n")
+    assert shown[0] == "price"
+    assert float(shown[1].replace(",", "")) == pytest.approx(told["predictions"][0], rel=1e-4)
+    (tmp_path / "no.png").write_text("no image")
+    page.choose("#image-1", tmp_path / "no.png")
+    page.run("document.querySelector('#form button').click()")
+    page.until("document.querySelector('#result [role=alert]') !== null")
+    assert text(page, "#image-1-wrong").startswith("expected JPEG, PNG, WebP, BMP or GIF")
+    assert page.run("document.activeElement.id") == "image-1"
+    page.run("document.querySelector('#form button[type=reset]').click()")
+    assert page.run("document.querySelector('.preview').hidden")
 
 
 def test_an_image_is_answered_and_what_is_none_is_refused(page: Browser, tmp_path: Path):

@@ -26,13 +26,17 @@ SCHEMAS = {
     "classes": Schema(target=CLASSES, columns=COLUMNS),
     "number": Schema(target=NUMBER, columns=COLUMNS),
     "images": Schema(target=CLASSES, image=ImageSpec(height_px=32, width_px=32)),
+    "both": Schema(target=CLASSES, columns=COLUMNS, image=ImageSpec(columns=("a", "b"), height_px=32, width_px=32)),
 }
+TABLES = ("classes", "number")
+"""What is learnt from by networks for tables."""
 LEFT_OPEN = {"split.strategy", "split.folds", "training.checkpoint.every_epochs", "training.member_loop"}
 """These follow from the layout of the data, which notes say, from a preset, from the clock, and from a trial."""
 
 
 def config_for(kind: str, **sections: dict) -> Config:
-    data = {"image": {"path": "p"}} if kind == "images" else {"tabular": {"path": "p", "target_column": "y"}}
+    table = {"path": "p", "target_column": "y"} | ({"images": {"columns": ["a", "b"]}} if kind == "both" else {})
+    data = {"image": {"path": "p"}} if kind == "images" else {"tabular": table}
     return config_from_dict({"name": "n", "data": data, **sections}, "test")
 
 
@@ -56,10 +60,11 @@ def test_every_open_field_is_decided_with_a_reason(kind: str, train_rows: int) -
         for field in config.model.architecture.__struct_fields__
         if getattr(ARCHITECTURE_DEFAULTS[str(resolved.model.name)], field) is UNSET
     }
-    follow = ("embedding_dim", "activation") if kind != "images" else ("stem",)
+    follow = ("embedding_dim", "activation") if kind in TABLES else ("stem",)
     unused -= {f"model.architecture.{field}" for field in follow}
     unused |= {"training.label_smoothing"} if kind == "number" else set()
-    unused |= {"training.early_stopping.patience"} if kind != "images" else set()  # RealMLP takes all its epochs
+    unused |= {f"model.fusion.{field}" for field in config.model.fusion.__struct_fields__} if kind != "both" else set()
+    unused |= {"training.early_stopping.patience"} if kind in TABLES else set()  # RealMLP takes all its epochs
     assert open_fields(resolved) == LEFT_OPEN | unused
     assert {decision.key for decision in decisions} == open_fields(config) - open_fields(resolved)
     assert all(decision.why for decision in decisions)

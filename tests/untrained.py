@@ -8,7 +8,7 @@ import numpy as np
 from mmjax.artifact.bundle import BundleContents, save_bundle
 from mmjax.artifact.predictor import make_golden, make_predictor
 from mmjax.artifact.registry import register
-from mmjax.config import Architecture, Config, Data, ImageData, Model, TabularData
+from mmjax.config import Architecture, Config, Data, Fusion, ImageData, Model, TableImages, TabularData
 from mmjax.data.decode import encode_png
 from mmjax.data.encode import encode
 from mmjax.parts import States, build_parts
@@ -58,6 +58,21 @@ SHADES = Schema(
 """Images."""
 
 
+HOMES = Schema(
+    target=Target(column="price", task="regression", offset=1e6 / 3),
+    columns=(
+        Column(name="size", kind="numeric"),
+        Column(name="front", kind="ignored"),
+        Column(name="colour", kind="categorical", vocabulary=("red", "blue")),
+        Column(name="back", kind="ignored"),
+        Column(name="price", kind="ignored"),
+    ),
+    missing_markers=("NA",),
+    image=ImageSpec(columns=("front", "back"), height_px=8, width_px=8),
+)
+"""Two images beside columns."""
+
+
 def matrix(schema: Schema, rows: int, *, seed: int = 0) -> np.ndarray:
     """Numbers f32[rows, F] for a schema of nothing but numbers."""
     return np.random.default_rng(seed).normal(size=(rows, len(schema.features))).astype(np.float32)
@@ -84,7 +99,11 @@ def columns_for(schema: Schema) -> Columns:
     if schema.image is not None:
         cells = np.empty(4, dtype=object)
         cells[:] = [encode_png(picture(level)) for level in (5, 60, 120, 180)]
-        return {schema.image.columns[0]: cells}
+        if schema != HOMES:
+            return {schema.image.columns[0]: cells}
+        sizes, colours = np.array([1.5, None, 3, -2], object), np.array(["red", "blue", None, "mauve"], object)
+        back = np.array([cells[2], None, cells[0], cells[1]], object)
+        return {"size": sizes, "front": cells, "colour": colours, "back": back}
     if schema == KINDS:
         return {name: np.array(cells, dtype=object) for name, cells in kinds_columns(4).items()}
     values = matrix(schema, 4) + np.array([column.offset for column in schema.features])
@@ -93,7 +112,11 @@ def columns_for(schema: Schema) -> Columns:
 
 def add_model(root: Path, name: str, schema: Schema, *, seed: int = 0) -> None:
     """Register an untrained model of this schema in the registry `root` as the next version of `name`."""
-    if schema.image is None:
+    if schema == HOMES and schema.image is not None:
+        images = TableImages(columns=schema.image.columns, image_size=(8, 8))
+        data = Data(tabular=TabularData(path="table.csv", target_column="price", images=images))
+        model = Model(architecture=Architecture(stages=(1,), width=4), fusion=Fusion(width=8, hidden_layers=(8,)))
+    elif schema.image is None:
         target = schema.target.columns if schema.target.labels else schema.target.column
         data = Data(tabular=TabularData(path="table.csv", target_column=target))
         model = Model(name="mlp", architecture=Architecture(hidden_layers=(8,)))

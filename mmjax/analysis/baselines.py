@@ -97,7 +97,7 @@ def judge(
     usual = Fitted(np.tile(labels.usual if labels.classes else np.zeros(1), (len(at), 1)), "")
     majority = "majority of each label" if labels.several else "majority class" if labels.classes else "mean"
     asking: list[tuple[str, Predict]] = [(majority, lambda: usual)]
-    if prepared.schema.features and not prepared.schema.image and len(choose):
+    if prepared.schema.features and len(choose):
         parts = train, choose, given[at]
         asking += _others(prepared, labels, parts, random, notes)
         asking += _boosting(prepared, labels, parts, random, notes, seed) if boost else []

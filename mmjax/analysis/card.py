@@ -23,6 +23,7 @@ from mmjax.analysis.report import (
     leak_line,
     member_spreads,
     members_title,
+    modality_table,
     together,
 )
 from mmjax.analysis.tables import count, number, printable
@@ -42,6 +43,7 @@ def model_card(report: Report) -> str:
         ("How good it is", _metrics(report)),
         ("Its members", _members(report)),
         ("Was the network worth it", _baselines(report)),
+        ("What images and columns add", _modalities(report)),
         (class_columns(report)[0], _classes(report)),
         ("Confusion", _confusion(report)),
         ("How far to trust an answer", _trust(report)),
@@ -230,6 +232,11 @@ def _baselines(report: Report) -> str:
     about = f"{escape(verdict)}. All are measured on the same {report['baselines']['rows']:,} rows."
     body = _table(table.header, table.rows, text_columns=table.text_columns)
     return "\n\n".join([about, body, *([_bullets(map(escape, notes))] if notes else [])])
+
+
+def _modalities(report: Report) -> str:
+    table = modality_table(report)
+    return "" if table is None else f"{escape(table.note)}.\n\n{_table(table.header, table.rows)}"
 
 
 def _members(report: Report) -> str:

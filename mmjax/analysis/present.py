@@ -25,6 +25,7 @@ from mmjax.analysis.report import (
     leak_line,
     member_spreads,
     members_title,
+    modality_table,
 )
 from mmjax.analysis.tables import (
     GAP,
@@ -97,6 +98,8 @@ def result_tables(report: Report, *, width: int) -> tuple[Table, ...]:
     if (baselines := baseline_table(report, seconds=True)) is not None:
         lines = [line for note in baselines.note.splitlines() for line in textwrap.wrap(note, width)]
         tables.append(baselines._replace(note="\n".join(lines)))
+    if (added := modality_table(report)) is not None:
+        tables.append(added._replace(note="\n".join(textwrap.wrap(added.note, width))))
     if report["per_class"].get(split):
         tables.append(_class_table(report, split, width))
     if report["confusion"].get(split):

@@ -63,6 +63,8 @@ class ReportInput(NamedTuple):
     """`calibration`, `threshold`, `conformal`, `abstention`: what was fitted, and `splits` with figures by split."""
     leak: dict[str, Any] | None = None
     """`{"rows", "of", "metrics"}`: test rows that are copies of training rows, and the metrics on the others."""
+    modalities: dict[str, Any] | None = None
+    """A `mmjax.analysis.modalities.Modalities`; None where there are not images and columns."""
 
 
 def build_report(given: ReportInput) -> Report:
@@ -77,6 +79,7 @@ def build_report(given: ReportInput) -> Report:
             "intervals": {split: dict(found) for split, found in given.intervals.items()},
             "baselines": given.baselines,
             "leak": given.leak,
+            "modalities": given.modalities,
             "per_class": given.per_class,
             "confusion": given.confusion,
             "answers": dict(given.answers),
@@ -152,6 +155,25 @@ def baseline_table(report: Report, *, seconds: bool) -> Table | None:
     header = ("model", "setting", *metrics, *(["seconds"] if seconds else []))
     note = "\n".join([found["verdict"], *found["notes"]])
     return Table(f"Baselines ({found['split']}, {count(found['rows'])} rows)", header, cells, note=note, text_columns=2)
+
+
+def modality_table(report: Report) -> Table | None:
+    """Return what the model is worth with both and with either hidden, a row each; None without images and columns."""
+    found = report.get("modalities")
+    if not found:
+        return None
+    metrics = tuple(found["each"][0]["metrics"])
+    rows = [
+        (seen["name"], *(number(seen["metrics"][metric]) for metric in metrics), _interval(seen["difference"]))
+        for seen in found["each"]
+    ]
+    title = f"What images and columns add ({found['split']}, {count(found['rows'])} rows)"
+    note = f"{found['verdict']}; the same model throughout, what it is not shown is missing"
+    return Table(title, ("seen", *metrics, f"{found['metric']}, 95 % of the difference"), tuple(rows), note=note)
+
+
+def _interval(found: Sequence[float] | None) -> str:
+    return "" if not found else f"{number(found[0])} to {number(found[1])}"
 
 
 def _seconds(spent: float | None) -> str:

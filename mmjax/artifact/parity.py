@@ -6,6 +6,7 @@ add f32 in another order: `rounding` says what that may change. The server's way
 """
 
 import csv
+import itertools
 import os
 import subprocess
 import sys
@@ -24,8 +25,9 @@ from mmjax.artifact.predictor import (
     set_texts,
     to_predictions,
 )
-from mmjax.artifact.sample import Sample, as_bytes, as_path, as_pixels, row_mappings, typed_rows
+from mmjax.artifact.sample import Sample, as_bytes, as_path, as_pixels, is_missing, row_mappings, typed_rows
 from mmjax.data.encode import columns_from_rows, encode
+from mmjax.data.images import objects
 from mmjax.data.pipeline import batch_rows
 from mmjax.errors import BundleError
 from mmjax.schema import Batch, Columns, Schema, Target
@@ -166,6 +168,7 @@ def batch_door(bundle: Path, schema: Schema, source: Path, scratch: Path) -> Ans
     """
     output = scratch / "predictions.csv"
     command = [sys.executable, "-m", "mmjax.predict", "--model", bundle, "--input", source, "--output", output]
+    command += ["--images", scratch] if schema.modality == "multimodal" and source.parent == scratch else []
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [os.fspath(word) for word in command], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
@@ -233,8 +236,14 @@ def compare_paths(
         compare("training path", trained, ONE_CALL, whole, tolerance=allowed, why=ROUNDED, offset=offset),
         compare(ROW_BY_ROW, single, ONE_CALL, whole, tolerance=allowed, why=ROUNDED, offset=offset),
         compare("batch door", door, ONE_CALL, whole, tolerance=0.0, why=SAME, offset=offset),
-        *(_typed(predictor, columns, whole) if schema.image is None else _images(predictor, columns, single, scratch)),
+        *(_typed(predictor, columns, whole) if schema.features else ()),
+        *(_images(predictor, columns, single, scratch) if schema.image else ()),
     ]
+
+
+def formed(cells: np.ndarray, form: Callable[[Any], Any]) -> np.ndarray:
+    """Return images in another form, object[N]; what is missing stays so."""
+    return objects([None if is_missing(cell) else form(cell) for cell in cells])
 
 
 def _typed(predictor: Predictor, columns: Columns, whole: Answers) -> Iterator[Comparison]:
@@ -248,13 +257,16 @@ def _typed(predictor: Predictor, columns: Columns, whole: Answers) -> Iterator[C
 
 def _images(predictor: Predictor, columns: Columns, single: Answers, scratch: Path) -> Iterator[Comparison]:
     """Yield the Comparisons of images as paths, bytes and pixels with the images as they came."""
-    ((column, cells),) = columns.items()
+    spec = predictor.schema.image
+    assert spec is not None, "a model of images"
+    numbers = itertools.count()
     forms: dict[str, Callable[[Any], Any]] = {
-        "images as paths": lambda cell: as_path(cell, scratch / "image"),
+        "images as paths": lambda cell: as_path(cell, scratch / f"image-{next(numbers)}"),
         "images as bytes": as_bytes,
         "images as pixels": lambda cell: as_pixels(predictor.schema, cell),
     }
     for name, form in forms.items():
-        got = row_by_row(predictor, ({column: form(cell)} for cell in cells))
+        made = columns | {column: formed(columns[column], form) for column in spec.columns if column in columns}
+        got = row_by_row(predictor, row_mappings(made))
         offset = predictor.schema.target.offset
         yield compare(name, got, ROW_BY_ROW, single, tolerance=0.0, why=SAME, offset=offset)

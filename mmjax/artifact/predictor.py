@@ -22,7 +22,7 @@ from mmjax.training.decide import abstain_problems, abstaining
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, score
 
 LARGEST_BUCKET = 256
-"""Rows of the largest compiled batch; smaller requests pad to the next power of two."""
+"""Rows of the largest compiled batch (images, where a row has several); smaller requests pad to a power of two."""
 
 REFERENCE_TOLERANCE = 1e-5
 """Largest difference from the golden answers when replayed in reference mode on any CPU (f32 sums in another order)."""
@@ -71,14 +71,14 @@ class Predictor(NamedTuple):
 
     def score(self, columns: Columns) -> Scores:
         """Return raw Scores of rows as read; of images at most a bucket is decoded at a time."""
-        batches = _batches(self.schema, columns, label=False)
-        return concatenate([score(self.forward, self.states, batch, largest=LARGEST_BUCKET) for batch in batches])
+        batches, largest = _batches(self.schema, columns, label=False), self.schema.rows_of_images(LARGEST_BUCKET)
+        return concatenate([score(self.forward, self.states, batch, largest=largest) for batch in batches])
 
     def score_labelled(self, columns: Columns) -> tuple[Scores, Batch]:
         """Return the Scores of rows with answers, and a Batch of `label` and, where the model had them, `weight`."""
-        scores, answers = [], []
+        scores, answers, largest = [], [], self.schema.rows_of_images(LARGEST_BUCKET)
         for batch in _batches(self.schema, columns, label=True):
-            scores.append(score(self.forward, self.states, batch, largest=LARGEST_BUCKET))
+            scores.append(score(self.forward, self.states, batch, largest=largest))
             answers.append({name: batch[name] for name in LABEL_FIELDS if name in batch})
         joined = {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
         return concatenate(scores), joined

@@ -11,10 +11,11 @@ import numpy as np
 
 from mmjax.artifact.bundle import BundleContents
 from mmjax.artifact.predictor import golden_columns
-from mmjax.config import Config, ImageData
+from mmjax.config import Config, ImageData, TabularData
 from mmjax.data.cells import BOOLEAN_PAIRS, NUMBER, cell_text, missing_texts
 from mmjax.data.decode import decode_image, encode_png, probe_image
 from mmjax.data.idx import find_idx
+from mmjax.data.image_paths import image_folder, refuse_images, with_paths
 from mmjax.data.images import list_images, objects, read_images, read_unlabelled_table, scan_images
 from mmjax.data.table import iter_table
 from mmjax.data.validate import refuse_cells
@@ -53,18 +54,22 @@ def read_sample(config: Config, schema: Schema, data: Path, *, rows: int) -> Sam
     DataError for what cannot be read or encoded.
     """
     if config.data.tabular is not None:
-        return _read_table(schema, data, config.data.tabular.delimiter, rows)
+        return _read_table(schema, data, config.data.tabular, rows)
     assert config.data.image is not None, "the config names one modality"
     return _read_images(schema, config.data.image, data, rows)
 
 
-def _read_table(schema: Schema, data: Path, delimiter: str, rows: int) -> Sample:
-    table = next(iter_table(str(data), delimiter=delimiter, chunk_rows=rows + 1), None)
+def _read_table(schema: Schema, data: Path, trained_on: TabularData, rows: int) -> Sample:
+    table = next(iter_table(str(data), delimiter=trained_on.delimiter, chunk_rows=rows + 1), None)
     if table is None:
         raise DataError(f"{data}: expected rows below the header, got none")
     refuse_cells(schema, table)
-    columns = {name: cells[:rows] for name, cells in table.columns.items()}
-    return _sample(data, columns, len(table.lines), rows)
+    columns, there = {name: cells[:rows] for name, cells in table.columns.items()}, len(table.lines)
+    if trained_on.images is not None:
+        asked = table._replace(columns=columns, lines=table.lines[:rows])
+        columns = with_paths(schema, asked, image_folder(trained_on.images, data)).columns
+        refuse_images(schema, asked._replace(columns=columns))
+    return _sample(data, columns, there, rows)
 
 
 def _read_images(schema: Schema, trained_on: ImageData, data: Path, rows: int) -> Sample:
@@ -90,18 +95,29 @@ def write_source(sample: Sample, config: Config, scratch: Path) -> Path:
     """Return a file for the batch door that holds the rows of the sample: its own, or one made in `scratch`."""
     if sample.source is not None:
         return sample.source
-    columns, delimiter = {name: map(cell_text, cells) for name, cells in sample.columns.items()}, ","
-    if config.data.tabular is not None:
-        delimiter = config.data.tabular.delimiter
-    else:
-        ((column, images),) = sample.columns.items()
-        columns = {column: [as_path(image, scratch / f"image-{i}") for i, image in enumerate(images)]}
+    table, columns, delimiter = config.data.tabular, dict(sample.columns), ","
+    images = tuple(columns)
+    if table is not None:
+        delimiter, images = table.delimiter, table.images.columns if table.images else ()
+    for number, name in enumerate(name for name in images if name in columns):
+        made = scratch / f"images-{number}"
+        made.mkdir()
+        columns[name] = objects([_file(cell, made / str(i), scratch) for i, cell in enumerate(columns[name])])
+    columns = {name: map(cell_text, cells) for name, cells in columns.items()}
     path = scratch / "rows.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter=delimiter)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
     return path
+
+
+def _file(cell: Any, path: Path, folder: Path) -> str:
+    """Return where in the folder an image is a file, once it is written to `path`; nothing for a missing one."""
+    if is_missing(cell):
+        return ""
+    path.write_bytes(as_bytes(cell))
+    return str(path.relative_to(folder))
 
 
 def row_mappings(columns: Columns) -> Iterator[dict[str, Any]]:
@@ -153,6 +169,11 @@ def _number(text: str) -> int | float:
 
 
 # ---- images in other forms
+
+
+def is_missing(cell: Any) -> bool:
+    """Return whether a cell holds no image."""
+    return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
 def as_bytes(cell: str | bytes | np.ndarray) -> bytes:

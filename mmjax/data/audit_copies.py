@@ -173,8 +173,11 @@ def _same_but_for(rows: Rows, parts: np.ndarray, exact: _Where, others: list[str
 def _by_chance(rows: Rows, count: int, *, answers: bool) -> bool:
     """Return whether chance explains so many copies (with `answers`, copies in the answer too).
 
-    Their number is about Poisson distributed, with at most BEYOND_CHANCE times the estimated mean.
+    Their number is about Poisson distributed, with at most BEYOND_CHANCE times the estimated mean. Files of the same
+    bytes are no chance: where every row has an image, nothing is.
     """
+    if "image_present" in rows.batch and np.asarray(rows.batch["image_present"]).any(axis=1).all():
+        return False
     mean = BEYOND_CHANCE * _pairs_by_chance(rows, answers=answers)
     if count <= mean:
         return True

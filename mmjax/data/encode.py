@@ -28,12 +28,15 @@ class _Bad(NamedTuple):
 def encode(schema: Schema, columns: Columns, *, label: bool = False) -> Batch:
     """Return the Batch of these rows: `numeric f32[N, F]`, `category i32[N, C]`, images; absent where there is none.
 
+    Columns that are `left_out` are missing in every row.
+
     With `label=True` also `label` (i32[N], i32[N, L] of several labels, or f32[N, 1] for regression) and, where the
     Schema names a weight column, `weight f32[N]`. Cells are texts, numbers or None; a missing number is NaN, a missing
     or unknown category 0. Numbers lose `Column.offset`, and labels `Target.offset`, in f64. DataError naming every
     absent column, and column, row (from 1) and value of bad cells.
     """
     rows = _row_count(columns)
+    columns = with_left_out(schema, columns)
     if absent := missing_columns(schema, columns):
         raise DataError([f"column '{name}': expected a value for every row, got no such column" for name in absent])
     bad: list[_Bad] = []
@@ -75,9 +78,30 @@ def encode_label(schema: Schema, columns: Columns) -> np.ndarray:
 
 
 def missing_columns(schema: Schema, names: Iterable[str]) -> tuple[str, ...]:
-    """Return the feature and image columns that are not among `names`."""
-    given = set(names)
+    """Return the feature and image columns that are not among `names`, though they have to be; see `left_out`."""
+    given = {*names, *left_out(schema, names)}
     return tuple(name for name in _needed(schema) if name not in given)
+
+
+def left_out(schema: Schema, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the columns that may be left out of rows with these: any image beside something else, or all features.
+
+    One feature column alone may not be: its name may be misspelt.
+    """
+    if schema.image is None:
+        return ()
+    given, features = set(names), [column.name for column in schema.features]
+    images = [name for name in schema.image.columns if name not in given]
+    some_features = any(name in given for name in features)
+    if len(images) == len(schema.image.columns) and not some_features:
+        return ()
+    return (*images, *(() if some_features else features))
+
+
+def with_left_out(schema: Schema, columns: Columns) -> Columns:
+    """Return the Columns with those that are `left_out`, missing in every row."""
+    rows = len(next(iter(columns.values()), ()))
+    return columns | {name: np.full(rows, None, object) for name in left_out(schema, columns)}
 
 
 def check_columns(schema: Schema, names: Iterable[str], *, where: str) -> tuple[str, ...]:
@@ -104,7 +128,7 @@ def unknown_categories(schema: Schema, columns: Columns) -> dict[str, dict[str, 
     """Return, by column, how often each text occurs that is neither missing nor in the vocabulary."""
     gaps = missing_texts(schema.missing_markers)
     found = {}
-    for column in schema.category_columns:
+    for column in (column for column in schema.category_columns if column.name in columns):
         codes = category_codes(column, columns[column.name])
         cells = texts(columns[column.name][codes == 0])
         if counts := Counter(cell for cell in cells if cell.strip() not in gaps):

@@ -201,7 +201,8 @@ def _from_csv(data: ImageData, keep: Sequence[str]) -> ImageSource:
         _expect_images(table, cells, paths)
     used = {name for _, name in wanted}
     others = [name for name in table.columns if name not in used and name not in data.ignore_columns]
-    notes = (f"{data.path}: columns not used, only images are learnt from: {', '.join(others)}",) if others else ()
+    unused = f"{data.path}: columns not used, only images are learnt from: {', '.join(others)}"
+    notes = (f"{unused}; `data.tabular.images` learns from both",) if others else ()
     columns = {name: table.columns[name] for name in table.columns if name in used} | {data.image_column: paths}
     names = columns[data.id_column] if data.id_column else cells
     return ImageSource(columns, data.image_column, data.target_column, None, notes, names)

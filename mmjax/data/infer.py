@@ -37,22 +37,23 @@ def infer_schema(
     inference: Inference = Inference(),
     declared: DeclaredSchema | None = None,
     exclude: Sequence[str] = (),
+    images: Sequence[str] = (),
     lines: np.ndarray | None = None,
 ) -> Schema:
     """Return the Schema of all rows, without vocabularies: every column in order with its kind and the reason.
 
     Several target columns are labels, see `infer_labels`.
-    Target, weight, `ignore_columns` and `exclude` (columns with another use, as a split column) have the kind ignored.
+    Target, weight, `ignore_columns`, `exclude` (columns with another use, as a split column) and `images` (columns that
+    name image files) have the kind ignored. Where there are images no other column needs to be learnt from.
     `columns` are cells, or what was seen of them. `lines` (i64[N]) makes messages name lines of the file. DataError
     with everything wrong at once.
     """
     targets = target_column if isinstance(target_column, tuple) else (target_column,)
     named = [("target_column", name) for name in targets]
-    _check_names(
-        columns, [*named, ("id_column", id_column), ("weight_column", weight_column)], ignore_columns, exclude, declared
-    )
+    named += [("id_column", id_column), ("weight_column", weight_column)]
+    _check_names(columns, named, ignore_columns, exclude, images, declared)
     known = declared.columns if declared else {}
-    roles = _roles(targets, weight_column, id_column, ignore_columns, exclude)
+    roles = _roles(targets, weight_column, id_column, ignore_columns, exclude, images)
     keep = {**dict.fromkeys(targets, Keep(texts=True)), weight_column: Keep(numbers=True)}
     seen = {
         name: cells if isinstance(cells, Seen) else see(name, cells, missing_markers, keep.get(name, Keep()))
@@ -62,7 +63,8 @@ def infer_schema(
         _column(name, roles.get(name) or decide(column.facts, known.get(name), inference), known.get(name))
         for name, column in seen.items()
     ]
-    problems = _feature_problems(found) + (_weight_problems(seen[weight_column], lines) if weight_column else [])
+    problems = [] if images else _feature_problems(found)
+    problems += _weight_problems(seen[weight_column], lines) if weight_column else []
 
     def target_of(seen: Seen, column: str, task: Task | UnsetType = "classification", positive: str | None = None):
         return infer_target(
@@ -176,10 +178,12 @@ def _roles(
     id_column: str | None,
     ignore_columns: Sequence[str],
     exclude: Sequence[str],
+    images: Sequence[str],
 ) -> dict[str, Verdict]:
     """Return the columns whose place the config decides, the strongest claim last."""
     ignored = dict.fromkeys(exclude, "has another use in the config")
     ignored |= dict.fromkeys(ignore_columns, "in ignore_columns")
+    ignored |= dict.fromkeys(images, "names images")
     ignored |= {weight: "the sample weights"} if weight is not None else {}
     ignored |= dict.fromkeys(targets, "the target" if len(targets) == 1 else "a label of the target")
     roles = {name: Verdict("ignored", reason) for name, reason in ignored.items()}
@@ -191,11 +195,13 @@ def _check_names(
     named: Sequence[tuple[str, str | None]],
     ignore_columns: Sequence[str],
     exclude: Sequence[str],
+    images: Sequence[str],
     declared: DeclaredSchema | None,
 ) -> None:
     """Raise DataError where the config or the schema file names a column that is not there, or one for two uses."""
     used = [(key, name) for key, name in named if name is not None]
     used += [("ignore_columns", name) for name in ignore_columns] + [("split.column", name) for name in exclude]
+    used += [("images.columns", name) for name in images]
     problems = [
         f"{key}: no column '{name}'; the columns are {', '.join(columns)}{did_you_mean(name, columns)}"
         for key, name in used

@@ -26,7 +26,7 @@ from mmjax.schema import Batch, ImageSpec
 HASH_WORDS = FREQUENCIES**2 // 64
 HASHED_PX = 64
 """Perceptual hashes are of images averaged down to this: they ask for 16 frequencies."""
-PIXELS_FORMAT = 1
+PIXELS_FORMAT = 2
 """To be raised when the same file and ImageSpec become other pixels, keys or hashes than before."""
 BLOCK_BYTES = 32 << 20
 """Two blocks of pixels are in memory at a time, besides what is kept."""
@@ -36,13 +36,17 @@ TELL_S = 10.0
 """Seconds between two lines about how far decoding is."""
 
 
+Source = ImageInput | None
+"""None is an image that is missing."""
+
+
 class Block(NamedTuple):
     """Successive images, decoded."""
 
     images: np.ndarray
-    """u8[n, H, W, 3]; zeros where an image is bad."""
+    """u8[n, H, W, 3]; zeros where an image is bad or missing."""
     contents: np.ndarray
-    """u64[n]: a key of the bytes of the file (or of the array); equal for copies."""
+    """u64[n]: a key of the bytes of the file (or of the array); equal for copies, 0 where an image is missing."""
     hashes: np.ndarray
     """u64[n, 4]: `audit_images.perceptual_hashes`, of images no larger than HASHED_PX."""
     faults: list[tuple[int, str]]
@@ -50,25 +54,28 @@ class Block(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """All images that can be decoded, M of the N asked for, in their order."""
+    """The rows whose I images can all be decoded, or are missing: M of those asked for, in their order."""
 
     images: np.ndarray
-    """u8[M, 1, H, W, 3], in memory or mapped from the cache."""
+    """u8[M, I, H, W, 3], in memory or mapped from the cache."""
     contents: np.ndarray
-    """u64[M], `Block.contents`."""
+    """u64[M, I], `Block.contents`."""
     hashes: np.ndarray
-    """u64[M, 1, 4], `Block.hashes`."""
+    """u64[M, I, 4], `Block.hashes`."""
     faults: list[tuple[int, str]]
-    """(index among the N, reason) of the others."""
+    """(index among the sources, reason) of each image that cannot be decoded; its row is left out."""
     digests: dict[str, str]
     """`array_digest` of `image` where it is known already."""
     notes: tuple[str, ...]
     """Where the cache is."""
 
 
-def decode_resident(spec: ImageSpec, sources: Sequence[ImageInput], tell: Tell | None = None) -> Pixels:
-    """Return the Pixels of the sources (paths or arrays) in memory."""
-    whole, count = _empty(spec, len(sources)), 0
+def decode_resident(spec: ImageSpec, sources: Sequence[Source], tell: Tell | None = None) -> Pixels:
+    """Return the Pixels of the sources (paths or arrays), those of a row side by side, in memory.
+
+    A row has as many images as `spec` has columns.
+    """
+    whole, count = _empty(spec, len(sources) // len(spec.columns)), 0
 
     def keep(rows: Batch) -> None:
         nonlocal count
@@ -82,7 +89,7 @@ def decode_resident(spec: ImageSpec, sources: Sequence[ImageInput], tell: Tell |
 
 
 def decode_streamed(
-    spec: ImageSpec, sources: Sequence[ImageInput], key: str, settings: Cache, tell: Tell | None = None
+    spec: ImageSpec, sources: Sequence[Source], key: str, settings: Cache, tell: Tell | None = None
 ) -> Pixels:
     """Return the Pixels of the sources mapped from the cache, where they are decoded only if `key` is not there.
 
@@ -90,12 +97,13 @@ def decode_streamed(
     """
 
     def build(writer: CacheWriter) -> dict[str, Any]:
-        writer.expect(sum(values.nbytes for values in _empty(spec, len(sources)).values()))
+        rows = len(sources) // len(spec.columns)
+        writer.expect(sum(values.nbytes for values in _empty(spec, rows).values()))
         return {"faults": _decode_into(writer.append, spec, sources, tell)}
 
     full_key = {
         "pixels": PIXELS_FORMAT,
-        "spec": [spec.height_px, spec.width_px, spec.resize, spec.filter, *_share(spec)],
+        "spec": [len(spec.columns), spec.height_px, spec.width_px, spec.resize, spec.filter, *_share(spec)],
         "decoder": decoder_versions(),
         "sources": key,
     }
@@ -106,11 +114,12 @@ def decode_streamed(
 
 
 def _empty(spec: ImageSpec, count: int) -> Batch:
-    """Return arrays for `count` images: memory is taken only as they are filled."""
+    """Return arrays for `count` rows: memory is taken only as they are filled."""
+    each = len(spec.columns)
     return {
-        "image": np.empty((count, 1, spec.height_px, spec.width_px, 3), np.uint8),
-        "content": np.empty(count, np.uint64),
-        "hash": np.empty((count, 1, HASH_WORDS), np.uint64),
+        "image": np.empty((count, each, spec.height_px, spec.width_px, 3), np.uint8),
+        "content": np.empty((count, each), np.uint64),
+        "hash": np.empty((count, each, HASH_WORDS), np.uint64),
     }
 
 
@@ -140,23 +149,26 @@ def key_of_files(paths: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def key_of_sources(folder: str, sources: Sequence[ImageInput]) -> str:
-    """Return `key_of_files` of what the images are read from: themselves, or the idx files in `folder`."""
+def key_of_sources(folder: str, sources: Sequence[Source]) -> str:
+    """Return `key_of_files` of what the images are read from: themselves, or the idx files in `folder`.
+
+    A missing image is a path that names nothing.
+    """
     if sources and isinstance(sources[0], np.ndarray):
         pairs = find_idx(folder).values()
         return key_of_files([os.path.join(folder, name) for pair in pairs for name in pair if name])
-    return key_of_files([os.fspath(source) for source in sources if not isinstance(source, bytes | np.ndarray)])
+    return key_of_files([os.fspath(source or "") for source in sources if not isinstance(source, bytes | np.ndarray)])
 
 
 def decode_blocks(
-    spec: ImageSpec, sources: Sequence[ImageInput], *, workers: int | None = None
+    spec: ImageSpec, sources: Sequence[Source], *, workers: int | None = None
 ) -> Generator[Block, None, None]:
     """Yield the sources decoded in blocks of about BLOCK_BYTES; while one is used the next is being made, in threads.
 
-    `workers` threads, by default one for each core.
+    A block holds whole rows. `workers` threads, by default one for each core.
     """
-    workers = workers or default_workers()
-    size = max(TASK * workers, BLOCK_BYTES // encoded_bytes(spec))
+    workers, each = workers or default_workers(), len(spec.columns)
+    size = -(-max(TASK * workers, BLOCK_BYTES // encoded_bytes(spec)) // each) * each
     waiting: deque[tuple[Block, list[Future[list[tuple[int, str]]]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
@@ -170,7 +182,7 @@ def decode_blocks(
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(pool: ThreadPoolExecutor, spec: ImageSpec, sources: Sequence[ImageInput]):
+def _begin(pool: ThreadPoolExecutor, spec: ImageSpec, sources: Sequence[Source]):
     """Return a Block that the pool is filling, and the tasks that do, each returning its faults."""
     count = len(sources)
     images = np.zeros((count, spec.height_px, spec.width_px, 3), np.uint8)
@@ -183,12 +195,14 @@ def _finish(block: Block, tasks: list[Future[list[tuple[int, str]]]]) -> Block:
     return block._replace(faults=[fault for task in tasks for fault in task.result()])
 
 
-def _fill(block: Block, spec: ImageSpec, sources: Sequence[ImageInput], rows: range) -> list[tuple[int, str]]:
-    """Decode these rows into the block; return the faults."""
+def _fill(block: Block, spec: ImageSpec, sources: Sequence[Source], rows: range) -> list[tuple[int, str]]:
+    """Decode these images into the block; return the faults."""
     good, faults = [], []
     for row in rows:
+        source = sources[row]
+        if source is None:
+            continue
         try:
-            source = sources[row]
             data = source if isinstance(source, bytes | np.ndarray) else read_image_file(source)
             block.contents[row] = content_key(data)
             block.images[row] = decode_plain(data, spec)
@@ -210,20 +224,20 @@ def content_key(data: bytes | np.ndarray) -> int:
 
 
 def _decode_into(
-    keep: Callable[[Batch], None], spec: ImageSpec, sources: Sequence[ImageInput], tell: Tell | None
+    keep: Callable[[Batch], None], spec: ImageSpec, sources: Sequence[Source], tell: Tell | None
 ) -> list[tuple[int, str]]:
-    """Hand the good images on, block by block; return (index, reason) of the bad ones."""
+    """Hand the rows on whose images are good, block by block; return (index, reason) of the bad images."""
     faults: list[tuple[int, str]] = []
-    first, told = 0, time.monotonic()
+    first, told, each = 0, time.monotonic(), len(spec.columns)
     for block in decode_blocks(spec, sources):
-        good = np.ones(len(block.images), bool)
-        good[[index for index, _ in block.faults]] = False
+        good = np.ones(len(block.images) // each, bool)
+        good[[index // each for index, _ in block.faults]] = False
         if good.any():
-            arrays = (block.images[:, None], block.contents, block.hashes[:, None])
+            arrays = (values.reshape(len(good), each, *values.shape[1:]) for values in block[:3])
             image, content, likeness = (values if good.all() else values[good] for values in arrays)
             keep({"image": image, "content": content, "hash": likeness})
         faults += [(first + index, reason) for index, reason in block.faults]
-        first += len(good)
+        first += len(block.images)
         if tell is not None and time.monotonic() - told > TELL_S:
             told = time.monotonic()
             tell(f"images: {first:,} of {len(sources):,} decoded")

@@ -4,12 +4,13 @@ The pixels lie in memory (resident) or in the cache on disk (streamed). Nothing 
 """
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from mmjax.config import Config, ImageData, Inference
+from mmjax.config import Config, ImageData, Inference, TableImages
 from mmjax.data.audit import audit
 from mmjax.data.audit_rows import Rows
 from mmjax.data.cache import NoCacheFolder, Tell
@@ -19,7 +20,7 @@ from mmjax.data.fingerprint import fingerprint
 from mmjax.data.images import ImageSource, apply_policy, read_images, take
 from mmjax.data.infer import fit_vocabulary, infer_labels_of, infer_target
 from mmjax.data.loading import choose_loading
-from mmjax.data.pixels import Pixels, decode_resident, decode_streamed, encoded_bytes, key_of_sources
+from mmjax.data.pixels import Pixels, Source, decode_resident, decode_streamed, encoded_bytes, key_of_sources
 from mmjax.data.prepared import Prepared, Quarantined, audited_by, deal, golden_rows
 from mmjax.data.quarantine import find_unanswered, quarantine_images
 from mmjax.data.split import Split
@@ -93,7 +94,13 @@ def load_pixels(
     config: Config, source: ImageSource, spec: ImageSpec, path: str, tell: Tell | None
 ) -> tuple[Pixels, bool, tuple[str, ...]]:
     """Return (all images decoded, whether they are mapped from the cache, notes that say so and where)."""
-    images = source.columns[source.image_column].tolist()
+    return load_sources(config, source.columns[source.image_column].tolist(), spec, path, tell)
+
+
+def load_sources(
+    config: Config, images: Sequence[Source], spec: ImageSpec, path: str, tell: Tell | None
+) -> tuple[Pixels, bool, tuple[str, ...]]:
+    """Return what `load_pixels` does for images that are read from these sources, those of a row side by side."""
     streamed, note = choose_loading(config.data.loading, len(images) * encoded_bytes(spec))
     if streamed:
         try:
@@ -123,8 +130,8 @@ def _audited(config: Config, schema: Schema, source: ImageSource, split: Split, 
         batch,
         split,
         source.names,
-        row_keys=np.asarray(pixels.contents),
-        feature_keys=np.asarray(pixels.contents),
+        row_keys=np.asarray(pixels.contents[:, 0]),
+        feature_keys=np.asarray(pixels.contents[:, 0]),
         image_hashes=np.asarray(pixels.hashes),
         groups=groups,
         ordered_by=ordered_by,
@@ -161,23 +168,28 @@ def image_target(source: ImageSource, data: ImageData, inference: Inference = In
 
 def image_spec(source: ImageSource, data: ImageData) -> ImageSpec:
     """Return how images are brought to one size: as the config says, or `default_image_size`."""
-    size = default_image_size(source) if data.image_size is msgspec.UNSET else data.image_size
+    return spec_of(source.columns[source.image_column], (source.image_column,), data)
+
+
+def spec_of(images: np.ndarray, columns: tuple[str, ...], settings: ImageData | TableImages) -> ImageSpec:
+    """Return how these images, object[N], are brought to one size: as the settings say, or `default_image_size`."""
+    size = default_image_size(images) if settings.image_size is msgspec.UNSET else settings.image_size
+    share = settings.crop_share if isinstance(settings, ImageData) else None
     return ImageSpec(
-        columns=(source.image_column,),
+        columns=columns,
         height_px=size[0],
         width_px=size[1],
-        resize=data.resize,
-        filter="bilinear" if data.filter is msgspec.UNSET else data.filter,
-        crop_share=msgspec.UNSET if data.crop_share in (None, 1.0) else data.crop_share,
+        resize=settings.resize,
+        filter="bilinear" if settings.filter is msgspec.UNSET else settings.filter,
+        crop_share=msgspec.UNSET if share in (None, 1.0) else share,
     )
 
 
-def default_image_size(source: ImageSource) -> tuple[int, int]:
+def default_image_size(images: np.ndarray) -> tuple[int, int]:
     """Return [height, width]: the images' own size when they all share one, else a square of their median side.
 
     At most LARGEST_DEFAULT_PX, at least 8. Files that are no image say nothing.
     """
-    images = source.columns[source.image_column]
     infos = _probe(images[:: max(1, len(images) // PROBED)]) or _probe(images)
     if not infos:
         return LARGEST_DEFAULT_PX, LARGEST_DEFAULT_PX

@@ -53,6 +53,8 @@ def prepare_table(config: Config, data: TabularData, tell: Tell | None = None) -
     `tell` hears how far a large file is read, and of waiting for another process that reads the same one.
     """
     streamed, note = choose_loading(config.data.loading, expected_bytes(data.path))
+    if data.images is not None:  # which may be streamed, while the columns beside them stay in memory
+        streamed, note = False, ""
     if streamed:
         try:
             return _with_note(_streamed(config, data, tell), note)
@@ -60,18 +62,29 @@ def prepare_table(config: Config, data: TabularData, tell: Tell | None = None) -
             if config.data.loading == "streamed":
                 raise
             note = f"loading: resident, as there is no cache: {error}"
-    found = read_rows(config, data, strips(None), _in_memory, tell)
-    digest = fingerprint(found.schema, found.split, found.batch, found.golden)
+    found, digests = read_rows(config, data, strips(None), _in_memory, tell)
+    digest = fingerprint(found.schema, found.split, found.batch, found.golden, digests)
     return _with_note(found._replace(fingerprint=digest), note)
 
 
-def read_rows(config: Config, data: TabularData, place: Place, store: Store, tell: Tell | None = None) -> Prepared:
-    """Return the Prepared rows of a table but for their fingerprint; `place` and `store` say where they lie."""
+def read_rows(
+    config: Config, data: TabularData, place: Place, store: Store, tell: Tell | None = None
+) -> tuple[Prepared, dict[str, str]]:
+    """Return the Prepared rows of a table but for their fingerprint, and the digests of arrays that are known.
+
+    `place` and `store` say where the columns lie; images that they name are in memory or in a cache of their own.
+    """
     before = file_stamp(data.path)
     declared = read_schema_file(data.schema) if data.schema else None
     survey = survey_table(read_layout(data.path, delimiter=data.delimiter), data, declared, place, tell)
     schema, survey = understand(config, data, declared, survey)
     validation = validate_survey(survey, schema, declared, data.on_invalid)
+    images = None
+    if data.images is not None:
+        from mmjax.data.table_images import load_row_images  # here: tables need no Pillow
+
+        images = load_row_images(config, data.images, schema, survey, validation, tell)
+        schema, validation = images.schema, images.validation
     keep, kept = validation.keep, np.flatnonzero(validation.keep)
     split, cells = _deal(config, data, schema, survey, kept)
     schema = fit_rows(schema, survey.columns, kept[split.train])
@@ -80,10 +93,25 @@ def read_rows(config: Config, data: TabularData, place: Place, store: Store, tel
     features = [column.name for column in schema.features]
     golden = cells_of(survey, features, kept[golden_rows(split, config.golden_rows)])
     told = (data.id_column, config.split.column if config.split.strategy == "column" else None)  # no part of a copy
+    told += data.images.columns if data.images else ()  # their bytes are
     telling = [name for name in survey.columns if name not in told]
     groups, ordered_by = audited_by(config, cells)
-    keys = row_keys(survey.columns, (telling, features), keep)
-    rows = Rows(schema, batch, split, survey.names[kept], *keys, groups=groups, ordered_by=ordered_by)
+    keys, hashes = row_keys(survey.columns, (telling, features), keep), None
+    if images is not None:
+        batch |= images.rows()
+        golden |= images.cells(golden_rows(split, config.golden_rows))
+        keys, hashes = [images.keys(found) for found in keys], np.asarray(images.pixels.hashes)
+    rows = Rows(
+        schema,
+        batch,
+        split,
+        survey.names[kept],
+        row_keys=keys[0],
+        feature_keys=keys[1],
+        image_hashes=hashes,
+        groups=groups,
+        ordered_by=ordered_by,
+    )
     findings = audit(rows, config.audit)
     if file_stamp(data.path) != before:
         raise DataError(f"{data.path}: the file changed while it was read; start again when it is whole")
@@ -94,9 +122,13 @@ def read_rows(config: Config, data: TabularData, place: Place, store: Store, tel
         *split.notes,
         *gaps.notes(),
         *_unknown_notes(schema, survey, keep),
+        *(images.notes if images else ()),
     )
     quarantined = (*survey.quarantined, *quarantine_cells(validation))
-    return Prepared(schema, rows.names, split, batch, golden, notes, quarantined, findings)
+    prepared = Prepared(schema, rows.names, split, batch, golden, notes, quarantined, findings)
+    if images is None:
+        return prepared, {}
+    return prepared._replace(streamed=images.streamed), images.pixels.digests
 
 
 def _deal(
@@ -130,11 +162,13 @@ def understand(
         inference=data.inference,
         declared=declared,
         exclude=not_features(config),
+        images=data.images.columns if data.images else (),
         lines=survey.lines,
     )
     split_cells(config, survey.columns)
     names = [column.name for column in schema.category_columns]
     names += [config.split.column] if config.split.column is not None else []
+    names += data.images.columns if data.images else ()
     return schema, with_texts(survey, names, data)
 
 
@@ -160,7 +194,7 @@ def _streamed(config: Config, data: TabularData, tell: Tell | None) -> Prepared:
         folder = writer.folder / "survey"
         folder.mkdir()
         with told(writer.folder.parent, writer):
-            found = read_rows(config, data, strips(folder), partial(_in_cache, writer), tell)
+            found, _ = read_rows(config, data, strips(folder), partial(_in_cache, writer), tell)
         shutil.rmtree(folder)
         return save(found, writer)
 

@@ -13,6 +13,7 @@ from mmjax.errors import ConfigError, DataError
 from mmjax.models.airbench import WHITENED_IMAGES, WIDTHS, AirNet
 from mmjax.models.base import Model, Variables
 from mmjax.models.efficientnet import B0_STAGES, EFFICIENTNETS, EfficientNet
+from mmjax.models.fusion import Join, make_fusion
 from mmjax.models.layers import Inputs, activation_function, model_from_linen, row_mask
 from mmjax.models.mlp import MLP, default_embedding_dim, make_mlp
 from mmjax.models.realmlp import EMBEDDING_DIM as REALMLP_EMBEDDING_DIM
@@ -60,6 +61,8 @@ def build_model(
     `precision` ("float32" or "bfloat16") is the compute type; parameters, batch statistics and outputs are f32.
     Raises ConfigError as `resolve_architecture` does.
     """
+    if model.type == "multimodal":
+        return _multimodal(model, schema, outputs, precision, cardinalities)
     name = _resolved_name(model)
     shape: Any = resolve_architecture(model, schema)  # every field the family uses is set
     activation, dtype = activation_function(shape.activation), DTYPES[precision]
@@ -211,6 +214,25 @@ def _resolved_name(model: ModelConfig) -> ModelName:
 
 def _items(architecture: Architecture) -> list[tuple[str, Any]]:
     return [(field, getattr(architecture, field)) for field in architecture.__struct_fields__]
+
+
+def _multimodal(
+    model: ModelConfig, schema: Schema, outputs: int, precision: str, cardinalities: tuple[int, ...] | None
+) -> Model:
+    """Return the network of images and columns: the trunk that `model.name` names, an mlp, and their join.
+
+    `precision` is that of the images' trunk: all else is small, and f32.
+    """
+    fusion: Any = model.fusion  # every field is set
+    trunk = ModelConfig(type="vision", name=model.name, architecture=model.architecture)
+    images = build_model(trunk, schema, outputs=fusion.width, precision=precision)
+    columns = None
+    if schema.features:
+        shape = Architecture(hidden_layers=fusion.hidden_layers, dropout=fusion.dropout)
+        mlp = ModelConfig(type="tabular", name="mlp", architecture=shape)
+        columns = build_model(mlp, schema, outputs=fusion.width, cardinalities=cardinalities)
+    join = Join(outputs, fusion.width, fusion.join, fusion.pooling, fusion.dropout, fusion.modality_dropout)
+    return make_fusion(images, columns, join)._replace(images_to_start=images.images_to_start)
 
 
 def _vision(module: AirNet | ResNet | EfficientNet, name: str, dropout: float) -> Model:

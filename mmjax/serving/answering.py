@@ -141,7 +141,7 @@ def encoded(served: Served, columns: Columns) -> Batch:
     try:
         return encode(served.predictor.schema, columns)
     except DataError as error:
-        reason = "bad-cell" if served.modality == "table" else "bad-image"
+        reason = "bad-image" if served.modality == "image" else "bad-cell"
         raise Refused(400, reason, error.problems) from error
 
 
@@ -192,7 +192,7 @@ def refuse_non_finite(scores: Scores) -> None:
 def count(metrics: Metrics, served: Served, columns: Columns | None, batch: Batch, scores: Scores) -> None:
     """Count what was asked, by column, and what was answered, by class. `columns` are None for a matrix of numbers."""
     label, schema = str(served), served.predictor.schema
-    if served.modality == "table":
+    if served.predictor.schema.features:
         _count_cells(metrics, served, columns, batch)
     classes = schema.target.classes
     if scores.probabilities is None:

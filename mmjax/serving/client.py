@@ -8,11 +8,13 @@ from urllib.parse import quote, urlencode
 
 from mmjax.client_http import Server, ServerError, ask, close, make_server, send
 from mmjax.errors import BundleError, ConfigError
+from mmjax.schema import Modality
 
 PATIENCE_S = 60.0
 """How long a server may say that it is not ready, or too busy."""
 TRIES = 100
-HEADERS = {"tabular": {"Content-Type": "application/json"}, "image": {"Content-Type": "image/*"}}
+DOORS = {"table": "/predict/tabular", "image": "/predict/image", "multimodal": "/predict"}
+"""By modality; images go as files, all else as JSON."""
 
 
 class Live(NamedTuple):
@@ -46,15 +48,16 @@ def connected(url: str, digest: str) -> Iterator[Live]:
         close(server)
 
 
-def reply_to(live: Live, body: bytes, *, kind: str) -> dict[str, Any]:
-    """Return the reply to a body sent to `/predict/KIND`, `tabular` or `image`.
+def reply_to(live: Live, body: bytes, *, kind: Modality) -> dict[str, Any]:
+    """Return the reply to a body sent to the door of a modality.
 
     Raises ServerError where the server refuses it, ConfigError where there is no server any more.
     """
     query = {"model": live.name} | ({} if live.version is None else {"version": live.version})
-    path = f"/predict/{kind}" + (f"?{urlencode(query, quote_via=quote)}" if kind == "image" else "")
+    path = DOORS[kind] + (f"?{urlencode(query, quote_via=quote)}" if kind == "image" else "")
+    headers = {"Content-Type": "image/*" if kind == "image" else "application/json"}
     try:
-        return send(live.server, "POST", path, body, HEADERS[kind]).json()
+        return send(live.server, "POST", path, body, headers).json()
     except ServerError as error:
         if error.status is None:
             raise _no_server(live.url, error) from error

@@ -37,14 +37,13 @@ from mmjax.data.encode import encode
 from mmjax.data.pipeline import batch_rows, pad_rows, take
 from mmjax.errors import BundleError, ConfigError
 from mmjax.parts import States, member_count
-from mmjax.schema import Batch, Column, Schema
+from mmjax.schema import Batch, Column, Modality, Schema
 from mmjax.serving.batcher import Batcher, Program, expected_s
 from mmjax.serving.device import ASIDE, COMPUTE, Device, on_device, start_device, step_back, stop_device
 from mmjax.serving.observe import Metrics
 from mmjax.serving.wire import MAX_IMAGES, ModelName, Refused
 from mmjax.training.scoring import Forward, Scores
 
-Modality = Literal["table", "image"]
 Phase = Literal["starting", "ready", "stopping"]
 
 NO_OUTPUTS = np.empty((0, 0), np.float32)
@@ -148,7 +147,7 @@ def load_served(
     if predictor.schema.target.classes:
         predictor = abstaining_predictor(predictor, abstain_below, where="--abstain-below")
     schema, name = predictor.schema, ModelName(predictor.config.name, located.version)
-    modality: Modality = "table" if schema.image is None else "image"
+    modality = schema.modality
     told_schema = plain(schema)
     for column in told_schema["columns"]:
         column["kind"] = "target" if column["name"] in schema.target.columns else column["kind"]
@@ -168,7 +167,8 @@ def load_served(
     }
     if added := added_answers(predictor):
         description["answers"] = added
-    largest = min(max_batch or MAX_BATCH, MAX_BATCH if modality == "table" else MAX_IMAGES)
+    images = len(schema.image.columns) if schema.image else 0
+    largest = min(max_batch or MAX_BATCH, max(1, MAX_IMAGES // images) if images else MAX_BATCH)
     largest = 1 << (largest.bit_length() - 1)
     bounded = tuple((i, c) for i, c in enumerate(schema.of_kind("numeric")) if (c.minimum, c.maximum) != (None, None))
     return Served(name, predictor, modality, largest, plain(description), contents.golden, bounded=bounded)
@@ -383,7 +383,7 @@ def select(engine: Engine, name: str | None, version: int | None, modality: Moda
     """Return the one model that is meant; Refused with the models there are when none or several could be.
 
     `name` is NAME, NAME:VERSION or a reference as given at the start (`iris@production`). 404 for a name or version
-    that is not served, 400 for a model of the other modality, or when it is not said which.
+    that is not served, 400 for a model of another modality, or when it is not said which.
     """
     served = [model for model in engine.models if modality in (None, model.modality)]
     names = {model.name.name for model in served}

@@ -1,15 +1,19 @@
 """Inputs of a request become what the encoder takes: a matrix of numbers, or Columns. What is wrong is told at once."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
+from mmjax.data.encode import left_out, with_left_out
+from mmjax.data.images import objects
 from mmjax.errors import did_you_mean
 from mmjax.schema import Columns, Schema
+from mmjax.serving.mixed import rows_at_most
 from mmjax.serving.open_inference_model import PIXELS, TensorSpec, image_names, inputs_of
 from mmjax.serving.open_inference_tensors import Tensor
-from mmjax.serving.wire import MAX_IMAGES, MAX_ROWS, Refused, image_cells
+from mmjax.serving.wire import MAX_ROWS, Refused, image_cells
 
 SHOWN = 20
 """How many problems are listed."""
@@ -34,19 +38,22 @@ def columns_of(schema: Schema, inputs: Sequence[Tensor]) -> Columns:
     wrong = [line for tensor in inputs if (line := _wrong_shape(tensor, is_image=tensor.name in images))]
     if wrong:
         raise Refused(400, "bad-tensor", wrong[:SHOWN])
-    _check_rows(inputs, MAX_IMAGES if images else MAX_ROWS)
+    _check_rows(inputs, rows_at_most(schema))
     by_name = {tensor.name: tensor for tensor in inputs}
-    columns = {column.name: _cells(by_name[column.name]) for column in schema.features}
+    features = (column.name for column in schema.features if column.name in by_name)
+    columns = {name: _cells(by_name[name]) for name in features}
     for name, column in zip(images, schema.image.columns if schema.image else (), strict=True):
-        columns[column] = _images(by_name[name])
-    return columns
+        if name in by_name:
+            columns[column] = _images(by_name[name], may_be_missing=schema.modality == "multimodal")
+    return with_left_out(schema, columns)
 
 
 def _checked(schema: Schema, inputs: Sequence[Tensor]) -> tuple[TensorSpec, ...]:
     """Return the specs of all inputs; Refused unless there is exactly one tensor for each, of a datatype it takes."""
     specs = {spec.name: spec for spec in inputs_of(schema)}
     given = Counter(tensor.name for tensor in inputs)
-    wrong = [f"input '{name}': expected one, got none" for name in specs if name not in given]
+    left = left_out(schema, given)
+    wrong = [f"input '{name}': expected one, got none" for name in specs if name not in given and name not in left]
     for tensor in inputs[: SHOWN + len(specs)]:
         name = tensor.name[:100]
         if tensor.name not in specs:
@@ -100,15 +107,32 @@ def _cells(tensor: Tensor) -> np.ndarray:
     return cells
 
 
-def _images(tensor: Tensor) -> np.ndarray:
-    """Return the images as object[N] of files or pixels u8[H, W, 3]; Refused for a file that is no image."""
+def _images(tensor: Tensor, *, may_be_missing: bool) -> np.ndarray:
+    """Return the images as object[N] of files or pixels u8[H, W, 3]; Refused for a file that is no image.
+
+    An element without bytes, or null, is a missing image (None) where that may be.
+    """
     if tensor.datatype == PIXELS:
         cells = np.empty(len(tensor.values), dtype=object)
         for i, image in enumerate(tensor.values):
             cells[i] = image
         return cells
     files = tensor.values.reshape(-1).tolist()
+    cells = objects([(file or None) if may_be_missing else file for file in files])
+    rows = np.array([row for row, cell in enumerate(cells) if cell is not None or not may_be_missing], np.int64)
+    files = cells[rows].tolist()
     if not all(isinstance(file, bytes) for file in files):
         told = "expected image files as binary data, or pixels as UINT8, got JSON texts"
         raise Refused(400, "bad-tensor", f"input '{tensor.name}': {told}")
-    return image_cells(files)
+    if not may_be_missing:
+        return image_cells(files)
+    try:
+        cells[rows] = image_cells(files)
+    except Refused as refused:
+
+        def place(found: re.Match[str]) -> str:
+            return f"input '{tensor.name}', row {rows[int(found[1]) - 1] + 1}"
+
+        told = [re.sub(r"^image (\d+)", place, problem) for problem in refused.problems]
+        raise Refused(refused.status, refused.reason, told) from refused
+    return cells

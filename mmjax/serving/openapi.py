@@ -9,7 +9,17 @@ from litestar import MediaType, Request, Response, get
 
 from mmjax.serving.answering import MOST_TIMEOUT_MS
 from mmjax.serving.engine import Served
-from mmjax.serving.openapi_schemas import STATUS, TEXT, Json, array_of, components, image_bodies, reference, table_body
+from mmjax.serving.openapi_schemas import (
+    STATUS,
+    TEXT,
+    Json,
+    array_of,
+    components,
+    image_bodies,
+    mixed_bodies,
+    reference,
+    table_body,
+)
 from mmjax.serving.routes import engine_of
 from mmjax.serving.wire import encode_json
 
@@ -132,6 +142,14 @@ def _predict_paths(models: Sequence[Served]) -> Json:
     name = _one_of("model", "query", _names(served))
     name["required"] = len({image.name for image in images}) > 1
     version = _one_of("version", "query", [image.version for image in images if image.version is not None])
+    of_form = {"description": "With a form; JSON names the model in its body.", "required": False}
+    named = _one_of("model", "query", _names(models)) | of_form
+    versions = [model.name.version for model in models if model.name.version is not None]
+    mixed = operation(
+        "predict", "Predictions for rows by name, images beside cells: JSON, or one row as a form", "predict", reply,
+        headers=timing, statuses=(*ALWAYS, 404, *PREDICT),
+        parameters=(named, _one_of("version", "query", versions) | of_form, DEADLINE), body=mixed_bodies(models),
+    )  # fmt: skip
     tabular = operation(
         "predictTabular", "Predictions for rows of a table", "predict", reply, headers=timing,
         statuses=(*ALWAYS, 404, *PREDICT), parameters=(DEADLINE,), body=_json(table_body(models)),
@@ -140,7 +158,7 @@ def _predict_paths(models: Sequence[Served]) -> Json:
         "predictImage", "Predictions for image files", "predict", reply, headers=timing,
         statuses=(*ALWAYS, 404, *PREDICT), parameters=(name, version, DEADLINE), body=image_bodies(),
     )  # fmt: skip
-    return {"/predict/tabular": {"post": tabular}, "/predict/image": {"post": image}}
+    return {"/predict": {"post": mixed}, "/predict/tabular": {"post": tabular}, "/predict/image": {"post": image}}
 
 
 def _model_paths(models: Sequence[Served]) -> Json:

@@ -8,6 +8,7 @@ import msgspec
 from mmjax.data.cells import LARGEST
 from mmjax.schema import Column, Schema
 from mmjax.serving.engine import Served
+from mmjax.serving.mixed import rows_at_most
 from mmjax.serving.open_inference_request import DATATYPES, WireInfer
 from mmjax.serving.wire import MAX_IMAGES, MAX_ROWS, Problem, Reply
 
@@ -29,7 +30,67 @@ def components(models: Sequence[Served]) -> Json:
     for model in tables:
         made[f"Row.{_label(model)}"] = row_schema(model.predictor.schema)
         made[f"Rows.{_label(model)}"] = body_schema(model, tables)
+    for model in models:
+        schema = model.predictor.schema
+        made[f"MixedRow.{_label(model)}"] = mixed_row_schema(schema)
+        made[f"MixedRows.{_label(model)}"] = mixed_body_schema(model, models)
+        made[f"Form.{_label(model)}"] = form_schema(schema)
     return made
+
+
+def mixed_bodies(models: Sequence[Served]) -> Json:
+    """Return the content of the body of `/predict`."""
+    kinds = {"application/json": "MixedRows", "multipart/form-data": "Form"}
+    return {
+        media: {"schema": {"anyOf": [reference(f"{kind}.{_label(model)}") for model in models]}}
+        for media, kind in kinds.items()
+    }
+
+
+BASE64: Json = {"type": ["string", "null"], "format": "byte", "description": "an image file in base64, or missing"}
+FILE: Json = {"type": "string", "format": "binary"}
+
+
+def mixed_row_schema(schema: Schema) -> Json:
+    """Return what a row by column name is where images may stand beside cells."""
+    images = schema.image.columns if schema.image else ()
+    made = row_schema(schema)
+    return _with_images(made, schema, dict.fromkeys(images, BASE64))
+
+
+def form_schema(schema: Schema) -> Json:
+    """Return what a form for one row is: a field for each cell, as texts of a CSV file are, and a file an image."""
+    made = row_schema(schema)
+    made["properties"] = dict.fromkeys(made["properties"], TEXT)
+    for column in schema.of_kind("numeric"):
+        number = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
+        made["properties"][column.name] = {"anyOf": [number, {"enum": ["", *schema.missing_markers]}]}
+    for column in schema.of_kind("datetime"):
+        made["properties"][column.name] = cell_schema(column, schema) if column.datetime_format == "iso" else TEXT
+    if schema.image is None:
+        return made
+    told = "A part for each column; images may be left out, or all the others (tools trip over saying so as a schema)."
+    made["properties"] |= dict.fromkeys(schema.image.columns, FILE)
+    return made | {"description": told, "required": [], "minProperties": 1}
+
+
+def _with_images(row: Json, schema: Schema, images: dict[str, Json]) -> Json:
+    """Return the schema of a row with columns of images; see `data.encode.left_out` for what may be absent."""
+    if not images:
+        return row
+    row["properties"] |= images
+    features = row.pop("required")
+    some_image = {"anyOf": [{"required": [name]} for name in images]}
+    if not features:
+        return row | some_image
+    no_feature = {"not": {"anyOf": [{"required": [name]} for name in features]}}
+    return row | {"anyOf": [{"required": features}, {"allOf": [some_image, no_feature]}]}
+
+
+def mixed_body_schema(model: Served, models: Sequence[Served]) -> Json:
+    """Return what a JSON body of `/predict` is."""
+    rows = array_of(reference(f"MixedRow.{_label(model)}"), minItems=1, maxItems=rows_at_most(model.predictor.schema))
+    return body_of(model, models, {"rows": rows})
 
 
 def table_body(models: Sequence[Served]) -> Json:
@@ -85,11 +146,18 @@ def row_schema(schema: Schema) -> Json:
 
 def body_schema(model: Served, tables: Sequence[Served]) -> Json:
     """Return what a request to a table is: rows by name, or cells in order; the model is named where it must be."""
-    schema, name = model.predictor.schema, model.name
+    schema = model.predictor.schema
     cells = [cell_schema(column, schema) for column in schema.features]
     in_order = {"type": "array", "prefixItems": cells, "items": False, "minItems": len(cells), "maxItems": len(cells)}
-    needed = ["model"] if len({other.name.name for other in tables}) > 1 else []
-    needed += ["version"] if sum(other.name.name == name.name for other in tables) > 1 else []
+    rows = {"rows": reference(f"Row.{_label(model)}"), "features": in_order}
+    return body_of(model, tables, {key: array_of(row, minItems=1, maxItems=MAX_ROWS) for key, row in rows.items()})
+
+
+def body_of(model: Served, others: Sequence[Served], forms: dict[str, Json]) -> Json:
+    """Return what a JSON body is that has exactly one of `forms`; the model is named where it must be among others."""
+    name = model.name
+    needed = ["model"] if len({other.name.name for other in others}) > 1 else []
+    needed += ["version"] if sum(other.name.name == name.name for other in others) > 1 else []
     common: Json = {
         "model": {"enum": list(dict.fromkeys((name.name, str(model))))},
         "version": {"enum": [name.version]},
@@ -97,14 +165,13 @@ def body_schema(model: Served, tables: Sequence[Served]) -> Json:
     for key, words in common.items():
         words["enum"] += [None] if key not in needed and None not in words["enum"] else []
     common["deterministic"] = {"type": "boolean"}
-    forms = {"rows": reference(f"Row.{_label(model)}"), "features": in_order}
     return {
         "description": f"Rows for {model}.",
         "oneOf": [
             {
                 "type": "object",
                 "required": [key, *needed],
-                "properties": {key: array_of(items, minItems=1, maxItems=MAX_ROWS), **common},
+                "properties": {key: items, **common},
                 "additionalProperties": False,
             }
             for key, items in forms.items()
@@ -153,7 +220,7 @@ _SUMMARY: Json = {
     "name": TEXT,
     "version": MAYBE_WHOLE,
     "digest": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-    "modality": {"enum": ["table", "image"]},
+    "modality": {"enum": ["table", "image", "multimodal"]},
     "task": {"enum": ["classification", "regression", "multilabel"]},
     "classes": array_of(TEXT),
     "features": array_of(TEXT),

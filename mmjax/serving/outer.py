@@ -36,7 +36,7 @@ UNPARSED = "(unparsed)"
 """The route of requests that are none."""
 QUIET = ("/health", "/metrics", "/v2/health")
 """Begins of paths that are counted but not logged."""
-WORK = ("/predict/", "/v2/models/")
+WORK = ("/predict", "/v2/models/")
 """Begins of paths that are answered by a model."""
 PLAIN_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 """What an `X-Request-ID` may look like to be taken over."""

@@ -1,7 +1,9 @@
 """The server's ways for a parity check: each row as the bytes of a request, through wire and engine, or over HTTP."""
 
 import asyncio
+import base64
 import json
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,20 +15,24 @@ from mmjax.artifact.parity import (
     SAME,
     Answers,
     Comparison,
+    answers_of,
     compare,
+    formed,
     joined,
     label_tuples,
     rounding,
     row_by_row,
 )
 from mmjax.artifact.predictor import Predictor
-from mmjax.artifact.sample import Sample, as_bytes, row_mappings, typed_rows
+from mmjax.artifact.sample import Sample, as_bytes, is_missing, row_mappings, typed_rows
 from mmjax.client_http import ServerError
+from mmjax.data.cells import cell_text
 from mmjax.errors import BundleError, DataError
-from mmjax.schema import Schema
+from mmjax.schema import Columns, Schema
 from mmjax.serving.answering import answer
 from mmjax.serving.client import connected, reply_to
 from mmjax.serving.engine import Engine, Served, make_engine, stop, warm
+from mmjax.serving.mixed import columns_of_form, columns_of_json, decode_mixed
 from mmjax.serving.wire import (
     ModelName,
     Refused,
@@ -62,19 +68,53 @@ def compare_live(contents: BundleContents, predictor: Predictor, sample: Sample,
     return compare("live server", got, ROW_BY_ROW, expected, tolerance=allowed, why=why, offset=offset)
 
 
+def compare_forms(predictor: Predictor, sample: Sample) -> list[Comparison]:
+    """Return the Comparison of forms of fields and files, read as the server does, with the bundle row by row.
+
+    None for a model that takes no forms of both.
+    """
+    schema = predictor.schema
+    if schema.modality != "multimodal":
+        return []
+    expected = row_by_row(predictor, row_mappings(sample.columns))
+    rows = (columns_of_form(schema, *form_body(schema, row)) for row in row_mappings(sample.columns))
+    got = joined([answers_of(predictor.predict(row)) for row in rows])
+    offset = schema.target.offset
+    why = "server, forms of fields and files"
+    return [compare(why, got, ROW_BY_ROW, expected, tolerance=0.0, why=SAME, offset=offset)]
+
+
+def form_body(schema: Schema, row: Mapping[str, Any]) -> tuple[str, bytes]:
+    """Return (boundary, body) of the multipart form that tells a row: texts as in a CSV file, images as files."""
+    line, images = uuid.uuid4().hex, schema.image.columns if schema.image else ()
+    parts = []
+    for name, cell in row.items():
+        is_image = name in images
+        value = (b"" if is_missing(cell) else as_bytes(cell)) if is_image else cell_text(cell).encode()
+        file = '; filename="image"' if is_image else ""
+        quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+        parts += [f'--{line}\r\nContent-Disposition: form-data; name="{quoted}"{file}\r\n\r\n'.encode(), value, b"\r\n"]
+    return line, b"".join([*parts, f"--{line}--\r\n".encode()])
+
+
 def bodies(schema: Schema, sample: Sample, model: Mapping[str, Any]) -> Iterator[bytes]:
-    """Yield the body of a request for each row: JSON with typed cells, or the bytes of an image file."""
-    if schema.image is not None:
+    """Yield the body of a request for each row: JSON with typed cells, or the bytes of an image file.
+
+    Images beside cells are in base64.
+    """
+    if schema.modality == "image":
+        assert schema.image is not None
         yield from map(as_bytes, sample.columns[schema.image.columns[0]])
         return
-    for row in typed_rows(schema, sample.columns):
+    images = {name: formed(sample.columns[name], as_base64) for name in image_columns_of(schema, sample.columns)}
+    for row in typed_rows(schema, sample.columns | images):
         yield json.dumps({"rows": [row], **model}, ensure_ascii=False, allow_nan=False).encode()
 
 
 def server_answers(predictor: Predictor, sample: Sample) -> Answers:
     """Return the Answers of wire and engine to a request for each row; BundleError for a row that they refuse."""
-    modality = "table" if predictor.schema.image is None else "image"
-    served = Served(ModelName(predictor.config.name, None), predictor, modality, largest=1, description={})
+    modality, name = predictor.schema.modality, ModelName(predictor.config.name, None)
+    served = Served(name, predictor, modality, largest=1, description={})
     engine = make_engine({"": served}, queue=1)
     try:
         warm(engine)
@@ -98,10 +138,13 @@ async def _replies(engine: Engine, served: Served, sample: Sample) -> list[Answe
 async def _reply(engine: Engine, served: Served, body: bytes) -> bytes:
     """Return the reply to one request, by the steps of `mmjax.serving.routes`."""
     schema = served.predictor.schema
-    if schema.image is None:
-        columns = table_columns(schema, decode_table(body))
-    else:
-        columns = image_columns(schema, image_files("image/*", body))
+    match schema.modality:
+        case "table":
+            columns = table_columns(schema, decode_table(body))
+        case "image":
+            columns = image_columns(schema, image_files("image/*", body))
+        case "multimodal":
+            columns = columns_of_json(schema, decode_mixed(body).rows)
     answered = await answer(engine, served, columns, request_id="")
     return encode_reply(words_of(schema, answered.scores), served.name, seconds=answered.infer_s, request_id="")
 
@@ -109,7 +152,7 @@ async def _reply(engine: Engine, served: Served, body: bytes) -> bytes:
 def live_answers(predictor: Predictor, sample: Sample, url: str) -> tuple[Answers, str]:
     """Return the Answers of a live server to a request for each row, and the platform it computes on."""
     schema, found = predictor.schema, []
-    kind = "tabular" if schema.image is None else "image"
+    kind = schema.modality
     with connected(url, predictor.digest) as live:
         for row, body in enumerate(bodies(schema, sample, {"model": live.name, "version": live.version}), 1):
             try:
@@ -121,6 +164,16 @@ def live_answers(predictor: Predictor, sample: Sample, url: str) -> tuple[Answer
                     ) from error
                 found.append(_no_answer(schema))
         return joined(found), live.platform
+
+
+def image_columns_of(schema: Schema, columns: Columns) -> list[str]:
+    """Return the columns of images that are there."""
+    return [name for name in (schema.image.columns if schema.image else ()) if name in columns]
+
+
+def as_base64(cell: Any) -> str:
+    """Return an image as JSON has it."""
+    return base64.b64encode(as_bytes(cell)).decode()
 
 
 def reply_answers(schema: Schema, reply: Mapping[str, Any]) -> Answers:

@@ -13,6 +13,7 @@ from mmjax.errors import DataError, did_you_mean
 from mmjax.schema import Columns
 from mmjax.serving.answering import CLIENT_LEFT, Answered, Encoded, answer, client_gone, deadline_of, in_thread
 from mmjax.serving.engine import Engine, Served, admitted, select
+from mmjax.serving.mixed import FORM, MAX_MIXED_BYTES, columns_of_form, columns_of_json, decode_mixed, form_of
 from mmjax.serving.observe import NOTES, RECEIVED
 from mmjax.serving.tables import bad_cells, read_table, rows_of
 from mmjax.serving.wire import (
@@ -69,6 +70,24 @@ async def predict_tabular(request: AnyRequest) -> Response[bytes]:
         return await _answered(request, engine, asked, deadline, started)
 
 
+@post("/predict", status_code=200, request_max_body_size=MAX_MIXED_BYTES)
+async def predict(request: AnyRequest) -> Response[bytes]:
+    """Answer for rows by column name, images among them: one as a form of fields and files, several as JSON."""
+    engine = engine_of(request)
+    kind, boundary = form_of(request.headers.get("content-type", "application/json"))
+    # JSON has a place for the model's name in the body, a form has not
+    named = _query(request, *(("model", "version") if kind == FORM else ()))
+    served = select(engine, *named) if kind == FORM else None
+    _expect_plain(request)
+    deadline = deadline_of(engine, request.headers.get(TIMEOUT), request.scope.get(RECEIVED))
+    body = await read_body(request, MAX_MIXED_BYTES)
+    with admitted(engine):
+        started = time.perf_counter()
+        work = functools.partial(_mixed, engine, served, boundary, body)
+        asked = await in_thread(engine, work)
+        return await _answered(request, engine, asked, deadline, started)
+
+
 @post("/predict/image", status_code=200, request_max_body_size=MAX_IMAGE_BYTES)
 async def predict_image(request: AnyRequest) -> Response[bytes]:
     """Answer for image files."""
@@ -85,7 +104,7 @@ async def predict_image(request: AnyRequest) -> Response[bytes]:
         return await _answered(request, engine, Asked(served, columns), deadline, started)
 
 
-ROUTES = (models, model, predict_tabular, predict_image)
+ROUTES = (models, model, predict, predict_tabular, predict_image)
 
 
 def engine_of(request: AnyRequest) -> Engine:
@@ -110,6 +129,18 @@ def _table(engine: Engine, body: bytes) -> Asked:
     try:
         table = read_table(engine, body)
         return Asked(table.served, rows_of(table), table.deterministic)
+    except DataError as error:
+        raise bad_cells(error) from error
+
+
+def _mixed(engine: Engine, served: Served | None, boundary: str, body: bytes) -> Asked:
+    """Return what a form asks of the model `served`; without one, what JSON asks of the model that it names."""
+    try:
+        if served is not None:
+            return Asked(served, columns_of_form(served.predictor.schema, boundary, body))
+        asked = decode_mixed(body)
+        served = select(engine, asked.model, asked.version)
+        return Asked(served, columns_of_json(served.predictor.schema, asked.rows), asked.deterministic)
     except DataError as error:
         raise bad_cells(error) from error
 

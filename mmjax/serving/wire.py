@@ -303,7 +303,7 @@ def columns_of_rows(schema: Schema, rows: list[list[Any]]) -> Columns:
     if names:
         cells[:] = rows
     columns = {name: cells[:, k] for k, name in enumerate(names)}
-    _refuse_texts(schema, columns)
+    refuse_texts(schema, columns)
     return columns
 
 
@@ -357,11 +357,13 @@ def _from_mappings(schema: Schema, names: list[str], rows: list[dict[str, C]]) -
     return [[row[name] for name in names] for row in rows]
 
 
-def _refuse_texts(schema: Schema, columns: Columns) -> None:
+def refuse_texts(schema: Schema, columns: Columns) -> None:
+    """Refuse (400) texts in numeric columns that do not mean missing, naming row and column."""
     gaps = missing_texts(schema.missing_markers)
     wrong = [
         f"column '{column.name}', row {i}: expected a number or null, got {_shown(cell)}{_unquote(cell)}"
         for column in schema.of_kind("numeric")
+        if column.name in columns
         for i, cell in enumerate(columns[column.name].tolist(), 1)
         if type(cell) in NO_NUMBERS and (isinstance(cell, bool) or cell.strip() not in gaps)
     ]
@@ -465,10 +467,6 @@ def _parts(boundary: str, body: bytes) -> list[bytes]:
 def image_columns(schema: Schema, files: Sequence[bytes]) -> Columns:
     """Return the files as Columns, each with its header checked; Refused naming the images, counted from 1."""
     assert schema.image is not None
-    if len(schema.image.columns) != 1:
-        raise Refused(
-            400, "wrong-model", f"expected a model of one image a row, got one of {len(schema.image.columns)}"
-        )
     return {schema.image.columns[0]: image_cells(files)}
 
 

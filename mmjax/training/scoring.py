@@ -102,17 +102,18 @@ def score(
     *,
     largest: int,
     smallest: int = 1,
+    change: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Scores:
     """Return the Scores of all rows of a host Batch, or of `rows` i64[N]; the states are those of a Forward.
 
-    Rows go through in slices of `largest`; the last is padded up to its bucket (of at least `smallest`), and padding
-    never changes a result.
+    `change` is made to each slice of the inputs first, as to hide some. Rows go through in slices of `largest`; the
+    last is padded up to its bucket (of at least `smallest`), and padding never changes a result.
     """
     inputs = inputs_of(batch)
     parts = []
     for start, stop in padded_slices(batch_rows(inputs) if rows is None else len(rows), largest):
         piece = take(inputs, slice(start, stop) if rows is None else rows[start:stop])
-        outputs, prediction = forward(*states, pad_rows(piece, max(smallest, bucket_of(stop - start, largest))))
+        outputs, prediction = forward(*states, pad_rows(change(piece), max(smallest, bucket_of(stop - start, largest))))
         parts.append(jax.tree.map(lambda leaf, rows=stop - start: np.asarray(leaf)[:rows], (outputs, prediction)))
     outputs, prediction = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     return Scores(outputs, *prediction)

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import UNSET
 
 from mmjax.backend import compiled, platform, threads_in_use
-from mmjax.config import Config, Training, fold_count
+from mmjax.config import Config, Training, fold_count, image_settings
 from mmjax.config_rules_images import NO_CUTMIX, size_problem
 from mmjax.data.pipeline import Picked, batch_rows, take
 from mmjax.data.prepare import Prepared
@@ -20,7 +20,7 @@ from mmjax.models.build import count_parameters
 from mmjax.models.pretrained import with_state_dict
 from mmjax.models.state_dict import load_state_dict, sha256_of
 from mmjax.parts import Parts, States
-from mmjax.schema import Batch
+from mmjax.schema import Batch, Schema
 from mmjax.training.decide import decision_problems
 from mmjax.training.events import Measure, Plan, Task
 from mmjax.training.fine_tuning import fine_tuning_rates
@@ -39,6 +39,11 @@ TABLE_ROWS = 4096
 """Rows of one forward pass when a table is scored."""
 IMAGE_ROWS = 256
 """The same for images: their activations are large."""
+
+
+def largest_pass(schema: Schema) -> int:
+    """Return the rows of the largest pass; where a row has several images, fewer."""
+    return schema.rows_of_images(IMAGE_ROWS) if schema.image else TABLE_ROWS
 
 
 class Scorer(NamedTuple):
@@ -65,6 +70,11 @@ class Scorer(NamedTuple):
         if split == "validation" and self.members and self.members.folds:
             return self._out_of_fold(states, rows), self.answers(rows)
         return self._score(self.forward, states, rows), self.answers(rows)
+
+    def scores_without(self, states: States, split: str, hide: Callable[[Batch], Batch]) -> Scores:
+        """Return the Scores of a split, by all members, of inputs from which something is hidden."""
+        rows, forward = self.rows_of(split), self.forward
+        return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows, change=hide)
 
     def metrics(self, member: States, rows: np.ndarray) -> dict[str, float]:
         """Return `loss` and every metric on some rows, of one model or member; an empty dict when there are none."""
@@ -192,14 +202,14 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
 
 def _augmented(learner: Learner, config: Config, epoch_steps: int) -> list[tuple[int, Learner]]:
     """Return (last epoch, learner) for each size that images are trained at, with what changes them at random."""
-    image, epochs = config.data.image, _epochs(config.training)
-    if image is None:
+    settings, image, epochs = image_settings(config), config.data.image, _epochs(config.training)
+    if settings is None:
         return [(epochs, learner)]
-    augmentation, size = image.augmentation, image.train_size
+    augmentation, size = settings.augmentation, image.train_size if image else None
     if augmentation.horizontal_flip == "alternating":
         learner = learner._replace(epoch_steps=epoch_steps)
     sizes: list[tuple[int, tuple[int, int] | None]] = [(epochs, size)]
-    if image.progressive_resizing and size is not None:
+    if image is not None and image.progressive_resizing and size is not None:
         assert isinstance(image.image_size, tuple), "the recipe decides the size"
         sizes = [*progressive_sizes(size, image.image_size, epochs)]
     return [
@@ -291,7 +301,7 @@ def make_plan(config: Config) -> Plan:
         name=config.name,
         seed=config.seed,
         training=config.training,
-        loop=config.data.image is None or platform() != "cpu",
+        loop=image_settings(config) is None or platform() != "cpu",
         monitor=monitor if isinstance(monitor, str) else "",
         precision=str(config.precision),
     )
@@ -379,7 +389,7 @@ def _loss(config: Config, prepared: Prepared, train: Batch) -> Loss:
 def _scorer(
     prepared: Prepared, parts: Parts, loss: Loss, output_state: Any, precision: str, members: Members | None
 ) -> Scorer:
-    largest = IMAGE_ROWS if prepared.schema.image else TABLE_ROWS
+    largest = largest_pass(prepared.schema)
     held = members.held if members else (prepared.split.validation,)
     rows = bucket_of(max(map(len, held)) or len(prepared.split.train), largest)
 

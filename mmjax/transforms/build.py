@@ -4,7 +4,15 @@ from typing import assert_never
 
 from msgspec import UNSET
 
-from mmjax.config import Augmentation, Config, Preprocessing, Scaler, fold_count
+from mmjax.config import (
+    Augmentation,
+    Config,
+    Preprocessing,
+    RowAugmentation,
+    Scaler,
+    fold_count,
+    image_settings,
+)
 from mmjax.schema import Schema
 from mmjax.transforms.augment import (
     Augment,
@@ -24,6 +32,7 @@ from mmjax.transforms.piecewise import piecewise_codes, piecewise_linear
 from mmjax.transforms.tabular import (
     cyclic_dates,
     impute,
+    mark_columns,
     min_max,
     one_hot,
     onehot_width,
@@ -38,20 +47,24 @@ from mmjax.transforms.trivial_augment import trivial_augment
 
 def build_transform(config: Config, schema: Schema) -> Transform:
     """Return the Transform of a resolved config: dates, gaps, scale, categories of tables; scaled pixels of images."""
-    parts = []
+    parts, images = [], image_settings(config)
     if config.data.tabular is not None:
         if fold_count(config) and schema.cardinalities:
             parts.append(only_seen(schema.cardinalities))
+        parts += [mark_columns()] if images else []
         apart = config.model.name == "tabm"
         parts.append(table_transform(config.data.tabular.preprocessing, schema, codes_apart=apart))
-    if (image := config.data.image) is not None:
-        mean, std = image.channel_mean, image.channel_std
+    if images is not None:
+        image = config.data.image
+        mean, std = (image.channel_mean, image.channel_std) if image else (None, None)
         fixed = None if mean is None or std is None else (mean, std)
-        parts.append(scale_image(normalize=image.augmentation.normalize, fixed=fixed))
+        parts.append(scale_image(normalize=images.augmentation.normalize, fixed=fixed))
     return chain(*parts)
 
 
-def build_augment(augmentation: Augmentation, *, size: tuple[int, int] | None = None, seed: int = 0) -> Augment | None:
+def build_augment(
+    augmentation: RowAugmentation, *, size: tuple[int, int] | None = None, seed: int = 0
+) -> Augment | None:
     """Return the Augments the config asks for, as one; None where it asks for none.
 
     `size` is that of training, height and width in pixels; None: that of the images. What a recipe decides, `shift`,
@@ -78,9 +91,10 @@ def build_augment(augmentation: Augmentation, *, size: tuple[int, int] | None = 
         pieces.append(trivial_augment())
     if augmentation.random_erasing > 0:
         pieces.append(erase(augmentation.random_erasing))
-    mixup, cutmix, probability = augmentation.mixup_alpha, augmentation.cutmix_alpha, augmentation.mix_probability
-    if (mixup or cutmix) and probability > 0:
-        pieces.append(mix(mixup=mixup, cutmix=cutmix, probability=probability))
+    if isinstance(augmentation, Augmentation):  # images beside columns are not mixed, as the columns are not
+        mixup, cutmix, probability = augmentation.mixup_alpha, augmentation.cutmix_alpha, augmentation.mix_probability
+        if (mixup or cutmix) and probability > 0:
+            pieces.append(mix(mixup=mixup, cutmix=cutmix, probability=probability))
     return chain_augments(*pieces) if pieces else None
 
 

@@ -5,6 +5,8 @@ inside jit. Infinite numbers count as the largest finite f32, so no result is ev
 `impute` fills it.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +21,26 @@ SMALLEST_SCALE = 1e-30
 """A column that varies less is constant: f32 has no digits left there."""
 SCALED_LIMIT = 1e6
 """Scaled numbers are held within this bound, far outside any that a network has learnt from."""
+
+
+def mark_columns() -> Transform:
+    """Return the Transform that adds `columns_present f32[B]`: 0 for rows all of whose cells are missing or unknown.
+
+    It comes before gaps are filled. A batch without columns is unchanged.
+    """
+
+    def apply(state: State, batch: Batch) -> Batch:
+        present = []
+        if "numeric" in batch:
+            numeric, xp = finite_numbers(batch)
+            present.append(xp.logical_not(xp.isnan(numeric)).any(axis=1))
+        if "category" in batch:
+            present.append((batch["category"] > 0).any(axis=1))
+        if not present:
+            return batch
+        return batch | {"columns_present": functools.reduce(operator.or_, present).astype(np.float32)}
+
+    return Transform(lambda batch: (), apply)
 
 
 def impute(strategy: MissingStrategy, fill_value: float | tuple[float, ...] = 0.0) -> Transform:

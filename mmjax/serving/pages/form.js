@@ -3,6 +3,7 @@
 import { make, short } from "./dom.js";
 
 const MOST_OPTIONS = 60;
+const IMAGES = "image/jpeg,image/png,image/webp,image/bmp,image/gif";
 const KINDS = ["numeric", "categorical", "boolean", "datetime"];
 
 /** The columns that a model sees, in order. */
@@ -69,9 +70,37 @@ function datetime(column, id) {
   return { inputs: [day, time], hint: "date, and time where it matters", read };
 }
 
+/** A field for an image column, as `field` makes them; `read()` is the file, `forget()` hides its preview. */
+export function imageField(name, index, spec) {
+  const id = `image-${index}`;
+  const input = make("input", { id, type: "file", accept: IMAGES, "aria-describedby": `${id}-hint ${id}-wrong` });
+  const preview = make("img", { class: "preview", alt: "", hidden: true });
+  const hint = make("p", { class: "hint", id: `${id}-hint` }, `image; the model sees ${spec.width_px} × ${spec.height_px} pixels of it`);
+  const wrong = make("p", { class: "wrong", id: `${id}-wrong`, hidden: true });
+  const forget = () => {
+    URL.revokeObjectURL(preview.src);
+    preview.hidden = true;
+  };
+  input.addEventListener("change", () => {
+    forget();
+    if (!input.files[0]) return;
+    preview.src = URL.createObjectURL(input.files[0]);
+    preview.alt = `The image for ${name}: ${short(input.files[0].name, 80)}`;
+    preview.hidden = false;
+  });
+  preview.addEventListener("error", () => (preview.hidden = true));
+  const tell = (text) => {
+    wrong.textContent = text;
+    wrong.hidden = !text;
+    input.setAttribute("aria-invalid", String(Boolean(text)));
+  };
+  const box = make("div", { class: "field" }, make("label", { for: id }, name), input, preview, hint, wrong);
+  return { name, box, read: () => input.files[0] ?? null, tell, forget, focus: () => input.focus() };
+}
+
 /** A place to choose an image or drop one; `chosen(file)` is called with it. */
 export function imagePlace(spec, chosen) {
-  const input = make("input", { id: "image", type: "file", accept: "image/jpeg,image/png,image/webp,image/bmp,image/gif", "aria-describedby": "image-hint" });
+  const input = make("input", { id: "image", type: "file", accept: IMAGES, "aria-describedby": "image-hint" });
   const hint = make("span", { class: "hint", id: "image-hint" }, `JPEG, PNG, WebP, BMP or GIF; the model sees ${spec.width_px} × ${spec.height_px} pixels of it`);
   const place = make("label", { class: "drop", for: "image" }, input, make("span", {}, make("strong", {}, "Choose an image"), " or drop it here"), hint);
   const preview = make("img", { class: "preview", alt: "", hidden: true });

@@ -3,7 +3,7 @@
 import { ask, Refused, useKey } from "./api.js";
 import { card } from "./card.js";
 import { make, show } from "./dom.js";
-import { features, field, imagePlace } from "./form.js";
+import { features, field, imageField, imagePlace } from "./form.js";
 import { watch } from "./live.js";
 import { answer, refusal } from "./result.js";
 
@@ -56,8 +56,8 @@ async function pick(model) {
     show("result", make("p", { class: "hint" }, "No question asked yet."));
     show("card", ...card(description.card));
     byId("card-panel").hidden = !description.card.trim();
-    if (description.modality === "image") imageForm(description);
-    else tableForm(description);
+    const form = { image: imageForm, table: tableForm, multimodal: mixedForm }[description.modality];
+    form(description);
     byId("failure").hidden = true;
   } catch (error) {
     for (const id of ["about", "form", "card"]) show(id);
@@ -81,9 +81,34 @@ function tableForm(description) {
   };
 }
 
-function imageForm(description) {
+/** Fields for the cells and a file for each image; what is left empty is missing. */
+function mixedForm(description) {
+  const spec = description.schema.image;
+  const fields = features(description.schema).map(field);
+  const files = spec.columns.map((name, index) => imageField(name, index, spec));
+  const button = make("button", { type: "submit" }, "Predict");
+  const clear = make("button", { type: "reset", class: "quiet" }, "Clear");
+  const all = [...files, ...fields];
+  show("form", make("div", { class: "fields" }, ...all.map((made) => made.box)), make("div", { class: "row" }, button, clear));
+  byId("form").onreset = () => all.forEach((made) => (made.tell(""), made.forget?.()));
+  byId("form").onsubmit = (event) => {
+    event.preventDefault();
+    const body = new FormData();
+    for (const made of fields) body.append(made.name, made.read() ?? "");
+    for (const made of files) if (made.read()) body.append(made.name, made.read());
+    const empty = files.every((made) => !made.read()) && fields.every((made) => made.read() === null);
+    predict(description, `/predict?${queryOf(description)}`, { body }, all, button, empty);
+  };
+}
+
+function queryOf(description) {
   const query = new URLSearchParams({ model: description.name });
   if (description.version != null) query.set("version", description.version);
+  return query;
+}
+
+function imageForm(description) {
+  const query = queryOf(description);
   const chosen = (file) =>
     predict(description, `/predict/image?${query}`, { headers: { "Content-Type": file.type.startsWith("image/") ? file.type : "image/*" }, body: file }, []);
   show("form", ...imagePlace(description.schema.image, chosen));

@@ -1,0 +1,174 @@
+"""The network of images and columns: what is missing has no say, no row sees another, either side may be absent."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmjax.config import Architecture, Fusion, ModelName
+from mmjax.config import Model as ModelConfig
+from mmjax.models.base import Model
+from mmjax.models.build import build_model
+from mmjax.models.fusion import Join
+from mmjax.schema import Batch, Column, ImageSpec, Schema, Target
+
+ROWS, IMAGES, SIDE = 6, 3, 8
+WAYS = [("concatenate", "mean"), ("gated", "attention")]
+SCHEMA = Schema(
+    target=Target(column="y", task="regression"),
+    columns=(Column(name="x", kind="numeric"), Column(name="c", kind="categorical", vocabulary=("k", "m"))),
+    image=ImageSpec(columns=("p", "q", "r"), height_px=SIDE, width_px=SIDE),
+)
+
+
+def batch(seed: int = 0) -> Batch:
+    """Rows as a Transform leaves them; the last row has no image and the one before no columns."""
+    rng = np.random.default_rng(seed)
+    present = (rng.random((ROWS, IMAGES)) < 0.7).astype(np.float32)
+    present[-1], present[-2, 0] = 0, 1
+    return {
+        "numeric": rng.normal(size=(ROWS, 1)).astype(np.float32),
+        "category": rng.integers(0, 3, (ROWS, 1)).astype(np.int32),
+        "columns_present": np.array([1.0] * (ROWS - 2) + [0.0, 1.0], np.float32),
+        "image": rng.normal(size=(ROWS, IMAGES, SIDE, SIDE, 3)).astype(np.float32),
+        "image_present": present,
+    }
+
+
+@functools.cache
+def made(join: Any, pooling: Any, modality_dropout: float = 0.5, name: ModelName = "resnet") -> tuple[Model, Any, Any]:
+    """A small model, its variables, and `apply` compiled for both uses."""
+    architecture = Architecture(stages=(1,), width=4) if name == "resnet" else Architecture()
+    fusion = Fusion(
+        join=join, pooling=pooling, width=8, hidden_layers=(8,), dropout=0.0, modality_dropout=modality_dropout
+    )  # fmt: skip
+    config = ModelConfig(type="multimodal", name=name, architecture=architecture, fusion=fusion)
+    model = build_model(config, SCHEMA, outputs=2)
+    variables = jax.jit(model.init)(jax.random.key(0), batch())
+    # Scales of zero, and vectors for what is missing that are all alike, would hide much
+    leaves, shape = jax.tree.flatten(variables["params"])
+    drawn = [leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
+    variables = variables | {"params": jax.tree.unflatten(shape, drawn)}
+    return model, variables, jax.jit(functools.partial(model.apply, train=False))
+
+
+def outputs(way: tuple[str, str], rows: Batch) -> np.ndarray:
+    _, variables, apply = made(*way)
+    return np.asarray(apply(variables, rows)[0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(seed=st.integers(0, 9))
+@settings(max_examples=5, deadline=None)
+def test_pixels_and_cells_that_are_missing_have_no_say(way: tuple[str, str], seed: int) -> None:
+    rows, other = batch(seed), batch(seed + 10)
+    there = rows["image_present"][..., None, None, None] > 0
+    known = rows["columns_present"][:, None] > 0
+    changed = rows | {
+        "image": np.where(there, rows["image"], other["image"]),
+        "numeric": np.where(known, rows["numeric"], other["numeric"]),
+        "category": np.where(known, rows["category"], other["category"]),
+    }
+    np.testing.assert_array_equal(outputs(way, rows), outputs(way, changed))
+    all_changed = outputs(way, rows | {"image": other["image"]})
+    differs = np.abs(all_changed - outputs(way, rows)).max(axis=1) > 1e-6
+    np.testing.assert_array_equal(differs, rows["image_present"].any(axis=1))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_row_sees_another(way: tuple[str, str]) -> None:
+    rows, order = batch(), np.array([3, 0, 5, 1, 4, 2])
+    whole = outputs(way, rows)
+    shuffled = outputs(way, {name: values[order] for name, values in rows.items()})
+    np.testing.assert_allclose(shuffled, whole[order], rtol=1e-5, atol=1e-6)
+
+
+def test_one_image_of_a_row_counts_as_it_would_alone_and_the_mean_is_that_of_those_there() -> None:
+    join = Join(2, 4, "concatenate", "mean", 0.0, 0.0)
+    seen = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    seen[1, 1] = seen[1, 0]  # equal images, of which one is taken away, have one mean
+    present = np.array([[1, 1, 1], [1, 1, 0]], np.float32)
+    fewer = np.array([[1, 1, 1], [1, 0, 0]], np.float32)
+    variables = join.init(jax.random.key(0), seen, present, None, None, train=False)
+    applied = (join.apply(variables, seen, there, None, None, train=False) for there in (present, fewer))
+    both, one = map(np.asarray, applied)
+    np.testing.assert_allclose(both, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_columns_of_images_are_told_apart(pooling: str) -> None:
+    _, variables, apply = made("concatenate", pooling)
+    rows = batch() | {"image_present": np.ones((ROWS, IMAGES), np.float32)}
+    swapped = rows | {"image": rows["image"][:, ::-1]}
+    assert np.abs(apply(variables, rows)[0] - apply(variables, swapped)[0]).max() > 1e-4
+
+
+def test_statistics_are_of_images_that_are_there_alone() -> None:
+    model, variables, _ = made("concatenate", "mean", 0.0)
+    rows = batch()
+    there = rows["image_present"][..., None, None, None] > 0
+    noisy = rows | {"image": np.where(there, rows["image"], 100.0).astype(np.float32)}
+    train = jax.jit(functools.partial(model.apply, train=True))
+    stats, others = (train(variables, each, key=jax.random.key(1))[1] for each in (rows, noisy))
+    jax.tree.map(np.testing.assert_array_equal, stats, others)
+    unweighted = train(variables, rows | {"weight": np.eye(ROWS, dtype=np.float32)[0]}, key=jax.random.key(1))[1]
+    assert any(
+        np.abs(a - b).max() > 1e-4 for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(unweighted), strict=True)
+    )
+
+
+def test_modality_dropout_hides_either_side_of_some_rows_and_never_both() -> None:
+    join, rows = Join(1, 4, "concatenate", "mean", 0.0, 0.4), 20_000
+
+    def hide(module: Join) -> tuple[jax.Array, jax.Array]:
+        return module._hidden(jnp.arange(rows) % 5 > 0, jnp.arange(rows) % 7 > 0)
+
+    images, columns = (np.asarray(found) for found in join.apply({}, method=hide, rngs={"dropout": jax.random.key(3)}))
+    had_image, had_columns = np.arange(rows) % 5 > 0, np.arange(rows) % 7 > 0
+    both = had_image & had_columns
+    assert (images | columns)[both].all()
+    assert (images == had_image)[~both].all()
+    assert (columns == had_columns)[~both].all()
+    np.testing.assert_allclose([(~images)[both].mean(), (~columns)[both].mean()], 0.2, atol=0.02)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_stands_for_a_missing_side_learns(way: tuple[str, str]) -> None:
+    model, variables, _ = made(*way)
+    rows = batch()
+
+    @jax.jit
+    def gradient(params: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            found, _ = model.apply(variables | {"params": params}, rows, train=True, key=jax.random.key(0))
+            return (found**2).sum()
+
+        return jax.grad(loss)(params)
+
+    found = gradient(variables["params"])["join"]
+    assert np.abs(found["images_missing"]).max() > 0
+    assert np.abs(found["columns_missing"]).max() > 0
+
+
+def test_training_without_a_key_is_refused() -> None:
+    model, variables, _ = made("concatenate", "mean")
+    with pytest.raises(ValueError, match="expected a key"):
+        model.apply(variables, batch(), train=True)
+
+
+def test_images_answer_alone_where_there_are_no_columns() -> None:
+    schema = Schema(target=SCHEMA.target, image=SCHEMA.image)
+    fusion = Fusion(join="gated", pooling="mean", width=8, hidden_layers=(8,), dropout=0.1, modality_dropout=0.5)
+    shape = Architecture(stages=(1,), width=4)
+    config = ModelConfig(type="multimodal", name="resnet", architecture=shape, fusion=fusion)
+    model = build_model(config, schema, outputs=2)
+    rows = {name: values for name, values in batch().items() if name.startswith("image")}
+    variables = jax.jit(model.init)(jax.random.key(0), rows)
+    assert sorted(variables["params"]) == ["images", "join"]
+    found, _ = jax.jit(functools.partial(model.apply, train=True))(variables, rows, key=jax.random.key(0))
+    assert np.isfinite(found).all()

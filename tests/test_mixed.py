@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -228,6 +229,48 @@ def test_a_form_that_is_wrong_is_refused_with_the_part(served: Served, body: byt
     reply = served.client.ask("POST", "/predict?model=homes", body, FORM)
     assert reply.status == status, reply.body
     assert told in "\n".join(reply.json["errors"])
+
+
+LONG = 28 * 2**20
+SMALL_PARTS: dict[str, tuple[bytes, int, str]] = {
+    "rows without cells": (b'{"rows":[' + b"{}," * (LONG // 3) + b"{}]}", 413, "8,388,608 bytes besides images"),
+    "lists": (b'{"features":[' + b"[]," * (LONG // 3) + b"[]]}", 413, "8,388,608 bytes besides images"),
+    "a name": (b'{"rows":[{"' + b"k" * LONG + b'":1}]}', 413, "8,388,608 bytes besides images"),
+    "names": (
+        b'{"model":"homes","rows":[{' + b",".join(b'"k%d":1' % i for i in range(300_000)) + b"}]}",
+        400,
+        "row 1: unknown column 'k",
+    ),
+    "a long name": (b'{"model":"homes","rows":[{"' + b"k" * 8_000_000 + b'":1}]}', 400, "unknown column 'kkk"),
+    "a row twice": (b'{"rows":[' + b'{"a":1,"a":1},' * 500_000 + b"{}]}", 400, "row 1: expected each key once"),
+}
+
+
+@pytest.mark.parametrize(("body", "status", "told"), SMALL_PARTS.values(), ids=SMALL_PARTS.keys())
+def test_large_bodies_of_small_parts_are_refused_before_they_fill_memory_or_time(
+    served: Served, body: bytes, status: int, told: str
+) -> None:
+    started = time.process_time()
+    reply = served.client.ask("POST", "/predict", body, JSON)
+    assert time.process_time() - started < 6  # up to 30 s and 1.2 GB before
+    assert reply.status == status, reply.body[:300]
+    assert told in "\n".join(reply.json["errors"])
+    assert len(reply.body) < 20_000
+
+
+def test_escaped_base64_is_no_part_of_what_a_table_may_have(served: Served) -> None:
+    image = text_of(b"\x89PNG\r\n\x1a\n" + b"\xff" * 9_000_000)
+    body = json.dumps({"model": "homes", "rows": [{"front": image}]}).replace("/", "\\/")
+    assert "PNG is" in served.client.ask("POST", "/predict", body, JSON).json["detail"]
+
+
+def test_a_model_of_nothing_but_one_image_answers_to_no_missing_one(served: Served) -> None:
+    told = "column 'image', row 1: expected an image, as the model looks at nothing else, got none"
+    for cell in (None, ""):
+        body = json.dumps({"model": "shades", "rows": [{"image": cell}]})
+        assert served.client.ask("POST", "/predict", body, JSON).json["errors"] == [told]
+    reply = served.client.ask("POST", "/predict?model=shades", form(("image", b"")), FORM)
+    assert (reply.status, reply.json["errors"]) == (400, [told])
 
 
 def test_other_doors_headers_and_queries_are_refused(served: Served) -> None:

@@ -12,7 +12,9 @@ from mmjax.errors import DataError, did_you_mean
 from mmjax.schema import Batch, Column, Columns, ImageSpec, Schema, Target
 
 SHOWN = 20
-"""How many bad cells are listed; the others are counted."""
+"""How many bad cells, or unknown columns, are listed; the others are counted."""
+LONGEST_NAME = 200
+"""Characters of an unknown column that a message shows: a request may name one of millions."""
 _FALSE, _TRUE = (frozenset(words) for words in zip(*BOOLEAN_PAIRS, strict=True))
 _BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
 """So that no fraction of a cycle rounds to 1 in f32."""
@@ -107,18 +109,19 @@ def with_left_out(schema: Schema, columns: Columns) -> Columns:
 def check_columns(schema: Schema, names: Iterable[str], *, where: str) -> tuple[str, ...]:
     """Return those of `names` that are known but are no features, and so are ignored (target, identifier, text ...).
 
-    DataError naming every absent feature column and every unknown column at once.
+    DataError naming every absent feature column and the first SHOWN unknown columns at once.
     """
     names = tuple(names)
     needed = _needed(schema)
     extra = (*schema.target.columns, schema.id_column, schema.weight_column)
     known = dict.fromkeys([*needed, *(c.name for c in schema.columns), *(name for name in extra if name)])
     problems = [f"{where}: expected column '{name}', got none of that name" for name in missing_columns(schema, names)]
+    unknown = [name[:LONGEST_NAME] for name in names if name not in known]
     problems += [
-        f"{where}: unknown column '{name}'; rename or remove it{did_you_mean(name, known)}"
-        for name in names
-        if name not in known
+        f"{where}: unknown column '{name}'; rename or remove it{did_you_mean(name, known)}" for name in unknown[:SHOWN]
     ]
+    if len(unknown) > SHOWN:
+        problems.append(f"{where}: unknown columns: {len(unknown) - SHOWN:,} more")
     if problems:
         raise DataError(problems)
     return tuple(name for name in names if name not in needed)

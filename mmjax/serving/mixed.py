@@ -3,6 +3,7 @@
 import base64
 import binascii
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ SAY_BASE64 = "send the bytes of the file in base64 as a text, without a `data:` 
 
 
 FORM = "multipart/form-data"
+_FILE = re.compile(rb'"[A-Za-z0-9+/=\\]{64,}+"(?!\s*:)')
+"""A text in JSON that may be a file in base64, its slashes perhaps escaped; a name of a column is none."""
 
 
 def form_of(content_type: str) -> tuple[str, str]:
@@ -56,7 +59,14 @@ class Asked(NamedTuple):
 
 
 def decode_mixed(body: bytes) -> Asked:
-    """Return what a JSON body asks; Refused (400) when it is no JSON, has other keys, or rows without names."""
+    """Return what a JSON body asks; Refused (400) when it is no JSON, has other keys, or rows without names.
+
+    Refused (413) where it is larger than a table may be without its images: millions of small rows take fifty times
+    their bytes once decoded.
+    """
+    if len(body) > MAX_TABLE_BYTES and len(_FILE.sub(b"", body)) > MAX_TABLE_BYTES:
+        told = f"body: expected at most {MAX_TABLE_BYTES:,} bytes besides images in base64, got more"
+        raise Refused(413, "too-large", told)
     request: TableRequest[Any] = decode_table(body)
     if isinstance(request.rows, msgspec.UnsetType):
         raise Refused(400, "bad-request", "body: expected `rows`, each by column name, got `features`")
@@ -163,6 +173,8 @@ def _sound(schema: Schema, columns: Columns, wrong: list[str]) -> Columns:
             try:
                 if cell is not None:
                     probe_image(cell, max_pixels=MAX_PIXELS)
+                elif schema.modality == "image":
+                    raise DataError("expected an image, as the model looks at nothing else, got none")
             except DataError as error:
                 wrong.append(f"column '{name}', row {row}: {error.problems[0].split(': ', 1)[-1]}")
     if wrong:

@@ -283,7 +283,8 @@ def _doubled(body: bytes) -> list[str]:
 
     def look(pairs: list[tuple[str, Any]]) -> None:
         number = next(numbers)
-        found.extend((number, key, n) for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        if len(found) < SHOWN and len(dict(pairs)) < len(pairs):
+            found.extend((number, key, n) for key, n in Counter(key for key, _ in pairs).items() if n > 1)
 
     json.loads(body, object_pairs_hook=look, parse_int=str, parse_float=str)
     whole = next(numbers) - 1

@@ -164,8 +164,11 @@ class Client:
 
     def _predict(self, rows: Rows, model: str | None, version: int | None) -> Answers:
         """Return the Answers; ServerError (404) also where the version that answers leaves before it was described."""
-        if has_images(rows) and (mixed := self._mixed(rows, model, version)) is not None:
-            return mixed
+        if has_images(rows):
+            if (mixed := self._mixed(rows, model, version)) is not None:
+                return mixed
+            if as_images(rows) is None:  # the server says which model may be meant, or that it takes no images
+                return self._joined(list(self._replies(mixed_requests(rows, model, version, None))))
         try:
             return self._plain(rows, model, version)
         except ServerError as error:

@@ -135,19 +135,24 @@ def by_name(rows: Any) -> bool:
 
 
 def mixed_requests(
-    rows: Rows, model: str | None, version: int | None, description: Mapping[str, Any]
+    rows: Rows, model: str | None, version: int | None, description: Mapping[str, Any] | None
 ) -> Iterator[Request]:
     """Yield the requests for rows by name with images (paths or bytes; None is missing) beside cells.
 
-    A text in a column of images is a path. DataError for a file that cannot be read, and for rows without names.
+    A text in a column of images is a path. Where nothing is known of the model, columns with a Path or bytes are those
+    of images. DataError for a file that cannot be read, for rows without names, and for columns of several lengths.
     """
     asked = {key: value for key, value in (("model", model), ("version", version)) if value is not None}
-    images = tuple((description["schema"]["image"] or {"columns": ()})["columns"])
     if isinstance(rows, Mapping):
+        _expect_equal({str(name): _sized(f"column '{name}'", cells) for name, cells in rows.items()})
         rows = [dict(zip(rows, cells, strict=True)) for cells in zip(*rows.values(), strict=True)]
     if not isinstance(rows, Sequence) or not by_name(rows):
         raise DataError("rows: expected dicts, or a dict of lists, by column name, got something else")
     named: list[Mapping[str, Any]] = [row for row in rows if isinstance(row, Mapping)]
+    if description is None:
+        images = tuple({str(n): 0 for row in named for n, cell in row.items() if isinstance(cell, Path | bytes)})
+    else:
+        images = tuple((description["schema"]["image"] or {"columns": ()})["columns"])
     part: list[dict[str, Any]] = []
     size, most = 0, max(1, MOST_IMAGES // max(1, len(images)))
     for number, row in enumerate(named, 1):
@@ -165,7 +170,7 @@ def _mixed_cell(row: int, name: str, cell: Any, images: Sequence[str]) -> Any:
     """Return a cell for JSON; of an image its file in base64."""
     if name not in images:
         return _cell(f"row {row}, '{name}'", cell)
-    if cell is None or cell == "" or cell != cell:
+    if cell is None or (isinstance(cell, str | float) and (cell == "" or cell != cell)):
         return None
     if not isinstance(cell, str | Path | bytes):
         raise DataError(f"row {row}, '{name}': expected a path or the bytes of an image, got {type(cell).__name__}")
@@ -215,15 +220,19 @@ def _table(rows: Rows, description: Mapping[str, Any] | None) -> tuple[str, list
 
 
 def _from_mapping(columns: dict[str, list[Any]], description: Mapping[str, Any] | None) -> tuple[str, list[Any]]:
-    lengths = {name: len(cells) for name, cells in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise DataError(f"rows: expected columns of equal length, got {lengths}")
+    _expect_equal(columns)
     if description is not None:
         features, target = description["features"], description["target"]
         known = {column["name"] for column in description["schema"]["columns"]} | {target}
         if set(features) <= set(columns) <= known:
             return "features", _from_columns([columns[name] for name in features])
     return "rows", [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _expect_equal(columns: Mapping[str, Any]) -> None:
+    lengths = {name: len(cells) for name, cells in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"rows: expected columns of equal length, got {lengths}")
 
 
 def _from_columns(columns: Sequence[list[Any]]) -> list[Any]:
@@ -255,9 +264,14 @@ def _cells(where: str, cells: Any) -> list[Any]:
         if cells.dtype.kind == "f" and np.isinf(values).any():
             raise infinite(f"{where}, cell {int(np.flatnonzero(np.isinf(values))[0]) + 1}")
         return [None if value != value else value for value in values.tolist()]
+    return [_cell(f"{where}, cell {i}", cell) for i, cell in enumerate(_sized(where, cells), 1)]
+
+
+def _sized(where: str, cells: Any) -> Any:
+    """Return the cells; DataError where they are a single one."""
     if isinstance(cells, str | bytes) or not hasattr(cells, "__len__"):
         raise DataError(f"{where}: expected a list or an array of cells, got {type(cells).__name__}{ONE_ROW}")
-    return [_cell(f"{where}, cell {i}", cell) for i, cell in enumerate(cells, 1)]
+    return cells
 
 
 def _cell(where: str, value: Any) -> Any:

@@ -132,6 +132,23 @@ def test_the_client_takes_paths_columns_and_more_rows_than_a_request_may_have(se
         assert client.predict([{"image": FRONT}], model="shades").prediction[0] in ("dark", "light")
 
 
+def test_the_client_says_what_is_wrong_with_rows_of_images(served: Served) -> None:
+    row: dict[str, Any] = {"size": 1, "colour": "red", "front": FRONT, "back": None}
+    with OurClient(served.url) as client:
+        with pytest.raises(DataError, match=r"expected columns of equal length, got \{'size': 2"):
+            client.predict({"size": [1, 2], "colour": ["red"] * 2, "front": [FRONT]}, model="homes")
+        with pytest.raises(DataError, match="column 'size': expected a list or an array of cells, got int; to ask"):
+            client.predict({"front": [FRONT], "size": 1, "colour": ["red"]}, model="homes")
+        with pytest.raises(DataError, match="row 1, 'back': expected a path or the bytes of an image, got ndarray"):
+            client.predict([row | {"back": np.zeros((8, 8, 3), np.uint8)}], model="homes")
+        with pytest.raises(ServerError, match="expected the name of one"):
+            client.predict([row])
+        with pytest.raises(ServerError, match="no 'hoses' is served"):
+            client.predict([row], model="hoses")
+        with pytest.raises(ServerError, match="unknown column 'front'"):
+            client.predict([row], model="kinds")
+
+
 def test_rows_of_one_request_may_lack_different_things(served: Served) -> None:
     rows = list(ROWS.values())
     told = [{k: text_of(v) if isinstance(v, bytes) else v for k, v in row.items()} for row in rows]

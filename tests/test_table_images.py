@@ -114,6 +114,16 @@ def test_rows_with_images_that_cannot_be_read_go_to_the_quarantine(tmp_path: Pat
     np.testing.assert_array_equal(prepared.batch["image"], kept.batch["image"][rows])
 
 
+def test_a_class_that_loses_its_last_rows_for_different_reasons_is_missed(tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(picture(0)[:60])
+    gone = [(row, "back", ("pictures/none.png", "cut.png")[row // 2 % 2]) for row in range(1, ROWS, 2)]
+    with pytest.raises(DataError, match="a single class is left: 'a'"):
+        prepare(config_of(make_table(tmp_path, *gone), table={"on_invalid": "drop"}))
+    prepared = prepare(config_of(make_table(tmp_path, *gone[:5]), table={"on_invalid": "drop"}))
+    assert [found.name for found in prepared.quarantined] == ["3", "5", "7", "9", "11"]
+    assert [str(name) for name in prepared.names[:7]] == ["r0", "r2", "r4", "r6", "r8", "r10", "r11"]
+
+
 # ---- what is read
 
 
@@ -154,6 +164,16 @@ def test_training_and_serving_encode_alike_and_streamed_is_resident(tmp_path: Pa
     served = encode(changed.schema, columns, label=True)
     for name, values in served.items():
         np.testing.assert_array_equal(values, changed.batch[name])
+
+
+def test_the_cache_is_found_from_any_folder_where_images_are_missing_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = make_table(tmp_path, (0, "back", "")), {"path": str(tmp_path / "cache")}
+    for folder in (tmp_path, tmp_path / "pictures"):
+        monkeypatch.chdir(folder)
+        notes = prepare(config_of(path, data={"loading": "streamed", "cache": cache})).notes
+    assert any("found there; nothing is read or decoded again" in note for note in notes)
 
 
 def test_the_folder_of_the_images_may_be_another_than_that_of_the_table(tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ def key_of_files(paths: Sequence[str]) -> str:
             state = f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
         except (OSError, ValueError):
             state = "none"
-        digest.update(f"{os.path.abspath(path)}\0{state}\0".encode("utf-8", "surrogatepass"))
+        place = os.path.abspath(path) if path else ""  # a missing image is nowhere, wherever the process runs
+        digest.update(f"{place}\0{state}\0".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

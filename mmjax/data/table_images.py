@@ -72,19 +72,21 @@ def _without(config: Config, schema: Schema, survey: Survey, validation: Validat
     assert config.data.tabular is not None, "images of a table"
     faults = [fault for fault in (_of_kept(fault, validation.keep) for fault in faults) if len(fault.rows)]
     of_classes = faults and schema.target.task == "classification"
-    targets = survey.columns[schema.target.column].cells().read() if of_classes else None
-    found = judge(faults, targets, schema, survey.lines, survey.layout.path, config.data.tabular.on_invalid)
-    return Validation(
-        validation.keep & found.keep,
-        (*validation.violations, *found.violations),
-        (*validation.notes, *found.notes),
-    )
+    targets = np.asarray(survey.columns[schema.target.column].cells().read()) if of_classes else None
+    rows = np.flatnonzero(validation.keep)  # judged by themselves: whether a class is left depends on those before
+    policy, path = config.data.tabular.on_invalid, survey.layout.path
+    found = judge(faults, None if targets is None else targets[rows], schema, survey.lines[rows], path, policy)
+    keep = np.zeros_like(validation.keep)
+    keep[rows[found.keep]] = True
+    broken = (violation._replace(row=int(rows[violation.row])) for violation in found.violations)
+    return Validation(keep, (*validation.violations, *broken), (*validation.notes, *found.notes))
 
 
 def _of_kept(fault: Fault, keep: np.ndarray) -> Fault:
+    """Return the Fault in the rows that are kept, counted among these."""
     inside = keep[fault.rows]
     values = [value for value, kept in zip(fault.values, inside, strict=True) if kept]
-    return fault._replace(rows=fault.rows[inside], values=values)
+    return fault._replace(rows=np.cumsum(keep)[fault.rows[inside]] - 1, values=values)
 
 
 def _unreadable(cells: Columns, names: tuple[str, ...], rows: np.ndarray, pixels: Pixels) -> list[Fault]:

@@ -62,7 +62,7 @@ def test_every_open_field_is_decided_with_a_reason(kind: str, train_rows: int) -
     }
     follow = ("embedding_dim", "activation") if kind in TABLES else ("stem",)
     unused -= {f"model.architecture.{field}" for field in follow}
-    unused |= {"training.label_smoothing"} if kind == "number" else set()
+    unused |= {"training.label_smoothing"} if kind == "number" else {"training.clamp"}
     unused |= {f"model.fusion.{field}" for field in config.model.fusion.__struct_fields__} if kind != "both" else set()
     whole = kind in TABLES or resolved.model.name == "airbench_s"  # these take all their epochs
     unused |= {"training.early_stopping.patience"} if whole else set()

@@ -15,6 +15,7 @@ from mmjax.models.layers import FadingDropout, Part, flat_cos, side_by_side
 from mmjax.models.realmlp import NTKDense, PeriodicEmbedding, RealMLP, rates
 from mmjax.schema import Column, Schema, Target
 from mmjax.training.optimizer import make_optimizer, make_schedule
+from mmjax.training.outputs import build_output
 from mmjax.transforms.tabular import scaled_one_hot
 
 TARGET = Target(column="y", task="classification", classes=("a", "b", "c"))
@@ -255,3 +256,13 @@ def test_what_is_given_costs_no_gradient() -> None:
 
     products = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(kernel, learned)).count("dot_general")
     assert products == 3 + 2  # of the learned: forward, weights, inputs; of the given: forward, weights
+
+
+def test_answers_stay_within_the_training_targets_as_in_the_paper() -> None:
+    labels = np.array([[2.0], [3.0], [7.0]], np.float32)
+    output = build_output(NUMBER, "mse", clamp=True)
+    state = output.fit(labels)
+    found = output.apply(state, jnp.asarray([[-9.0], [0.0], [9.0]])).prediction
+    np.testing.assert_allclose(found[:, 0], [2.0, 4.0, 7.0], rtol=1e-6)
+    free = build_output(NUMBER, "mse").apply(state, jnp.asarray([[9.0]])).prediction
+    assert float(free[0, 0]) > 7.0

@@ -79,7 +79,8 @@ def _without(config: Config, schema: Schema, survey: Survey, validation: Validat
     keep = np.zeros_like(validation.keep)
     keep[rows[found.keep]] = True
     broken = (violation._replace(row=int(rows[violation.row])) for violation in found.violations)
-    return Validation(keep, (*validation.violations, *broken), (*validation.notes, *found.notes))
+    violations = tuple(sorted((*validation.violations, *broken)))
+    return Validation(keep, violations, (*validation.notes, *found.notes))
 
 
 def _of_kept(fault: Fault, keep: np.ndarray) -> Fault:

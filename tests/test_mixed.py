@@ -134,11 +134,12 @@ def test_the_client_takes_paths_columns_and_more_rows_than_a_request_may_have(se
 
 def test_the_client_says_what_is_wrong_with_rows_of_images(served: Served) -> None:
     row: dict[str, Any] = {"size": 1, "colour": "red", "front": FRONT, "back": None}
+    bare: Any = {"front": [FRONT], "size": 1, "colour": ["red"]}
     with OurClient(served.url) as client:
         with pytest.raises(DataError, match=r"expected columns of equal length, got \{'size': 2"):
             client.predict({"size": [1, 2], "colour": ["red"] * 2, "front": [FRONT]}, model="homes")
         with pytest.raises(DataError, match="column 'size': expected a list or an array of cells, got int; to ask"):
-            client.predict({"front": [FRONT], "size": 1, "colour": ["red"]}, model="homes")
+            client.predict(bare, model="homes")
         with pytest.raises(DataError, match="row 1, 'back': expected a path or the bytes of an image, got ndarray"):
             client.predict([row | {"back": np.zeros((8, 8, 3), np.uint8)}], model="homes")
         with pytest.raises(ServerError, match="expected the name of one"):

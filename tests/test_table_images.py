@@ -249,3 +249,17 @@ def test_either_side_may_be_left_out_whole_and_no_single_feature(given: str, abs
         assert np.isnan(batch["numeric"]).all()
         assert not batch["image_present"].any()
         assert batch["image"].shape == (1, 2, 8, 8, 3)
+
+
+@pytest.mark.parametrize("cell", [5, 2.5, memoryview(b"x"), True])
+def test_what_is_no_image_at_all_is_told_with_its_row(cell: Any) -> None:
+    columns = {"p": np.array([None, cell], object)}
+    with pytest.raises(DataError, match=r"column 'p', row 2: expected an image \(its path, bytes or pixels\), got"):
+        encode(SCHEMA, columns)
+
+
+@pytest.mark.parametrize("cell", [None, "", float("nan"), "NA"])
+def test_a_model_of_one_image_alone_has_no_missing_one(cell: Any) -> None:
+    alone = Schema(target=SCHEMA.target, image=ImageSpec(columns=("p",), height_px=8, width_px=8))
+    with pytest.raises(DataError, match="column 'p', row 1: expected an image"):
+        encode(alone, {"p": np.array([cell], object)})

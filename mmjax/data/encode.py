@@ -1,5 +1,6 @@
 """Columns become a Batch: the one encoder of training, evaluation, batch prediction and serving. NumPy, on the host."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
@@ -302,6 +303,13 @@ def _images(
     for i, name in enumerate(spec.columns):
         cells = columns[name]
         given = np.array([not _no_image(cell, gaps) for cell in cells], dtype=bool)
+        wrong = np.array([not isinstance(cell, str | os.PathLike | bytes | np.ndarray) for cell in cells], bool)
+        if schema.modality == "image":  # the model looks at nothing else, and has met no missing one
+            wrong |= ~given
+        else:
+            wrong &= given
+        _report(name, cells, wrong, "an image (its path, bytes or pixels)", bad)
+        given &= ~wrong
         at = np.flatnonzero(given)
         decoded, faults = decode_images(spec, [cells[row] for row in at])
         lines = [f"column '{name}', row {at[k] + 1}: {_image_name(cells[at[k]])}{why}" for k, why in faults[:SHOWN]]

@@ -256,10 +256,3 @@ def test_what_is_no_image_at_all_is_told_with_its_row(cell: Any) -> None:
     columns = {"p": np.array([None, cell], object)}
     with pytest.raises(DataError, match=r"column 'p', row 2: expected an image \(its path, bytes or pixels\), got"):
         encode(SCHEMA, columns)
-
-
-@pytest.mark.parametrize("cell", [None, "", float("nan"), "NA"])
-def test_a_model_of_one_image_alone_has_no_missing_one(cell: Any) -> None:
-    alone = Schema(target=SCHEMA.target, image=ImageSpec(columns=("p",), height_px=8, width_px=8))
-    with pytest.raises(DataError, match="column 'p', row 1: expected an image"):
-        encode(alone, {"p": np.array([cell], object)})

@@ -304,10 +304,7 @@ def _images(
         cells = columns[name]
         given = np.array([not _no_image(cell, gaps) for cell in cells], dtype=bool)
         wrong = np.array([not isinstance(cell, str | os.PathLike | bytes | np.ndarray) for cell in cells], bool)
-        if schema.modality == "image":  # the model looks at nothing else, and has met no missing one
-            wrong |= ~given
-        else:
-            wrong &= given
+        wrong &= given
         _report(name, cells, wrong, "an image (its path, bytes or pixels)", bad)
         given &= ~wrong
         at = np.flatnonzero(given)

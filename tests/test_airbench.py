@@ -67,6 +67,14 @@ def test_pools_as_numpy_does() -> None:
     np.testing.assert_array_equal(max_pool_2x2(jnp.asarray(x)), expected)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (8, 64), (9, 8)])
+def test_the_smallest_images_have_pixels_left_to_the_end(size: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).normal(size=(4, *size, 3)).astype(np.float32)
+    answer = jax.jit(lambda x: net().apply(started(net(), x), x, train=False, mask=None))(x)
+    assert answer.shape == (4, 5)
+    assert np.isfinite(answer).all()
+
+
 def test_mirrored_answers_do_not_tell_left_from_right() -> None:
     x = images(6)
     variables = started(net(mirrored=True), x)

@@ -111,7 +111,7 @@ def preprocessing_of(name: ModelName, weights: str | Path) -> tuple[Preprocessin
             raise ValueError("a value out of range")
         mean, std = (_three(values) for values in (means, stds))
         return Preprocessing(int(height), share, found["interpolation"], mean, std), f"{beside} says so"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         told = "expected timm's input_size, crop_pct, interpolation, mean and std"
         raise DataError(f"{beside}: {told}, got {error!r}; mend it, or move it away from the weights") from error
 

@@ -86,6 +86,7 @@ def test_preprocessing_of_the_weights_is_decided_before_images_are_read(tmp_path
     [
         ({"model": {"pretrained": "w.pth"}}, "a pickle can run any code; convert it once: python -c"),
         ({"model": {"name": "resnet", "pretrained": "w.npz"}}, "expected the network whose weights these are"),
+        ({"model": {"name": "airbench", "pretrained": "w.npz"}}, "expected the network whose weights these are"),
         ({"model": {"pretrained": "w.npz"}, "training": {"freeze": "trunk"}}, "got no `model.name`"),
         ({"model": {"name": "resnet18"}, "training": {"freeze": 2}}, "expected `model.pretrained` with it"),
         ({"data": {"image": {"path": "p", "channel_std": [0.2, 0.2, 0.2]}}}, "expected both or neither"),

@@ -255,3 +255,9 @@ def test_what_is_given_costs_no_gradient() -> None:
 
     products = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(kernel, learned)).count("dot_general")
     assert products == 3 + 2  # of the learned: forward, weights, inputs; of the given: forward, weights
+
+
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 0)])
+def test_a_part_of_no_columns_adds_nothing(sizes: tuple[int, int]) -> None:
+    parts = [Part(jnp.ones((4, size)), learned=bool(index)) for index, size in enumerate(sizes)]
+    np.testing.assert_array_equal(side_by_side(parts, jnp.ones((3, 2))), np.full((4, 2), 3.0))

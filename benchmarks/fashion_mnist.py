@@ -1,8 +1,9 @@
-"""A small ResNet reaches >= 0.90 test accuracy on Fashion-MNIST in <= 10 minutes on two cores.
+"""Fashion-MNIST from an empty cache: >= 0.935 test accuracy in <= 10 minutes on two cores, by the recipe alone.
 
 Question: how long does `python -m mmjax.train --config configs/fashion_mnist.yaml` take as a whole process, and how
-good is the model? 60,000 images to train on, 7,500 of which choose the best epoch, 10,000 to test. The number of epochs
-is fixed in the config; nothing looks at the test images before the end.
+good is the model? 60,000 images to train on, 7,500 of which tell how it goes and fit a temperature, 10,000 to test. The
+recipe chooses network and epochs by the number of images, their size and the device; the last epoch counts, and nothing
+looks at the test images before the end.
 Hardware: two cores (AMD EPYC, 2.6 GHz, AVX-512). Versions: Python 3.13, jax 0.12. n = 1.
 
 Minutes are of the whole process with an empty compile cache. Images/s is of the training steps alone, compiling apart.
@@ -40,7 +41,7 @@ def main() -> None:
     documents = [run.document for run in runs]
     accuracy = tuple(document["metrics"]["test"]["accuracy"] for document in documents)
     figures = [
-        Figure("fashion-mnist, test accuracy", "", accuracy, ">=", 0.90),
+        Figure("fashion-mnist, test accuracy", "", accuracy, ">=", 0.935),
         Figure("fashion-mnist, whole process", "minutes", tuple(run.seconds / 60 for run in runs), "<=", 10.0),
         Figure("  training", "images/s", tuple(document["samples_per_second"] for document in documents)),
         Figure("  peak memory", "MB", tuple(run.peak_mb for run in runs)),

@@ -30,6 +30,9 @@ LIMITS_S = {
     "decoding": 600,
     "image_memory": 900,
     "large_table": 300,
+    "scale": 900,
+    "members": 900,
+    "weak_spots": 900,
     "multimodal": 2400,
 }
 """Benchmark -> the longest it may take. One that is no file here is left out."""

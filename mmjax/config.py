@@ -692,6 +692,13 @@ class Training(Section, frozen=True, kw_only=True):
             "prediction; the first and the last are the interval."
         ),
     ] = (0.05, 0.5, 0.95)
+    clamp: Annotated[
+        bool | UnsetType,
+        Meta(
+            description="Regression: keep answers within the range of the training targets. By default `realmlp` does, "
+            "as RealMLP-TD; not with pinball."
+        ),
+    ] = UNSET
     freeze: Annotated[
         Literal["none", "trunk"] | Count,
         Meta(

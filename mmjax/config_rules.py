@@ -54,6 +54,7 @@ _NEEDS = (
     _Needs("training.adam_b2", "training.optimizer", ("adam", "adamw", UNSET)),
     _Needs("training.focal_gamma", "training.loss", ("focal",)),
     _Needs("training.huber_delta", "training.loss", ("huber",)),
+    _Needs("training.clamp", "training.loss", ("mse", "mae", "huber", UNSET)),
     _Needs("training.quantiles", "training.loss", ("pinball",)),
     _Needs("training.label_smoothing", "training.loss", ("cross_entropy", UNSET)),
     _Needs("training.momentum", "training.optimizer", ("sgd", "muon")),

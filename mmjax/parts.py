@@ -40,7 +40,14 @@ def build_parts(config: Config, schema: Schema) -> Parts:
     """Return the Parts of a resolved config (no field UNSET that they read)."""
     transform = build_transform(config, schema)
     name, own, positive = loss_name(config), network_members(config), schema.positive_index
-    build = partial(build_output, schema.target, name, positive_index=positive, quantiles=config.training.quantiles)
+    build = partial(
+        build_output,
+        schema.target,
+        name,
+        positive_index=positive,
+        quantiles=config.training.quantiles,
+        clamp=config.training.clamp is True,
+    )
     single = build(members=own)
     assert isinstance(config.precision, str), "the recipe decides the precision"
     tabular = config.data.tabular

@@ -279,6 +279,8 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
     classify, loss = task != "regression", {"classification": "cross_entropy", "multilabel": "bce"}.get(task, "mse")
     smooth = (0.1, f"{_AIRBENCH}, less of it") if name in AIRBENCH else (0.0, "keeps probabilities honest")
     smoothing = [("training.label_smoothing", *smooth)]
+    clamp = (True, _TD) if name == "realmlp" else (False, "answers may lie beyond the training targets")
+    clamping = [("training.clamp", *clamp)]
     enough = classify and validation_rows >= CALIBRATION_ROWS
     needed = "" if enough else f", {CALIBRATION_ROWS} are needed"
     why = f"{validation_rows} validation rows{needed}" if classify else "a number has no probability"
@@ -286,6 +288,7 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
         ("training.loss", loss, f"the target is a {schema.target.task} target"),
         ("training.calibration", "temperature" if enough else "none", why),
         *(smoothing if config.training.loss in ("cross_entropy", UNSET) and task == "classification" else []),
+        *(clamping if task == "regression" and config.training.loss != "pinball" else []),
         ("training.gradient_clip_norm", *((1.0, _TABM) if name == "tabm" else (None, "steps are steady without it"))),
     ]
     if name in REALMLP:

@@ -196,7 +196,7 @@ STRUCTURE = {
         ["c.yaml:2: training: expected a mapping with epochs, batch_size, learning_rate, optimizer, momentum, "
          "weight_decay, adam_b2, decay_schedule, schedule, warmup_fraction, step_every, step_factor, loss, "
          "label_smoothing, calibration, threshold, coverage, abstain_below, class_weights, "
-         "focal_gamma, huber_delta, quantiles, freeze, layer_decay, gradient_clip_norm, accumulate_steps, "
+         "focal_gamma, huber_delta, quantiles, clamp, freeze, layer_decay, gradient_clip_norm, accumulate_steps, "
          "ema_decay, members, "
          "seeds, member_loop, early_stopping, checkpoint, got "
          "nothing; give a value or remove the key",

@@ -294,6 +294,7 @@ KEYS: tuple[tuple[str, Key], ...] = (
         "training.huber_delta",
         Key(0.5, "program", {**TABLE, "data.tabular.target_column": "length", "training.loss": "huber"}),
     ),
+    ("training.clamp", Key(True, "fitted", {**TABLE, "data.tabular.target_column": "length"})),
     (
         "training.quantiles",
         Key([0.5], "program", {**TABLE, "data.tabular.target_column": "length", "training.loss": "pinball"}),

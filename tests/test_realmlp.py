@@ -15,6 +15,7 @@ from mmjax.models.layers import FadingDropout, Part, flat_cos, side_by_side
 from mmjax.models.realmlp import NTKDense, PeriodicEmbedding, RealMLP, rates
 from mmjax.schema import Column, Schema, Target
 from mmjax.training.optimizer import make_optimizer, make_schedule
+from mmjax.training.outputs import build_output
 from mmjax.transforms.tabular import scaled_one_hot
 
 TARGET = Target(column="y", task="classification", classes=("a", "b", "c"))
@@ -261,3 +262,13 @@ def test_what_is_given_costs_no_gradient() -> None:
 def test_a_part_of_no_columns_adds_nothing(sizes: tuple[int, int]) -> None:
     parts = [Part(jnp.ones((4, size)), learned=bool(index)) for index, size in enumerate(sizes)]
     np.testing.assert_array_equal(side_by_side(parts, jnp.ones((3, 2))), np.full((4, 2), 3.0))
+
+
+def test_answers_stay_within_the_training_targets_as_in_the_paper() -> None:
+    labels = np.array([[2.0], [3.0], [7.0]], np.float32)
+    output = build_output(NUMBER, "mse", clamp=True)
+    state = output.fit(labels)
+    found = output.apply(state, jnp.asarray([[-9.0], [0.0], [9.0]])).prediction
+    np.testing.assert_allclose(found[:, 0], [2.0, 4.0, 7.0], rtol=1e-6)
+    free = build_output(NUMBER, "mse").apply(state, jnp.asarray([[9.0]])).prediction
+    assert float(free[0, 0]) > 7.0

@@ -141,7 +141,10 @@ def decision_problems(training: Training, schema: Schema, validation_labels: np.
         coverage = ["training.coverage: expected one answer a row, got several labels; remove it"]
     else:
         coverage = _coverage_problems(training, rows)
-    return [*threshold, *coverage, *abstain_problems("training.abstain_below", training.abstain_below, target)]
+    clamp = []
+    if training.clamp is True and target.task != "regression":
+        clamp = [f"training.clamp: expected a regression target, got a {target.task} target; remove it"]
+    return [*clamp, *threshold, *coverage, *abstain_problems("training.abstain_below", training.abstain_below, target)]
 
 
 def _threshold_problems(threshold: str | float, classes: tuple[str, ...], labels: np.ndarray) -> list[str]:

@@ -29,6 +29,7 @@ from mmjax.training.members import (
     Chunk,
     Members,
     Trial,
+    apart,
     make_member_chunk,
     member_of,
     try_member_loops,
@@ -427,9 +428,8 @@ def _measured(now: Snapshot, task: Task) -> list[dict[str, float]]:
     if task.members is None:
         return [_epoch_metrics(now.totals, task) | task.measure(variables)]
     active = np.flatnonzero(now.position.stop.active).tolist()
-    return [
-        _epoch_metrics(member_of(now.totals, e), task) | task.measure(member_of(variables, e), member=e) for e in active
-    ]
+    totals, own = on_host(now.totals), apart(variables)
+    return [_epoch_metrics(member_of(totals, e), task) | task.measure(own[e], member=e) for e in active]
 
 
 def _mean(each: list[dict[str, float]]) -> dict[str, float]:

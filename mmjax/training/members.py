@@ -6,6 +6,7 @@ too. How they are computed changes nothing but rounding: all in each step (`vmap
 trial decides.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,16 @@ class Members(NamedTuple):
 def member_of(tree: Any, index: int) -> Any:
     """Return one member's part of a tree with a leading axis E."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def apart(tree: Any) -> list[Any]:
+    """Return each member's part of a tree on the device, by one program: leaf by leaf is hundreds of calls."""
+    return _parter()(tree)
+
+
+@functools.cache
+def _parter() -> Callable[[Any], list[Any]]:
+    return compiled(lambda tree: [member_of(tree, e) for e in range(len(jax.tree.leaves(tree)[0]))])
 
 
 def stacked(trees: list[Any]) -> Any:
@@ -115,7 +126,6 @@ def _in_turn(one: Chunk, folded: bool) -> Chunk:
 
 def _each(program: Chunk, folded: bool, threads: int) -> Chunk:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="member")
-    apart = compiled(lambda tree: [member_of(tree, e) for e in range(len(jax.tree.leaves(tree)[0]))])
     together = compiled(lambda trees: stacked(trees))
 
     def chunk(

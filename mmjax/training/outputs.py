@@ -62,18 +62,25 @@ class Output(NamedTuple):
 
 
 def build_output(
-    target: Target, loss: str, *, positive_index: int = 1, members: int = 1, quantiles: tuple[float, ...] = (0.5,)
+    target: Target,
+    loss: str,
+    *,
+    positive_index: int = 1,
+    members: int = 1,
+    quantiles: tuple[float, ...] = (0.5,),
+    clamp: bool = False,
 ) -> Output:
     """Return the Output for a target and a loss; ConfigError where they do not suit each other.
 
-    Of several members it is that of their mean; `quantiles` are those of the loss `pinball`. What
-    `mmjax.training.decide` adds to the state of any of them is applied after it, see `decided`.
+    Of several members it is that of their mean; `quantiles` are those of the loss `pinball`, `clamp` is that of
+    `standardized_output`. What `mmjax.training.decide` adds to the state of any of them is applied after it, see
+    `decided`.
     """
     if loss not in (fitting := _LOSSES[target.task]):
         raise ConfigError(f"training.loss: expected one of {', '.join(fitting)} for {target.task}, got '{loss}'")
     if target.task == "multilabel":
         return labels_output(len(target.labels), members)
-    output = _plain_output(target, loss, quantiles)
+    output = _plain_output(target, loss, quantiles, clamp)
     output = mean_of_members(output, members) if members > 1 else output
 
     def apply(state: Any, outputs: jax.Array) -> Prediction:
@@ -106,9 +113,9 @@ def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Predic
     return found
 
 
-def _plain_output(target: Target, loss: str, quantiles: tuple[float, ...]) -> Output:
+def _plain_output(target: Target, loss: str, quantiles: tuple[float, ...], clamp: bool) -> Output:
     if target.task == "regression":
-        return quantile_output(quantiles) if loss == "pinball" else standardized_output(1)
+        return quantile_output(quantiles) if loss == "pinball" else standardized_output(1, clamp=clamp)
     if loss != "bce":
         return softmax_output(len(target.classes))
     if len(target.classes) != 2:
@@ -186,26 +193,29 @@ def labels_output(labels: int, members: int = 1) -> Output:
     return Output(labels, _temperature_of_1, _as_floats, apply, label_outputs.with_temperature)
 
 
-def standardized_output(size: int) -> Output:
+def standardized_output(size: int, *, clamp: bool = False) -> Output:
     """Return the Output for `f32[B, T]` targets, learnt with mean 0 and deviation 1 over the training rows.
 
-    The state is `{"mean": f32[T], "std": f32[T]}`, computed in f64; std is 1 for a constant target.
+    The state is `{"mean": f32[T], "std": f32[T]}`, computed in f64; std is 1 for a constant target. With `clamp` also
+    `lowest` and `highest`, f32[T], the ends of the training targets, which answers stay within (RealMLP-TD, arXiv
+    2407.04491, appendix A).
     """
 
     def fit(labels: np.ndarray) -> dict[str, np.ndarray]:
         values = np.asarray(labels, np.float64)
         std = values.std(axis=0)
         usable = (np.ptp(values, axis=0) > 0) & (std >= np.finfo(np.float32).tiny)
-        return {
-            "mean": values.mean(axis=0).astype(np.float32),
-            "std": np.where(usable, std, 1.0).astype(np.float32),
-        }
+        ends = {"lowest": values.min(axis=0), "highest": values.max(axis=0)} if clamp else {}
+        found = {"mean": values.mean(axis=0), "std": np.where(usable, std, 1.0), **ends}
+        return {name: value.astype(np.float32) for name, value in found.items()}
 
     def targets(state: dict[str, jax.Array], labels: jax.Array) -> jax.Array:
         return (labels - state["mean"][None, :]) / state["std"][None, :]
 
     def apply(state: dict[str, jax.Array], outputs: jax.Array) -> Prediction:
         values = outputs.astype(jnp.float32) * state["std"][None, :] + state["mean"][None, :]
+        if clamp:
+            values = jnp.clip(values, state["lowest"][None, :], state["highest"][None, :])
         return Prediction(values, None)
 
     return Output(size, fit, targets, apply)

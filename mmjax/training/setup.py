@@ -412,10 +412,11 @@ def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str) -> Measure:
     """Return what looks at the validation rows after each epoch, and at the training rows when `monitor` needs it."""
     of_train = monitor.startswith("train_") and monitor.removeprefix("train_") not in _WHILE_TRAINING
     split, members = scorer.prepared.split, scorer.members
+    transforms = [members.transform_of(fitted[0], e) for e in range(len(members.rows))] if members else [fitted[0]]
 
     def measure(variables: Any, *, member: int = 0) -> dict[str, float]:
         train, held = (members.rows[member], members.held[member]) if members else (split.train, split.validation)
-        states = States(variables, members.transform_of(fitted[0], member) if members else fitted[0], fitted[1])
+        states = States(variables, transforms[member], fitted[1])
         found = {f"val_{name}": value for name, value in scorer.metrics(states, held).items()}
         seen = scorer.metrics(states, train) if of_train else {}
         return found | {f"train_{name}": value for name, value in seen.items() if name not in _WHILE_TRAINING}

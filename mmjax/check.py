@@ -28,7 +28,7 @@ from mmjax.data.stream import gather, window_steps
 from mmjax.drill import Drill, resume_drill
 from mmjax.errors import ConfigError, TrainingError
 from mmjax.parts import build_parts
-from mmjax.recipe import Decision, before_data, resolve_prepared
+from mmjax.recipe import Decision, as_yaml, before_data, resolve_prepared
 from mmjax.schema import Batch
 from mmjax.training.setup import Setup, first_member, set_up
 from mmjax.training.steps import empty_totals, make_train_chunk
@@ -187,9 +187,10 @@ def tell(checked: Checked) -> None:
     refuse(prepared.findings)
     counts = counts_by_class(prepared)
     if counts:
-        echo_table(("class", *PARTS), [(name, *(str(row[s]) for s in PARTS)) for name, row in counts.items()])
+        what = "rows with label" if prepared.schema.target.labels else "class"
+        echo_table((what, *PARTS), [(name, *(str(row[s]) for s in PARTS)) for name, row in counts.items()])
     if checked.decisions:
-        echo_table(("decided", "value", "why"), [(d.key, str(d.value), d.why) for d in checked.decisions])
+        echo_table(("decided", "value", "why"), [(d.key, as_yaml(d.value), d.why) for d in checked.decisions])
     echo(f"parameters: {checked.parameters:,}")
     cost = f"{checked.flops_per_step / 1e6:,.1f} MFLOP, {checked.memory_bytes / 2**20:,.1f} MiB"
     took = f"{checked.step_seconds * 1e3:,.2f} ms on {checked.backend.platform}"

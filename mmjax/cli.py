@@ -98,7 +98,8 @@ def _draw(table: Table) -> None:
 
     drawn = Drawn(title=table.title or None, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for index, header in enumerate(table.header):
-        drawn.add_column(Text(header), justify="left" if index < table.text_columns else "right")
+        justify = "left" if index < table.text_columns else "right"
+        drawn.add_column(Text(header), justify=justify, overflow="fold")  # a key that is cut cannot be typed
     for row in table.rows:
         drawn.add_row(*map(Text, row))
     Console(highlight=False).print(drawn)

@@ -361,7 +361,7 @@ def _fine_tuning(config: Config, given: Given, section: str, data: TabularData |
             (f"{section}.channel_mean", f"{section}.channel_std"), "expected both or neither, got one; add the other"
         )
     if path is not None:
-        if not isinstance(data, ImageData) or name in ("resnet", UNSET):
+        if not isinstance(data, ImageData) or name in ("resnet", "airbench", "airbench_s", UNSET):
             got = "no `model.name`" if name is UNSET else f"`model.name: {name}`"
             message = f"expected the network whose weights these are, such as `model.name: resnet18`, got {got}"
             yield Conflict(("model.pretrained", "model.name"), message)

@@ -5,6 +5,7 @@ resolved config, so a model never depends on a later version's defaults.
 """
 
 import functools
+import json
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,6 +29,15 @@ class Decision(NamedTuple):
     key: str
     value: Any
     why: str
+
+
+def as_yaml(value: Any) -> str:
+    """Return the value of a Decision as a config would have it.
+
+    >>> as_yaml((64, 64)), as_yaml(None), as_yaml(False), as_yaml("adamw")
+    ('[64, 64]', 'null', 'false', 'adamw')
+    """
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 Choice = tuple[str, Any, str]
@@ -233,8 +243,9 @@ def _data_choices(config: Config, schema: Schema, name: str, train_rows: int) ->
     path = "data.tabular.preprocessing."
     # Not RealMLP-TD's: beside its embeddings they help where numbers jump (adult: ROC-AUC 0.913 -> 0.921, california:
     # RMSE 49,900 -> 49,000) and harmed none of wine_quality and telco_churn.
-    bins = _numeric_bins(len(schema.numeric_features), train_rows)
-    bins_why = f"{len(schema.numeric_features)} numeric columns, {train_rows} training rows"
+    numbers = len(schema.numeric_features)
+    bins = _numeric_bins(numbers, train_rows)
+    bins_why = f"{numbers} numeric column{'' if numbers == 1 else 's'}, {train_rows} training rows"
     encoding, encoding_why = "onehot_or_embedding", "one-hot for few categories, learnt for many"
     most, most_why = (1000, _TD_S) if name == "realmlp_s" else (8, _TD)
     if name == "tabm":

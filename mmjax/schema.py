@@ -24,6 +24,8 @@ Batch = dict[str, Any]
 (less `Target.offset`),
 `weight f32[B]`. An absent modality is an absent key."""
 
+NAMES_IMAGES = "names images"
+"""The reason of a column whose cells name image files: its kind is `ignored`, as they are no cells to learn from."""
 Kind = Literal["numeric", "categorical", "boolean", "datetime", "identifier", "constant", "text", "ignored"]
 
 Modality = Literal["table", "image", "multimodal"]

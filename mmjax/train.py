@@ -57,7 +57,7 @@ from mmjax.outcome import (
     save_run_bundle,
 )
 from mmjax.parts import States, build_parts
-from mmjax.recipe import Decision, before_data, decided, resolve_prepared, with_decisions
+from mmjax.recipe import Decision, as_yaml, before_data, decided, resolve_prepared, with_decisions
 from mmjax.resume import (
     Chosen,
     DataChanged,
@@ -329,15 +329,11 @@ def _tell_all(
         tell(line)
         get_logger().info("told", line=line)
     if decisions:
-        decided = ", ".join(f"{d.key}={_short(d.value)}" for d in decisions)
+        decided = ", ".join(f"{d.key}={as_yaml(d.value).replace(' ', '')}" for d in decisions)
         width = min(100, shutil.get_terminal_size((100, 24)).columns)
         told = f"decided: {decided}; why: {run_dir / 'decisions.json'}"
         tell(textwrap.fill(told, width, subsequent_indent="  ", break_on_hyphens=False))
     get_logger().info("decided", decisions=[decision._asdict() for decision in decisions])
-
-
-def _short(value: Any) -> str:
-    return str(list(value)).replace(" ", "") if isinstance(value, tuple) else str(value)
 
 
 def _checkpoint_dir(config: Config, run: Chosen) -> Path:

@@ -7,8 +7,12 @@ import pytest
 from flax import linen as nn
 from msgspec import UNSET
 
+from mmjax.config import Architecture
+from mmjax.config import Model as ModelConfig
 from mmjax.config_load import config_from_dict
+from mmjax.errors import ConfigError
 from mmjax.models.airbench import AirNet, dirac_init, max_pool_2x2, whitening_kernel
+from mmjax.models.build import resolve_architecture
 from mmjax.recipe import resolve
 from mmjax.schema import ImageSpec, Schema, Target
 
@@ -67,6 +71,14 @@ def test_pools_as_numpy_does() -> None:
     np.testing.assert_array_equal(max_pool_2x2(jnp.asarray(x)), expected)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (8, 64), (9, 8)])
+def test_the_smallest_images_have_pixels_left_to_the_end(size: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).normal(size=(4, *size, 3)).astype(np.float32)
+    answer = jax.jit(lambda x: net().apply(started(net(), x), x, train=False, mask=None))(x)
+    assert answer.shape == (4, 5)
+    assert np.isfinite(answer).all()
+
+
 def test_mirrored_answers_do_not_tell_left_from_right() -> None:
     x = images(6)
     variables = started(net(mirrored=True), x)
@@ -96,3 +108,13 @@ def test_chosen_by_size_rows_and_device(px: int, rows: int, on_cpu: bool, expect
     assert resolved.model.name == expected
     why = next(decision.why for decision in decisions if decision.key == "model.name")
     assert f"{rows} images of {px} px" in why
+
+
+def test_a_stem_has_no_effect_and_is_refused() -> None:
+    schema = Schema(
+        target=Target(column="label", task="classification", classes=("a", "b")),
+        image=ImageSpec(height_px=32, width_px=32),
+    )
+    assert resolve_architecture(ModelConfig(name="airbench"), schema).stem is UNSET
+    with pytest.raises(ConfigError, match=r"architecture\.stem: expected to be absent for airbench, got 'large'"):
+        resolve_architecture(ModelConfig(name="airbench", architecture=Architecture(stem="large")), schema)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from mmjax.recipe import resolve_prepared
 from mmjax.train import fit
 from mmjax.training.event_types import EpochEnded, Stopped
 from mmjax.training.events import train_events, watch
+from mmjax.training.members import try_member_loops
 from mmjax.training.setup import set_up
 from tests.doors import write_table
 
@@ -201,3 +203,13 @@ def test_training_stops_when_the_time_is_over(tmp_path: Path):
     stopped = [event for event in events if isinstance(event, Stopped)]
     assert [event.reason for event in stopped] == ["the budget is used up"]
     assert 1 <= result.best_epoch <= result.epochs < 1_000_000
+
+
+@pytest.mark.parametrize(("left_s", "tried"), [(None, 3), (1e12, 3), (-1.0, 1)])
+def test_no_more_ways_are_tried_than_the_budget_has_time_for(left_s: float | None, tried: int):
+    def make(_how: str):
+        return lambda *given: given[0] + 1
+
+    end = None if left_s is None else time.monotonic() + left_s
+    found = try_member_loops(make, lambda: (np.zeros(3), np.ones(2, bool)), steps=10**9, most=1, ends_at=end)
+    assert len(found) == tried

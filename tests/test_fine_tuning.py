@@ -86,6 +86,7 @@ def test_preprocessing_of_the_weights_is_decided_before_images_are_read(tmp_path
     [
         ({"model": {"pretrained": "w.pth"}}, "a pickle can run any code; convert it once: python -c"),
         ({"model": {"name": "resnet", "pretrained": "w.npz"}}, "expected the network whose weights these are"),
+        ({"model": {"name": "airbench", "pretrained": "w.npz"}}, "expected the network whose weights these are"),
         ({"model": {"pretrained": "w.npz"}, "training": {"freeze": "trunk"}}, "got no `model.name`"),
         ({"model": {"name": "resnet18"}, "training": {"freeze": 2}}, "expected `model.pretrained` with it"),
         ({"data": {"image": {"path": "p", "channel_std": [0.2, 0.2, 0.2]}}}, "expected both or neither"),
@@ -97,8 +98,8 @@ def test_what_cannot_be_is_refused(change: dict[str, Any], told: str) -> None:
     assert told in str(refused.value)
 
 
-def params_of(name: Any, **how: Any) -> Any:
-    model = build_model(ModelConfig(name=name, architecture=Architecture(stem="large")), SCHEMA, outputs=2, **how)
+def params_of(name: Any, architecture: Architecture = Architecture(stem="large"), **how: Any) -> Any:
+    model = build_model(ModelConfig(name=name, architecture=architecture), SCHEMA, outputs=2, **how)
     batch = {"image": jax.ShapeDtypeStruct((2, 1, 32, 32, 3), np.float32)}
     return jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
 
@@ -145,6 +146,14 @@ def test_frozen_parts_keep_their_statistics(name: Any, freeze: Any) -> None:
 
 def _paths(tree: Any) -> list[tuple[str, ...]]:
     return [tuple(key.key for key in path) for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def test_groups_of_airbench_learn_slower_the_earlier_they_are() -> None:
+    rates = fine_tuning_rates(Training(layer_decay=0.5), params_of("airbench_s", Architecture()))
+    assert rates is not None
+    found = {name: set(jax.tree.leaves(factors)) for name, factors in rates.learning_rate.items()}
+    expected = {"whitening_bias": 0.0625, "group1_conv1": 0.125, "group2_norm2": 0.25, "group3_conv2": 0.5, "head": 1.0}
+    assert {name: found[name] for name in expected} == {name: {rate} for name, rate in expected.items()}
 
 
 def test_more_stages_than_there_are_cannot_be_frozen() -> None:

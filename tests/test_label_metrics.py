@@ -21,7 +21,7 @@ from mmjax.training.decide import Rows as Validation
 from mmjax.training.decide import decide, decision_problems
 from mmjax.training.label_metrics import best_label_temperature, label_metrics, per_label_metrics
 from mmjax.training.losses import binary_cross_entropy, binary_focal, label_weight_array, make_loss
-from mmjax.training.outputs import build_output
+from mmjax.training.outputs import build_output, labels_output
 from mmjax.training.scoring import Scores
 from mmjax.training.threshold import best_threshold
 from mmjax.transforms.mix import mixed_answers
@@ -180,6 +180,28 @@ def test_the_output_is_a_sigmoid_of_each_label_and_the_mean_of_members(seed: int
     own = state | {"threshold": np.array([0.1, 0.5, 0.9], np.float32)}
     held = output.apply(own, jnp.asarray(logits)).prediction
     np.testing.assert_array_equal(held, np.asarray(found.probabilities) >= own["threshold"])
+
+
+def test_members_that_are_sure_of_yes_are_as_sure_as_of_no():
+    """1 less a mean near 1 is 0 in f32: its logit would be 87, which a temperature would not bring back."""
+    output = labels_output(1, members=2)
+    logits = np.array([[[18.0], [30.0]]], np.float32)
+    state = {"temperature": np.float32(5.0)}
+    yes, no = (np.asarray(output.apply(state, x).probabilities)[0, 0] for x in (logits, -logits))
+    mean = np.log(2.0) - np.logaddexp(-18.0, -30.0)  # its logit, but for 1e-8
+    assert yes == pytest.approx(1 / (1 + np.exp(-mean / 5.0)), rel=1e-6)
+    assert yes + no == pytest.approx(1.0, abs=1e-6)
+
+
+def test_what_is_surely_wrong_costs_as_much_on_either_side():
+    truth = np.array([[0], [1]] * 20 + [[1]])
+    sure = np.where(truth > 0, 0.9, 0.1)
+    found = []
+    for at in (0.0, 1.0):
+        sure[-1], truth[-1] = at, 1 - at
+        wrong = np.abs(np.float32(sure) - np.float32(1e-8)).astype(np.float32)  # 1 - 1e-8 is 1 in f32
+        found.append(label_metrics(wrong.astype(np.float64), truth)["refined_log_loss"])
+    assert found[0] == pytest.approx(found[1], rel=0.05)
 
 
 def test_one_temperature_suits_all_labels():

@@ -4,15 +4,23 @@ import io
 import re
 import shlex
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.analysis.present import closing_lines, describe_schema, print_results, results_text, this_python
+from mmjax.analysis.present import (
+    closing_lines,
+    describe_schema,
+    print_results,
+    result_tables,
+    results_text,
+    this_python,
+)
 from mmjax.analysis.report import Report
 from mmjax.analysis.tables import Table, cell_width, printable, shorten, table_lines
 from mmjax.config import Config, Data, ImageData, TabularData
-from mmjax.schema import Column, ImageSpec, Schema, Target
+from mmjax.schema import NAMES_IMAGES, Column, ImageSpec, Schema, Target
 
 
 def report_of(classes: list[str], confusion: list[list[float]], **changes) -> Report:
@@ -246,3 +254,31 @@ def test_schema_of_images_reads_so():
     assert describe_schema(schema) == (
         "column  kind    why\nlabel   target  regression\nimage   image   32 x 48 pixels, crop, bilinear\n"
     )
+
+
+def test_columns_of_images_are_images_and_told_once():
+    columns = (Column(name="front", kind="ignored", reason=NAMES_IMAGES), Column(name="size", kind="numeric"))
+    schema = Schema(target=Target(column="price", task="regression"), columns=columns)
+    first, drawn = (
+        "column  kind     why\nprice   target   regression\n",
+        "front   image    names images\nsize    numeric\n",
+    )
+    assert describe_schema(schema) == first + drawn
+    seen = msgspec.structs.replace(schema, image=ImageSpec(columns=("front",), height_px=8, width_px=8))
+    assert describe_schema(seen) == first + drawn.replace("names images", "8 x 8 pixels, crop, bilinear")
+
+
+def test_baselines_leave_out_what_does_not_fit():
+    metrics = {"subset_accuracy": 0.5, "hamming_loss": 0.25, "log_loss": 0.3, "roc_auc": 0.9}
+    one = {"name": "logistic regression", "chosen": "each label its own", "metrics": metrics, "seconds": 0.1}
+    found = {"network": metrics, "baselines": [one], "split": "test", "rows": 30, "verdict": "no worse", "notes": []}
+    report = report_of(["a", "b"], diagonal(2), baselines=found)
+
+    def heading(width: int) -> list[str]:
+        (table,) = (table for table in result_tables(report, width=width) if table.title.startswith("Baselines"))
+        assert all(cell_width(line) <= width for line in table_lines(table)[1:])
+        return list(table.header)
+
+    assert heading(120) == ["model", "setting", *metrics, "seconds"]
+    assert heading(85) == ["model", *metrics, "seconds"]
+    assert heading(50) == ["model", "subset_accuracy", "hamming_loss"]

@@ -120,6 +120,13 @@ def test_everything_wrong_is_one_error() -> None:
         with_state_dict("resnet18", state_of("resnet34"), network("resnet18")[1], "w")
 
 
+def test_negative_variances_are_refused() -> None:
+    state = state_of("resnet18")
+    state["layer1.0.bn1.running_var"][3] = -1e-3
+    with pytest.raises(DataError, match=r"variances of 0 or more, got negative ones in layer1\.0\.bn1\.running_var"):
+        with_state_dict("resnet18", state, network("resnet18")[1], "w")
+
+
 def test_numbers_that_are_none_are_refused() -> None:
     state = state_of("resnet18")
     state["layer1.0.bn1.weight"][3] = np.nan
@@ -173,3 +180,6 @@ def test_preprocessing_is_the_tables_or_that_of_the_file_beside(tmp_path: Path) 
         (tmp_path / "config.json").write_text(json.dumps(settings | {key: value}))
         with pytest.raises(DataError, match="expected timm's input_size"):
             preprocessing_of("resnet18", weights)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="expected timm's input_size"):
+        preprocessing_of("resnet18", weights)

@@ -258,6 +258,12 @@ def test_what_is_given_costs_no_gradient() -> None:
     assert products == 3 + 2  # of the learned: forward, weights, inputs; of the given: forward, weights
 
 
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 0)])
+def test_a_part_of_no_columns_adds_nothing(sizes: tuple[int, int]) -> None:
+    parts = [Part(jnp.ones((4, size)), learned=bool(index)) for index, size in enumerate(sizes)]
+    np.testing.assert_array_equal(side_by_side(parts, jnp.ones((3, 2))), np.full((4, 2), 3.0))
+
+
 def test_answers_stay_within_the_training_targets_as_in_the_paper() -> None:
     labels = np.array([[2.0], [3.0], [7.0]], np.float32)
     output = build_output(NUMBER, "mse", clamp=True)

@@ -61,6 +61,7 @@ def test_every_open_field_is_decided_with_a_reason(kind: str, train_rows: int) -
         if getattr(ARCHITECTURE_DEFAULTS[str(resolved.model.name)], field) is UNSET
     }
     follow = ("embedding_dim", "activation") if kind in TABLES else ("stem",)
+    follow = () if str(resolved.model.name).startswith("airbench") else follow
     unused -= {f"model.architecture.{field}" for field in follow}
     unused |= {"training.label_smoothing"} if kind == "number" else {"training.clamp"}
     unused |= {f"model.fusion.{field}" for field in config.model.fusion.__struct_fields__} if kind != "both" else set()

@@ -1,14 +1,16 @@
 """State dicts are read as they were written, and a file that lies is refused with its name."""
 
 import base64
+import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmjax.errors import DataError
@@ -85,6 +87,8 @@ def test_npz_is_read_and_pickles_in_it_are_not(tmp_path: Path) -> None:
         ),
         (safetensors({"x": entry("U8", [4], 0, 4)}, bytes(6)), "expected arrays to fill 6 bytes, got 4"),
         (safetensors(b'{"x": {}, "x": {}}'), "a name is there twice"),
+        (safetensors({"x": entry("U8", [1] * 70, 0, 1)}, bytes(1)), "x: expected a shape of an array, got [1, 1"),
+        (safetensors({"x": entry("F32", [0, 2**47, 2**47], 0, 0)}), "x: expected a shape of an array, got [0, 1407"),
     ],
 )
 def test_lies_are_refused(content: bytes, told: str, tmp_path: Path) -> None:
@@ -109,6 +113,50 @@ def test_any_bytes_are_arrays_or_one_error(
     except DataError:
         return
     assert sum(values.nbytes for values in found.values()) <= len(content)
+
+
+def packed(members: dict[str, bytes]) -> bytes:
+    """An .npz file of these members."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return file.getvalue()
+
+
+def npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def test_a_member_of_npz_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"w\.npz: expected .* plain arrays, got a member .*conv1\.weight"):
+        load(tmp_path, packed({"conv1.weight": b"hello"}), "w.npz")
+
+
+NPZ = packed({"a.npy": npy(np.arange(40.0).reshape(5, 8)), "b.npy": npy(np.ones(3, np.float32))})
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(NPZ) - 1), st.integers(0, 255)), min_size=1, max_size=3))
+@example([(4, 102)])  # a version of the format that is not there yet
+@example([(6, 1)])  # encrypted
+def test_any_bytes_of_npz_are_arrays_or_one_error(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
+) -> None:
+    content = bytearray(NPZ)
+    for at, value in changes:
+        content[at] = value
+        if at in (4, 6):  # what the central directory says counts
+            content[content.index(b"PK\x01\x02") + at + 2] = value
+    path = tmp_path_factory.getbasetemp() / "changed.npz"
+    path.write_bytes(bytes(content))
+    try:
+        found = load_state_dict(path)
+    except DataError:
+        return
+    assert all(isinstance(values, np.ndarray) for values in found.values())
 
 
 def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mmjax.config import Config
@@ -24,7 +24,7 @@ from mmjax.training.setup import Setup, set_up
 from mmjax.transforms.build import progressive_sizes
 from tests.doors import write_images
 
-sides = st.integers(8, 300)
+sides, more_px = st.integers(8, 300), st.integers(0, 300)
 
 
 def config_of(folder: Path, augmentation: dict[str, Any], *, loading: str = "resident", **image: Any) -> Config:
@@ -69,7 +69,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("shades") / "images", each=12)
 
 
-@given(first=st.tuples(sides, sides), more=st.tuples(sides, sides), epochs=st.integers(1, 90))
+@given(first=st.tuples(sides, sides), more=st.tuples(more_px, more_px), epochs=st.integers(1, 90))
+@example(first=(33, 33), more=(2, 0), epochs=8)
 def test_sizes_grow_to_the_last_and_the_last_quarter_is_at_it(first, more, epochs):
     last = (first[0] + more[0], first[1] + more[1])
     stages = progressive_sizes(first, last, epochs)

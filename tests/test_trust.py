@@ -22,6 +22,7 @@ from mmjax.serving.limits import Limits
 from mmjax.serving.openapi_schemas import MODEL
 from mmjax.serving.wire import Reply
 from mmjax.train import FitResult, fit
+from tests.chromium import chromium
 from tests.doors import door, write_csv
 from tests.live import Thread, request, thread
 from tests.test_express import ORDINARY
@@ -207,3 +208,20 @@ def test_rows_without_weight_bound_nothing_and_that_is_said_before_training(tmp_
     with pytest.raises(ConfigError, match=r"training.coverage: 0.9 expected at least 9 validation rows, got [0-8]"):
         fit(config_from_dict(content, "test"), runs_dir=tmp_path, registry=None, callbacks=(events.append,))
     assert not events
+
+
+def test_the_page_shows_sets_and_who_abstains(server: Thread, home: Path):
+    with chromium() as page:
+        page.open(f"http://127.0.0.1:{server.client.port}/#buys:1")
+        page.until("document.querySelectorAll('#form .field').length === 2")
+        page.run("document.querySelector('#field-0').value = '0'")
+        page.run("document.querySelector('#form button').click()")
+        page.until("document.querySelector('#result .answer') !== null")
+        told = page.run("document.querySelector('#result').innerText")
+    expected = load_model("buys", registry=home / "registry").predict([{"size": 0.0, "colour": None}])
+    assert expected.sets is not None
+    assert expected.abstained is not None
+    names = ", ".join(expected.classes[k] for k in np.flatnonzero(expected.sets[0]))
+    assert f"Set\n{names or 'empty: no class is as probable as true ones are'}\n" in told
+    assert f"Abstained\n{'yes: better ask somebody else' if expected.abstained[0] else 'no'}\n" in told
+    assert "Uncertainty" not in told

@@ -17,11 +17,13 @@ def answer_lines(report: Report) -> list[str]:
     """
     split, told = headline_split(report), {"calibration": _calibration, "threshold": _threshold}
     told |= {"conformal": _conformal, "abstention": _abstention}
+    folds = report.get("config", {}).get("split", {}).get("folds")
+    held = "out-of-fold" if folds else "validation"
     lines = []
     for kind, words in told.items():
         fact = report.get("answers", {}).get(kind, {})
         figures = fact.get("splits", {}).get(split)
-        if figures is not None and (line := words(fact, figures, f"on {split}")):
+        if figures is not None and (line := words({"held": held} | fact, figures, f"on {split}")):
             lines.append(line)
     return lines
 
@@ -63,7 +65,7 @@ def _conformal(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str
     what, holds = ("sets", "the class") if sized else ("intervals", "the number")
     size = f"{figures['mean_size']:.2f} classes" if sized else f"a width of {number(figures['mean_width'])}"
     empty = figures.get("sizes", {}).get("0")
-    none = f", {empty:.1%} of them empty" if empty else ""
+    none = f", {empty:.1%} of them empty (no class is as probable as true ones are)" if empty else ""
     if "quantiles" in fact:
         low, high = fact["quantiles"]
         asked = f"{high - low:.4g} of cases, were the quantiles {low:.4g} and {high:.4g} exact"
@@ -84,7 +86,7 @@ def _abstention(fact: dict[str, Any], figures: dict[str, Any], where: str) -> st
 
 
 def _rows(fact: dict[str, Any]) -> str:
-    return f"{fact.get('rows', 0):,} validation rows"
+    return f"{fact.get('rows', 0):,} {fact['held']} rows"
 
 
 def _moved(before: float | None, after: float | None) -> str:

@@ -33,7 +33,8 @@ FEW_ROWS = 30
 """A class with fewer rows than this in the test split has scores that say little."""
 UNCALIBRATED = 0.05
 """Probabilities without calibration whose expected calibration error is above this are warned of."""
-UNUSED_KINDS = ("identifier", "constant", "text", "ignored", "target")
+NO_CELLS = ("identifier", "constant", "text", "ignored", "target", "image")
+"""Kinds of columns whose cells the network does not see."""
 
 
 def model_card(report: Report) -> str:
@@ -165,9 +166,11 @@ def escape(text: str) -> str:
 def _what(report: Report) -> str:
     model, data = report["model"], report["data"]
     target = escape(model["target"])
-    used = [escape(column["name"]) for column in data["columns"] if column["kind"] not in UNUSED_KINDS]
+    used = [escape(column["name"]) for column in data["columns"] if column["kind"] not in NO_CELLS]
+    named = [escape(column["name"]) for column in data["columns"] if column["kind"] == "image"]
     size = data["image_size_px"]
-    inputs = [f"images of {size[0]} x {size[1]} pixels"] if size is not None else []
+    which = f" ({', '.join(named)})" if named else ""
+    inputs = [f"images of {size[0]} x {size[1]} pixels{which}"] if size is not None else []
     inputs += [f"{len(used)} column{'' if len(used) == 1 else 's'}: {', '.join(used)}"] if used else []
     if model["task"] == "regression":
         what = f"Predicts the number **{target}**"
@@ -279,8 +282,16 @@ def _trust(report: Report) -> str:
         header = ("probability of yes or no", "its mean", "accuracy", "labels of rows")
     rows = reliability_rows(report)
     table = f"How sure it is, and how often it is right ({headline_split(report)}).\n\n{_table(header, rows)}"
-    lines = _bullets(escape(line) for line in answer_lines(report))
+    lines = _bullets(map(escape, [*answer_lines(report), *_uncertainty(report)]))
     return "\n\n".join([*([lines] if lines else []), *([table] if rows else [])])
+
+
+def _uncertainty(report: Report) -> list[str]:
+    """Return what `uncertainty` of an answer is, of a model of several."""
+    if not (together(report) or report["model"]["network"] == "tabm"):
+        return []
+    how = "0 (all alike) to 1" if report["model"]["classes"] else "the standard deviation of what they answer"
+    return [f"uncertainty: each answer also says how far the networks in the model disagree: {how}"]
 
 
 def _decisions(report: Report) -> str:

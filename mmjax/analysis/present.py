@@ -39,7 +39,7 @@ from mmjax.analysis.tables import (
     table_width,
 )
 from mmjax.config import Config
-from mmjax.schema import Schema
+from mmjax.schema import NAMES_IMAGES, Schema
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -97,7 +97,7 @@ def result_tables(report: Report, *, width: int) -> tuple[Table, ...]:
     tables = [_metrics_table(report, width), *_members_table(report)]
     if (baselines := baseline_table(report, seconds=True)) is not None:
         lines = [line for note in baselines.note.splitlines() for line in textwrap.wrap(note, width)]
-        tables.append(baselines._replace(note="\n".join(lines)))
+        tables.append(_narrowed(baselines, width)._replace(note="\n".join(lines)))
     if (added := modality_table(report)) is not None:
         tables.append(added._replace(note="\n".join(textwrap.wrap(added.note, width))))
     if report["per_class"].get(split):
@@ -105,6 +105,18 @@ def result_tables(report: Report, *, width: int) -> tuple[Table, ...]:
     if report["confusion"].get(split):
         tables.append(_confusion_table(report, split, width))
     return tuple(tables)
+
+
+def _narrowed(table: Table, width: int) -> Table:
+    """Return the table without what does not fit: its settings, then numbers from the right."""
+    while table_width(table) > width and len(table.header) > 2:
+        gone = table.text_columns - 1 if table.text_columns > 1 else len(table.header) - 1
+        rows = tuple(row[:gone] + row[gone + 1 :] for row in table.rows)
+        text_columns = table.text_columns - (gone < table.text_columns)
+        table = table._replace(
+            header=table.header[:gone] + table.header[gone + 1 :], rows=rows, text_columns=text_columns
+        )
+    return table
 
 
 def _first_line(report: Report) -> list[str]:
@@ -288,7 +300,9 @@ def describe_schema(schema: Schema, *, width: int = 80) -> str:
         size = f"{schema.image.height_px} x {schema.image.width_px} pixels"
         size += f", {schema.image.resize}{share}, {schema.image.filter}"
         rows += [(column, "image", size) for column in schema.image.columns]
-    rows += [(c.name, c.kind, c.reason) for c in schema.columns if c.name not in target.columns]
+    told = {name for name, *_ in rows}
+    columns = [c for c in schema.columns if c.name not in (*target.columns, *told)]
+    rows += [(c.name, "image" if c.reason == NAMES_IMAGES else c.kind, c.reason) for c in columns]
     rows = [(shorten(printable(name), 24), kind, printable(why)) for name, kind, why in rows]
     rows = [("column", "kind", "why"), *rows]
     first, second = max(cell_width(row[0]) for row in rows), max(cell_width(row[1]) for row in rows)

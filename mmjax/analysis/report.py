@@ -303,8 +303,10 @@ def _model(given: ReportInput) -> dict[str, Any]:
 
 def _data(given: ReportInput) -> dict[str, Any]:
     schema = given.schema
+    used = dict.fromkeys(schema.image.columns if schema.image is not None else (), "image")
+    used |= dict.fromkeys(schema.target.columns, "target")
     columns = [
-        {"name": c.name, "kind": "target" if c.name in schema.target.columns else c.kind, "reason": c.reason}
+        {"name": c.name, "kind": used.get(c.name, c.kind), "reason": c.reason}
         | ({"categories": len(c.vocabulary)} if c.kind in ("categorical", "boolean") else {})
         for c in schema.columns
     ]

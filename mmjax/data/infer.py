@@ -14,7 +14,7 @@ from mmjax.data.labels import infer_labels
 from mmjax.data.schema_file import DeclaredColumn, DeclaredSchema
 from mmjax.data.survey import Keep, Seen, see
 from mmjax.errors import DataError, did_you_mean
-from mmjax.schema import Column, Columns, Schema, Target
+from mmjax.schema import NAMES_IMAGES, Column, Columns, Schema, Target
 
 EXACT = 2.0**24
 """Whole numbers up to here are exact in f32."""
@@ -183,7 +183,7 @@ def _roles(
     """Return the columns whose place the config decides, the strongest claim last."""
     ignored = dict.fromkeys(exclude, "has another use in the config")
     ignored |= dict.fromkeys(ignore_columns, "in ignore_columns")
-    ignored |= dict.fromkeys(images, "names images")
+    ignored |= dict.fromkeys(images, NAMES_IMAGES)
     ignored |= {weight: "the sample weights"} if weight is not None else {}
     ignored |= dict.fromkeys(targets, "the target" if len(targets) == 1 else "a label of the target")
     roles = {name: Verdict("ignored", reason) for name, reason in ignored.items()}

@@ -109,7 +109,7 @@ class AirNet(nn.Module):
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Return the maximum over 2x2 windows, stride 2; a last odd row or column is left out."""
+    """Return the maximum over 2x2 windows, stride 2; a last odd row or column is left out, a side of 1 stays."""
     height, width = (size // 2 * 2 for size in x.shape[1:3])
-    rows = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
-    return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
+    rows = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2]) if height else x
+    return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2]) if width else rows

@@ -38,7 +38,7 @@ ARCHITECTURE_DEFAULTS: dict[str, Architecture] = {
 }
 """What each family uses where the config says nothing. A field that is UNSET here is not used by the family, except of
 networks for tables: `embedding_dim` and realmlp's `activation`, which follow from the schema, and `input_dim`; and of
-those for images `stem`, which follows from their size."""
+those for images but airbench `stem`, which follows from their size."""
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -172,7 +172,7 @@ def resolve_architecture(model: ModelConfig, schema: Schema) -> Architecture:
             fixed = TABM_EMBEDDING_DIM if name == "tabm" else REALMLP_EMBEDDING_DIM
             derived["embedding_dim"] = default_embedding_dim(schema.cardinalities) if name == "mlp" else fixed
         used += ["input_dim", "embedding_dim"]
-    else:
+    elif name not in WIDTHS:
         if schema.image is not None:
             side = min(schema.image.height_px, schema.image.width_px)
             derived["stem"] = "large" if model.pretrained or side >= SMALL_IMAGE_PX else "small"

@@ -90,13 +90,13 @@ def side_by_side(parts: Sequence[Part], kernel: jax.Array) -> jax.Array:
     What is learned and what is given are multiplied apart, so that no gradient of what is given is computed, a third of
     the work of a first layer: with 700 codes of numbers it takes a quarter of the time on a CPU.
     """
-    stops = np.cumsum([part.values.shape[-1] for part in parts])
-    rows = np.split(np.arange(stops[-1]), stops[:-1])
+    sizes = [part.values.shape[-1] for part in parts]
+    stops = np.cumsum(sizes).tolist()
     total = None
     for learned in {part.learned: None for part in parts}:
         own = [index for index, part in enumerate(parts) if part.learned == learned]
         values = [parts[index].values for index in own]
-        weights = [kernel[rows[index][0] : rows[index][-1] + 1] for index in own]
+        weights = [kernel[stops[index] - sizes[index] : stops[index]] for index in own]
         x, w = (
             each[0] if len(each) == 1 else jnp.concatenate(each, axis) for each, axis in ((values, -1), (weights, 0))
         )

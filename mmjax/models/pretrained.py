@@ -59,7 +59,8 @@ class Loaded(NamedTuple):
 def with_state_dict(name: ModelName, state: StateDict, variables: Variables, where: str) -> Loaded:
     """Return the variables with the values of the state dict, f32, and what to tell about it.
 
-    Raises DataError, naming `where`, that lists what is missing, unknown, of another shape, or no finite number.
+    Raises DataError, naming `where`, that lists what is missing, unknown, of another shape, no finite number, or
+    a negative variance.
     """
     paths = [tuple(key.key for key in path) for path, _ in jax.tree.leaves_with_path(variables)]
     layout, source = _layout(name, state)
@@ -77,6 +78,8 @@ def with_state_dict(name: ModelName, state: StateDict, variables: Variables, whe
     found = {key: leaf for path, leaf in zip(paths, leaves, strict=True) if (key := wanted.get(path))}
     if broken := [key for key, leaf in found.items() if not np.isfinite(leaf).all()]:
         raise DataError(f"{where}: expected finite numbers, got NaN or infinity in {_some(broken)}")
+    if negative := [key for key, leaf in found.items() if key.endswith("running_var") and (leaf < 0).any()]:
+        raise DataError(f"{where}: expected variances of 0 or more, got negative ones in {_some(negative)}")
     note = f"{len(wanted)} arrays by the names of {layout}, {replaced or 'head kept: as many outputs'}"
     return Loaded(jax.tree.unflatten(jax.tree.structure(variables), leaves), note)
 
@@ -111,7 +114,7 @@ def preprocessing_of(name: ModelName, weights: str | Path) -> tuple[Preprocessin
             raise ValueError("a value out of range")
         mean, std = (_three(values) for values in (means, stds))
         return Preprocessing(int(height), share, found["interpolation"], mean, std), f"{beside} says so"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         told = "expected timm's input_size, crop_pct, interpolation, mean and std"
         raise DataError(f"{beside}: {told}, got {error!r}; mend it, or move it away from the weights") from error
 

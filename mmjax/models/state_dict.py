@@ -7,7 +7,9 @@ because that is less than a dependency, and so that every lie of a header is tol
 import hashlib
 import json
 import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,21 @@ _DTYPES: dict[str, Any] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+
+_NO_NPZ = (
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,  # encrypted, or packed in a way that is not known
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+"""What NumPy and zipfile raise for a file that is no `.npz` file, or no whole one."""
 
 
 def load_state_dict(path: str | Path) -> StateDict:
@@ -68,9 +85,12 @@ def _read_npz(path: Path) -> StateDict:
     try:
         # The file is opened here: np.load leaves a damaged one open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            return {name: found[name] for name in found.files}
-    except (ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, MemoryError) as error:
+            arrays = {name: found[name] for name in found.files}
+    except _NO_NPZ as error:
         raise DataError(f"expected an .npz file of plain arrays, got a damaged or other one: {error}") from error
+    if other := [name for name, values in arrays.items() if not isinstance(values, np.ndarray)]:
+        raise DataError(f"expected an .npz file of plain arrays, got a member that is none: {other[0][:200]}")
+    return arrays
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -89,11 +109,18 @@ def _read_safetensors(path: Path) -> StateDict:
             raise DataError(
                 f"{name[:200]}: expected {wanted} bytes from {end} on, of {len(data)}, got offsets {first} to {last}"
             )
-        arrays[name] = data[first:last].view(dtype).reshape(shape)
+        arrays[name] = _shaped(name, data[first:last].view(dtype), shape)
         end = last
     if end != len(data):
         raise DataError(f"expected arrays to fill {len(data)} bytes, got {end}; the file is damaged")
     return arrays
+
+
+def _shaped(name: str, values: np.ndarray, shape: list[int]) -> np.ndarray:
+    try:
+        return values.reshape(shape)
+    except ValueError as error:  # more sides than NumPy has, or one too long beside a 0
+        raise DataError(f"{name[:200]}: expected a shape of an array, got {shape[:8]}: {error}") from error
 
 
 def _header(text: bytes) -> dict[str, tuple[Any, list[int], int, int]]:

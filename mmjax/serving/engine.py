@@ -407,7 +407,8 @@ def _by_reference(engine: Engine, name: str, version: int | None, modality: Moda
     wanted = f"{name[:100]}{'' if version is None else f':{version}'}"
     if called and all(modality not in (None, model.modality) for model in called):
         kind = "an image model" if modality == "image" else f"a {modality} model"
-        raise Refused(400, "wrong-model", f"model: expected {kind}, got '{wanted}'; {there_are(engine)}")
+        door = "; ask it at POST /predict" if any(model.modality == "multimodal" for model in called) else ""
+        raise Refused(400, "wrong-model", f"model: expected {kind}, got '{wanted}'{door}; {there_are(engine)}")
     raise Refused(404, "no-such-model", f"model: no '{wanted}' is served; {there_are(engine)}")
 
 

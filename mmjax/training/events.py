@@ -306,6 +306,7 @@ def member_trials(state: TrainState, task: Task, plan: Plan) -> list[Trial]:
         arguments,
         steps=steps,
         most=batches if plan.loop else 1,
+        ends_at=plan.ends_at,
     )
 
 

@@ -9,7 +9,8 @@ from mmjax.config import Training
 from mmjax.models.base import Rates
 from mmjax.training.optimizer import decayed
 
-_STAGE = re.compile(r"stage(\d+)_")
+_STAGE = re.compile(r"(?:stage|group)(\d+)_")
+_FIRST = ("stem_", "whitening_")
 
 
 def fine_tuning_rates(training: Training, params: Any) -> Rates | None:
@@ -30,14 +31,14 @@ def fine_tuning_rates(training: Training, params: Any) -> Rates | None:
 
 
 def depths_of(params: Any) -> dict[str, int]:
-    """Return how deep each module of an image network lies: stem 0, stage n n, the last convolution, the head.
+    """Return how deep each module of an image network lies: stem 0, stage or group n n, last convolution, head.
 
     >>> depths_of({"stem_conv": 0, "stage1_block1_conv1": 0, "last_conv": 0, "head": 0})
     {'stem_conv': 0, 'stage1_block1_conv1': 1, 'last_conv': 2, 'head': 3}
     """
     stages = {name: int(found[1]) for name in params if (found := _STAGE.match(name))}
     after = max(stages.values(), default=0) + 1
-    ends = {name: 0 if name.startswith("stem_") else after for name in params if name not in stages}
+    ends = {name: 0 if name.startswith(_FIRST) else after for name in params if name not in stages}
     has_last = any(name.startswith("last_") for name in params)
     ends |= {"head": after + has_last}
     return {name: stages[name] if name in stages else ends[name] for name in params}

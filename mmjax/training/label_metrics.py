@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.config import MULTILABEL_METRICS
-from mmjax.training.calibration import best_temperature, tempered
+from mmjax.training.calibration import best_temperature, log_of, tempered
 from mmjax.training.classification_metrics import (
     brier_rows,
     expected_calibration_error,
@@ -54,7 +54,9 @@ def label_metrics(
     }
     found |= _called_scores(called, truth, rows) | cell_scores(probabilities, truth, rows)
     two, cells, spread = _as_two(probabilities, truth, rows)
-    refined = tempered(two, best_temperature(_logits(probabilities), cells, spread))
+    # No of a yes that f32 rounded to 1 is half the step below 1: as 0 it would be surer than any sigmoid is.
+    both = np.maximum(two, [[np.finfo(np.float32).epsneg / 2, 0.0]])
+    refined = tempered(both, best_temperature(log_of(both), cells, spread))
     found["refined_log_loss"] = float(np.average(log_loss_rows(refined, cells), weights=spread))
     return {name: found[name] for name in names}
 
@@ -140,17 +142,6 @@ def _as_two(
     yes = probabilities.reshape(-1)
     spread = np.repeat(weight, truth.shape[1])
     return np.stack([1.0 - yes, yes], axis=1), truth.reshape(-1).astype(np.int64), spread
-
-
-def label_logits(probabilities: np.ndarray) -> np.ndarray:
-    """Return the logit of each probability, finite where one is 0 or 1."""
-    tiny, yes = np.finfo(np.float32).tiny, np.asarray(probabilities, np.float64)
-    return np.log(np.maximum(yes, tiny)) - np.log(np.maximum(1.0 - yes, tiny))
-
-
-def _logits(probabilities: np.ndarray) -> np.ndarray:
-    yes = label_logits(probabilities).reshape(-1)
-    return np.stack([np.zeros_like(yes), yes], axis=1)
 
 
 def best_label_temperature(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None) -> float:

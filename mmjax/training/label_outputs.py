@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.training.label_metrics import best_label_temperature, label_logits
+from mmjax.training.calibration import log_of
+from mmjax.training.label_metrics import best_label_temperature
 
 
 def probabilities_of(state: Any, logits: jax.Array) -> jax.Array:
@@ -24,23 +25,22 @@ def mean_probabilities(state: Any, logits: jax.Array) -> tuple[jax.Array, jax.Ar
     The mean of the members' probabilities, its logit over the temperature; as `uncertainty` the mean distance of a
     member's probability from that mean, of the label where it is largest, 0 to 1.
     """
-    each = jax.nn.sigmoid(logits.astype(jnp.float32))
+    logits, tiny = logits.astype(jnp.float32), jnp.finfo(jnp.float32).tiny
+    each = jax.nn.sigmoid(logits)
     mean = each.mean(axis=1)
     apart = jnp.abs(each - mean[:, None, :]).mean(axis=1).max(axis=-1)
-    return jax.nn.sigmoid(_logit(mean) / state["temperature"]), apart
-
-
-def _logit(probability: jax.Array) -> jax.Array:
-    tiny = jnp.finfo(jnp.float32).tiny
-    return jnp.log(jnp.maximum(probability, tiny)) - jnp.log(jnp.maximum(1.0 - probability, tiny))
+    # Of no too: 1 less a mean near 1 is 0 in f32, and the logit of a sure yes would be five times that of a sure no.
+    rest = jax.nn.sigmoid(-logits).mean(axis=1)
+    logit = jnp.log(jnp.maximum(mean, tiny)) - jnp.log(jnp.maximum(rest, tiny))
+    return jax.nn.sigmoid(logit / state["temperature"]), apart
 
 
 def with_temperature(state: Any, outputs: np.ndarray, labels: np.ndarray, weight: np.ndarray | None) -> Any:
     """Return the state with the temperature that suits logits `[N, L]`, or `[N, E, L]` of E members."""
     logits = np.asarray(outputs, np.float64)
     if logits.ndim == 3:
-        with np.errstate(over="ignore"):  # exp of a large number is infinite, and its probability 0
-            logits = label_logits((1.0 / (1.0 + np.exp(-logits))).mean(axis=1))
+        yes, no = (log_of(np.exp(-np.logaddexp(0.0, each)).mean(axis=1)) for each in (-logits, logits))
+        logits = yes - no
     return state | {"temperature": np.float32(best_label_temperature(logits, labels, weight))}
 
 

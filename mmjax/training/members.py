@@ -154,16 +154,22 @@ class Trial(NamedTuple):
 
 
 def try_member_loops(
-    make: Callable[[MemberLoop], Chunk], arguments: Callable[[], tuple[Any, ...]], *, steps: int, most: int
+    make: Callable[[MemberLoop], Chunk],
+    arguments: Callable[[], tuple[Any, ...]],
+    *,
+    steps: int,
+    most: int,
+    ends_at: float | None = None,
 ) -> list[Trial]:
     """Return a Trial of each way that was tried, the fastest first.
 
     `arguments()` are fresh ones of a Chunk but for start and count; nothing of the trial is kept. Where a run of
-    `steps` steps is over sooner than the next way is compiled, no other is tried. At most `most` steps are one call.
+    `steps` steps is over sooner than the next way is compiled, no other is tried; nor where it could not end by
+    `ends_at`, of `time.monotonic`, after one more. At most `most` steps are one call.
     """
     found: list[Trial] = []
     for how in MEMBER_LOOPS:
-        if found and found[0].seconds * steps < found[-1].compile_seconds:
+        if found and _enough(found, steps, ends_at):
             break
         chunk = make(how)
         began = time.perf_counter()
@@ -173,6 +179,15 @@ def try_member_loops(
         times = [_run(chunk, arguments(), count) / count for _ in range(3)]
         found = sorted([*found, Trial(how, sorted(times)[1], compile_s)], key=lambda trial: trial.seconds)
     return found
+
+
+def _enough(found: list[Trial], steps: int, ends_at: float | None) -> bool:
+    """Return whether one more way would cost more than it may save, or time that the run needs."""
+    run_s, compile_s = found[0].seconds * steps, max(trial.compile_seconds for trial in found)
+    if run_s < compile_s:
+        return True
+    # The compilation of one more way, and that of the run itself: a trial's program is not kept.
+    return ends_at is not None and time.monotonic() + 2 * compile_s + run_s > ends_at
 
 
 def _run(chunk: Chunk, arguments: tuple[Any, ...], steps: int) -> float:

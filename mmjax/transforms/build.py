@@ -107,7 +107,8 @@ def progressive_sizes(
 ) -> tuple[tuple[int, tuple[int, int]], ...]:
     """Return (last epoch, size) of up to 4 stages of equal length, from the `first` size to the `last`.
 
-    Sides between them are whole multiples of 4 px. Howard 2018 (fast.ai's DAWNBench entry); FFCV's ResNet recipes.
+    Sides between them are whole multiples of 4 px, or those of an end. Howard 2018 (fast.ai's DAWNBench entry);
+    FFCV's ResNet recipes.
 
     >>> progressive_sizes((32, 32), (64, 64), 8)
     ((2, (32, 32)), (4, (44, 44)), (6, (52, 52)), (8, (64, 64)))
@@ -116,7 +117,8 @@ def progressive_sizes(
     ends: dict[tuple[int, int], int] = {}
     for index in range(stages):
         part = index / (stages - 1) if stages > 1 else 1.0
-        between = tuple(4 * round((low + (high - low) * part) / 4) for low, high in zip(first, last, strict=True))
+        sides = zip(first, last, strict=True)
+        between = tuple(min(max(4 * round((low + (high - low) * part) / 4), low), high) for low, high in sides)
         size = first if part == 0 else last if part == 1 else (between[0], between[1])
         ends[size] = round(epochs * (index + 1) / stages)
     return tuple((end, size) for size, end in ends.items())

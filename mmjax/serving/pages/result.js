@@ -14,6 +14,9 @@ export function answer(description, { document: reply, milliseconds, timing }) {
   parts.push(
     facts([
       ["Interval", reply.intervals && reply.intervals[0].map((end) => number(end)).join(" to ")],
+      ["Set", reply.sets && setOf(reply.sets[0])],
+      ["Uncertainty", reply.uncertainty && uncertainty(description, reply.uncertainty[0])],
+      ["Abstained", reply.abstained && (reply.abstained[0] ? "yes: better ask somebody else" : "no")],
       ["Waiting", stage("queue")],
       ["Decoding", stage("decode")],
       ["Compiled call", duration(reply.inference_time_ms)],
@@ -24,6 +27,17 @@ export function answer(description, { document: reply, milliseconds, timing }) {
     ]),
   );
   return parts;
+}
+
+/** The classes that the row may have; an empty set is an answer too. */
+function setOf(names) {
+  return short(names.join(", ") || "empty: no class is as probable as true ones are", 400);
+}
+
+/** How far the models of a model of several disagree. */
+function uncertainty(description, value) {
+  const unit = description.classes.length ? "of 1: how far its models disagree" : "standard deviation of its models";
+  return `${number(value, 3)} (${unit})`;
 }
 
 function headline(description, reply) {

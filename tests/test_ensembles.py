@@ -279,7 +279,7 @@ def test_a_bundle_of_folds_answers_as_one_model_with_uncertainty(table: Path, tm
     )
     result = fit(config, runs_dir=tmp_path / "runs", registry=None, tell=told.append)
     assert any(line.startswith("members: ") for line in told)
-    assert any("fitted on 72 validation rows" in line for line in told)
+    assert any("fitted on 72 out-of-fold rows" in line for line in told)
     assert set(result.metrics) == {"test", "out_of_fold", "train"}
     assert [member["number"] for member in result.report["members"]["each"]] == [0, 1, 2]
     assert "3 models of 3 folds, each alone (test)" in results_text(result.report, width=80)

@@ -288,10 +288,7 @@ def _cell(where: str, value: Any) -> Any:
         return None if math.isnan(value) else value
     if isinstance(value, date):
         return value.isoformat()
-    told = f"{where}: expected a number, a text, a boolean, a date or None, got {type(value).__name__}"
-    if isinstance(value, bytes | Path):
-        told += "; of an image say which model is meant: model=NAME, one of images with columns"
-    raise DataError(told)
+    raise DataError(f"{where}: expected a number, a text, a boolean, a date or None, got {type(value).__name__}")
 
 
 def infinite(where: str) -> DataError:

@@ -282,12 +282,6 @@ def test_a_server_that_is_not_there_is_told_with_its_port_and_what_to_do():
             nowhere.wait_until_ready(patience_s=0.2)
 
 
-def test_an_image_as_a_cell_asks_for_a_model_of_images_with_columns(client: mmjax.Client, tmp_path: Path):
-    told = r"row 1, 'front': expected a number, .*, got PosixPath; of an image say which model is meant: model=NAME"
-    with pytest.raises(DataError, match=told):
-        client.predict([{"size": 1.0, "front": tmp_path / "front.png"}])
-
-
 def test_an_image_that_is_not_there_is_refused_here():
     with pytest.raises(DataError, match=r"no\.png: expected an image file, got: No such file"):
         list(image_requests(["no.png"], None, None))

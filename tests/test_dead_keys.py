@@ -251,7 +251,7 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("model.architecture.normalization", Key("batch", "program")),
     ("model.architecture.residual", Key(True, "program", {**TABLE, "model.architecture.hidden_layers": [4, 4]})),
     ("model.architecture.embedding_dim", Key(5, "program")),
-    ("model.architecture.mirrored", Key(True, "forward", AIR)),
+    ("model.architecture.mirrored", Key(False, "forward", AIR)),
     ("model.architecture.stages", Key([2], "shapes", IMAGES)),
     ("model.architecture.width", Key(6, "shapes", IMAGES)),
     ("training.epochs", Key(3, "program", {**TABLE, "training.schedule": "cosine"})),

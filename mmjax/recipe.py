@@ -315,12 +315,19 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
         ("training.batch_size", min(batch_size, train_rows), rows),
         ("training.epochs", epochs, rows),
         ("training.optimizer", "adamw", "robust to the learning rate"),
+        *_usual_steps(_peak(config), 0.05 if schema.image else 0.02),
+        *_stopping_choices(config.training, validation_rows, epochs),
+    ]
+
+
+def _usual_steps(rate: tuple[float, str], decay: float) -> list[Choice]:
+    """How far steps go where no paper's recipe says otherwise; `rate` with its reason."""
+    return [
         ("training.adam_b2", 0.999, "Adam's own"),
-        ("training.learning_rate", *_peak(config)),
-        ("training.weight_decay", 0.05 if schema.image else 0.02, "mild"),
+        ("training.learning_rate", *rate),
+        ("training.weight_decay", decay, "mild"),
         ("training.decay_schedule", "constant", "follows the learning rate"),
         ("training.schedule", "warmup_cosine", "ends at zero, so the last weights are settled"),
-        *_stopping_choices(config.training, validation_rows, epochs),
     ]
 
 
@@ -342,11 +349,7 @@ def _airbench_choices(config: Config, name: str, train_rows: int, validation_row
         ("training.batch_size", min(batch_size, train_rows), rows),
         ("training.epochs", epochs, rows),
         ("training.optimizer", "muon", _AIRBENCH),
-        ("training.adam_b2", 0.999, "Adam's own"),
-        ("training.learning_rate", rate, "a good peak for this network and optimizer"),
-        ("training.weight_decay", 0.05, "mild"),
-        ("training.decay_schedule", "constant", "follows the learning rate"),
-        ("training.schedule", "warmup_cosine", "ends at zero, so the last weights are settled"),
+        *_usual_steps((rate, "a good peak for this network and optimizer"), 0.05),
         *_stopping_choices(
             config.training, validation_rows, epochs, enabled=(False, "the schedule needs all its epochs")
         ),

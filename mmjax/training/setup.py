@@ -73,8 +73,7 @@ class Scorer(NamedTuple):
 
     def scores_without(self, states: States, split: str, hide: Callable[[Batch], Batch]) -> Scores:
         """Return the Scores of a split, by all members, of inputs from which something is hidden."""
-        rows, forward = self.rows_of(split), self.forward
-        return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows, change=hide)
+        return self._score(self.forward, states, self.rows_of(split), hide)
 
     def metrics(self, member: States, rows: np.ndarray) -> dict[str, float]:
         """Return `loss` and every metric on some rows, of one model or member; an empty dict when there are none."""
@@ -96,8 +95,10 @@ class Scorer(NamedTuple):
         """Return labels and weights."""
         return take({name: found for name, found in self.prepared.batch.items() if name in LABEL_FIELDS}, rows)
 
-    def _score(self, forward: Forward, states: States, rows: np.ndarray) -> Scores:
-        return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows)
+    def _score(
+        self, forward: Forward, states: States, rows: np.ndarray, change: Callable[[Batch], Batch] = lambda batch: batch
+    ) -> Scores:
+        return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows, change=change)
 
     def _of(self, states: States, index: int) -> States:
         """Return the states of one member; a single model's are its own."""

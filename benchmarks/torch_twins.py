@@ -84,15 +84,15 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """`resnet18`, `resnet34`, `resnet50`, and with a `d` those with a deep stem and pooled shortcuts."""
 
-    def __init__(self, name: str, classes: int) -> None:
+    def __init__(self, name: str, classes: int, small: bool = False) -> None:
         super().__init__()
-        deep = name.endswith("d")
+        deep, self.small = name.endswith("d"), small
         stages, bottleneck = RESNETS[name.removeprefix("resnet").removesuffix("d")]
         if deep:
             first = [conv(3, 32, 3, 2), nn.BatchNorm2d(32), nn.ReLU(), conv(32, 32, 3), nn.BatchNorm2d(32), nn.ReLU()]
             self.conv1 = nn.Sequential(*first, conv(32, 64, 3))
         else:
-            self.conv1 = conv(3, 64, 7, 2)
+            self.conv1 = conv(3, 64, 3) if small else conv(3, 64, 7, 2)
         self.bn1, inputs = nn.BatchNorm2d(64), 64
         for stage, count in enumerate(stages, start=1):
             width, blocks = 32 * 2**stage, []
@@ -103,7 +103,8 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = x if self.small else functional.max_pool2d(x, 3, 2, 1)
         for stage in range(1, 5):
             x = getattr(self, f"layer{stage}")(x)
         return self.fc(x.mean((2, 3)))
@@ -241,10 +242,14 @@ class TimmEfficientNet(nn.Module):
         return self.classifier(functional.silu(self.bn2(self.conv_head(x))).mean((2, 3)))
 
 
-def make_twin(name: str, source: str, classes: int) -> nn.Module:
+def make_twin(name: str, source: str, classes: int, *, small: bool = False) -> nn.Module:
+    """Return the network; with `small` (torchvision's only) its stem is mmjax's for small images: stride 1, no pool."""
     if name.startswith("resnet"):
-        return ResNet(name, classes)
-    return (VisionEfficientNet if source == "torchvision" else TimmEfficientNet)(name, classes)
+        return ResNet(name, classes, small)
+    twin = (VisionEfficientNet if source == "torchvision" else TimmEfficientNet)(name, classes)
+    if small:
+        twin.features[0][0].stride = (1, 1)
+    return twin
 
 
 def main() -> None:

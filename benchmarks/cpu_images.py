@@ -7,7 +7,8 @@ in f32 and, where the CPU is fast at it, bfloat16. PyTorch: the twin of torch_tw
 (what favours it: cpu_images_torch.py). flax: the same ResNet-18 written with nn.Conv and nn.BatchNorm, f32.
 Under 96 px all have the stem of mmjax's small images: stride 1, no pool.
 Hardware: two cores (AMD EPYC, AVX-512 with BF16), two threads each side. Versions: Python 3.13, jax 0.12, torch 2.13.0.
-Each side is a process, made ready once; they take turns, n = 3 (`--turns`), each a median of 5 steps after 2 warm-ups.
+Each side is a process, made ready once (two steps of each kind done); they take turns, n = 3 (`--turns`), each the
+median of 5 steps after another.
 Parameters are counted on all sides and must agree. `--only` saves to a file of its own, as does another `--python`.
 """
 
@@ -49,7 +50,7 @@ Rates = dict[str, dict[str, list[float]]]
 
 def measure(case: Case, python: str, peer: Path, turns: int) -> tuple[Rates, dict[str, Any]]:
     """Return the rates of all sides, and what they tell of themselves. Raises RuntimeError when the nets differ."""
-    asked = {**case._asdict(), "threads": THREADS, "classes": CLASSES, "small": case.px < SMALL_PX}
+    asked: dict[str, Any] = {**case._asdict(), "threads": THREADS, "classes": CLASSES, "small": case.px < SMALL_PX}
     commands = {"mmjax": (python, "mmjax"), "PyTorch": (peer, "torch")}
     if case.net == "resnet18":
         commands["flax"] = (python, "flax")
@@ -80,7 +81,7 @@ def figures_of(name: str, rates: Rates) -> list[Figure]:
             side: {work: found for work, found in works.items() if work.startswith(what)}
             for side, works in rates.items()
         }
-        best = {side: max(works.values(), key=statistics.median) for side, works in of.items()}
+        best = {side: max(works.values(), key=statistics.median) for side, works in of.items() if works}
         goals = {"PyTorch": 1.0, "PyTorch in f32": 1.0, "flax": 3.0 if what == "training" else None}
         peers = {**best, "PyTorch in f32": of["PyTorch"][f"{what}, float32"]}
         for side, goal in goals.items():

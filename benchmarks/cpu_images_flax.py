@@ -1,4 +1,4 @@
-"""Plain flax's side of cpu_images.py: ResNet-18 of nn.Conv and nn.BatchNorm under jax.jit, f32. Case on stdin."""
+"""Plain flax's side of cpu_images.py: ResNet-18 of nn.Conv and nn.BatchNorm trains, jitted, f32. Case on stdin."""
 
 import os
 from functools import partial
@@ -8,7 +8,7 @@ from turns import Works, answer
 
 
 def prepare(case: dict[str, Any]) -> tuple[Works, dict[str, Any]]:
-    """Return the train step and the answer to a batch that is standardised already."""
+    """Return the train step on a batch that is standardised already."""
     os.environ["NPROC"] = str(case["threads"])
     import jax
     import jax.numpy as jnp
@@ -57,16 +57,12 @@ def prepare(case: dict[str, Any]) -> tuple[Works, dict[str, Any]]:
         updates, momenta = optimizer.update(gradients, momenta, variables["params"])
         return {"params": optax.apply_updates(variables["params"], updates), **changed}, momenta
 
-    forward = jax.jit(partial(net.apply, train=False))
     now = [jax.tree.map(jnp.array, variables), optimizer.init(variables["params"])]
 
     def train() -> None:
         now[:] = jax.block_until_ready(step(*now))
 
-    def infer() -> None:
-        jax.block_until_ready(forward(variables, x))
-
-    return {"training, float32": train, "inference, float32": infer}, {"parameters": parameters, "jax": jax.__version__}
+    return {"training, float32": train}, {"parameters": parameters, "jax": jax.__version__}
 
 
 if __name__ == "__main__":

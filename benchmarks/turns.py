@@ -16,14 +16,15 @@ from typing import Any
 
 from harness import ROOT, clean_environment
 
-WARM_UPS, STEPS = 2, 5
+WARM_UPS, STEPS = 1, 5
+"""Of each turn; when it is made ready, a child has done two steps of each kind already."""
 
 Works = Mapping[str, Callable[[], Any]]
 """What a child can be asked to time, by name: each call does all of one step, to its end."""
 
 
 def answer(prepare: Callable[[dict[str, Any]], tuple[Works, dict[str, Any]]]) -> None:
-    """Be the child: `prepare(case)` gives the Works, each is called once, then the median seconds of those asked for.
+    """Be the child: `prepare(case)` gives the Works, each is called twice, then comes the median of those asked for.
 
     What `prepare` adds (versions, parameters) goes to the parent, with the seconds that each first call took.
     """
@@ -31,6 +32,8 @@ def answer(prepare: Callable[[dict[str, Any]], tuple[Works, dict[str, Any]]]) ->
     os.dup2(2, 1)  # what libraries print is no answer
     works, about = prepare(json.loads(sys.stdin.readline()))
     first = {name: seconds_of(work) for name, work in works.items()}
+    for work in works.values():
+        work()
     print(json.dumps({"works": list(works), "first_call_s": first, **about}), file=out, flush=True)
     for line in sys.stdin:
         work = works[json.loads(line)]
@@ -60,7 +63,11 @@ class Side:
             stderr=self._errors,
             text=True,
         )
-        self.about: dict[str, Any] = self._ask(case)
+        try:
+            self.about: dict[str, Any] = self._ask(case)
+        except BaseException:
+            self._end()
+            raise
 
     def seconds(self, work: str) -> float:
         """Return the median seconds of STEPS steps, after WARM_UPS."""
@@ -87,6 +94,9 @@ class Side:
 
     def __exit__(self, *_: object) -> None:
         """End the child."""
+        self._end()
+
+    def _end(self) -> None:
         self._process.kill()
         self._process.communicate()
         self._errors.close()

@@ -6,13 +6,13 @@ not the fastest. What it found (two cores with AVX-512 BF16, jaxlib 0.12, ms, f3
 
 | layer, batch | of | XLA's own | chosen |
 |---|---|---|---|
-| 3x3, 64 channels, 32 px, 64 | input gradient | 48 / 42 | phases: 30 / 12 |
-| the same to 128, stride 2 | input gradient | 57 / 45 | phases: 18 / 17 |
-| 1x1, 64 to 256, 16 px, 64 | weight gradient | 7.6 / 3.5 | dot: 5.3 / 1.7 |
-| 3x3, 3 to 64 channels, 32 px, 64 | weight gradient | 4.2 / 4.6 | taps: 4.0 / 2.4 |
-| depthwise 5x5, 240 channels, 16 px, 32 | forward | 38 / 40 | shifted: 4.3 / 2.7 |
-| | input gradient | 42 / 44 | phases: 3.3 / 2.9 |
-| | weight gradient | 102 / 110 | summed: 7.1 / 7.7 |
+| 3x3, 64 channels, 32 px, 64 | input gradient | 49 / 26 | phases: 48 / 12 |
+| the same to 128, stride 2 | input gradient | 45 / 44 | phases: 24 / 9.9 |
+| 1x1, 64 to 256, 16 px, 64 | weight gradient | 8.7 / 6.3 | dot: 5.9 / 2.9 |
+| 3x3, 3 to 64 channels, 32 px, 64 | weight gradient | 5.3 / 8.9 | taps: 4.6 / 3.0 |
+| depthwise 5x5, 240 channels, 16 px, 32 | forward | 133 / 52 | shifted: 3.8 / 3.4 |
+| | input gradient | 160 / 2.2 | phases: 4.1 / 2.4 |
+| | weight gradient | 135 / 128 | summed: 13 / 16 |
 
 In bfloat16 the forward form goes to oneDNN (`mmjax.backend`), which XLA gives no gradient: written as a forward
 convolution, the gradient of the input goes there too. Measured and left out, as no faster: per-tap dots, patches side

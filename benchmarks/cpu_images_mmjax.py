@@ -10,7 +10,7 @@ from turns import Works, answer
 
 from mmjax.backend import compiled, configure, fast_bfloat16
 from mmjax.config import Model, Training
-from mmjax.models.build import build_model, count_parameters, resolve_architecture
+from mmjax.models.build import build_model, computed_kernels, count_parameters, resolve_architecture
 from mmjax.schema import ImageSpec, Schema, Target
 from mmjax.training.losses import make_loss
 from mmjax.training.optimizer import make_optimizer
@@ -72,6 +72,7 @@ def _works(case: dict[str, Any], precision: str) -> tuple[Callable[[], Any], Cal
     rows = jax.device_put(rng.permutation(IMAGES).astype(np.int32)[: steps * batch].reshape(steps, batch))
     copied = jax.tree.map(jnp.array, variables)  # the train step takes its own over
     now = [init_state(copied, optimizer.init(copied["params"]), ema=False), empty_totals(), 0]
+    loaded = computed_kernels(named, jax.tree.map(np.asarray, variables), precision)  # as a Predictor holds them
 
     def train() -> None:
         state, totals, at = now
@@ -79,7 +80,7 @@ def _works(case: dict[str, Any], precision: str) -> tuple[Callable[[], Any], Cal
         now[2] = (at + 1) % steps
 
     def infer() -> Any:
-        return jax.tree.map(np.asarray, forward(variables, *fitted, {"image": pixels[:batch]}))
+        return jax.tree.map(np.asarray, forward(loaded, *fitted, {"image": pixels[:batch]}))
 
     return train, infer, count_parameters(variables)
 

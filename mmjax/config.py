@@ -82,6 +82,7 @@ CLASSIFICATION_METRICS = (
     "pr_auc",
     "log_loss",
     "refined_log_loss",
+    "selection_loss",
     "brier",
     "ece",
     "mcc",

@@ -367,23 +367,25 @@ def _realmlp_choices(config: Config, name: str, task: str, train_rows: int, vali
     if isinstance(config.training.optimizer, str) and config.training.optimizer != "adam":
         rate = _learning_rate(config)
     batch_size = next((size for most, size in _REALMLP_BATCHES if train_rows <= most), 1024)
+    epochs, long = (256, why) if config.preset != "fast" else (FAST_EPOCHS, "preset fast: an eighth of the epochs")
     whole = (False, "the schedule needs all its epochs; the weights of the best one are kept")
     monitor = _error_monitor(classify)
     if task == "classification":
         monitor = ("val_selection_loss", "what calibration will leave of the log loss, and the share of errors")
     return [
         ("training.batch_size", min(batch_size, train_rows), f"{train_rows} training rows"),
-        ("training.epochs", 256, why),
+        ("training.epochs", epochs, long),
         ("training.optimizer", "adam", why),
         ("training.adam_b2", 0.95, why),
         ("training.learning_rate", rate, why),
         ("training.weight_decay", 0.0 if simple else 0.02, why),
         ("training.decay_schedule", "flat_cos", why),
         ("training.schedule", "coslog4", why),
-        *_stopping_choices(config.training, validation_rows, 256, enabled=whole, monitor=monitor),
+        *_stopping_choices(config.training, validation_rows, epochs, enabled=whole, monitor=monitor),
     ]
 
 
+FAST_EPOCHS = 32
 _REALMLP_BATCHES = ((1_024, 64), (8_192, 128), (30_000, 256), (100_000, 512))
 
 

@@ -172,6 +172,24 @@ def test_a_preset_chooses_the_network_of_a_table(preset: str, name: str) -> None
     assert resolve(named, SCHEMAS["classes"], train_rows=900, validation_rows=100)[0].model.name == "mlp"
 
 
+def test_the_fast_preset_plans_an_eighth_of_the_epochs() -> None:
+    asked = {"fast": config_for("classes", preset="fast"), "named": config_for("classes", model={"name": "realmlp_s"})}
+    own = config_for("classes", preset="fast", training={"epochs": 7})
+    found = {
+        name: resolve(config, SCHEMAS["classes"], train_rows=900, validation_rows=100)[0].training.epochs
+        for name, config in {**asked, "own": own}.items()
+    }
+    assert found == {"fast": 32, "named": 256, "own": 7}
+
+
+@pytest.mark.parametrize("name", ["realmlp", "realmlp_s"])
+def test_realmlp_chooses_its_epoch_by_log_loss_and_errors(name: str) -> None:
+    for task, monitor in (("classes", "val_selection_loss"), ("number", "val_rmse")):
+        config = config_for(task, model={"name": name})
+        resolved, _ = resolve(config, SCHEMAS[task], train_rows=900, validation_rows=100)
+        assert resolved.training.early_stopping.monitor == monitor
+
+
 @pytest.mark.parametrize(
     ("rows", "batch_size"), [(900, 32), (2_800, 64), (4_500, 128), (6_400, 256), (32_000, 512), (108_000, 1024)]
 )

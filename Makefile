@@ -54,13 +54,14 @@ format: install ## Format the code and mend what the linter can mend
 typecheck: install ## Check the types
 	$(PY) -m pyright --pythonpath $(PY)
 
-# Two workers with one thread each: as fast as the two cores allow, and no worker waits for another's threads.
+# Three workers with one thread each for two cores, as tests wait for disks and for processes of their own; a file stays
+# with one worker, so that what its tests share is made once.
 # Compiled programs are kept beside the environment that compiled them: the second run takes half the time.
 ONE_THREAD := NPROC=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 KEEP_COMPILED := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/.compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 
 test: install setup ## Run the tests
-	$(ONE_THREAD) $(KEEP_COMPILED) $(PY) -m pytest -n 2 -m "not soak" $(PYTEST_ARGS)
+	$(ONE_THREAD) $(KEEP_COMPILED) $(PY) -m pytest -n 3 --dist loadfile -m "not soak" $(PYTEST_ARGS)
 
 soak: install setup ## Run the long tests
 	$(PY) -m pytest -m soak $(PYTEST_ARGS)

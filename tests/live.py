@@ -2,13 +2,16 @@
 
 import contextlib
 import csv
+import functools
 import http.client
 import io
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +31,7 @@ from mmjax.serving.log import RequestLog
 from mmjax.serving.outer import make_watch, unparsed
 from mmjax.serving.protocol import make_protocol
 from mmjax.train import fit
+from tests.untrained import scratch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HEADER = ("id", "size", "weight", "colour", "kind")
@@ -43,6 +47,13 @@ def png(level: int) -> bytes:
 
 def make_home(home: Path) -> Path:
     """A registry of two tiny models: `kinds` (a table) and `shades` (images); what they answer matters not."""
+    return Path(shutil.copytree(_trained_home() / "registry", home / "registry"))
+
+
+@functools.cache
+def _trained_home() -> Path:
+    """Where the two are trained, once for a process."""
+    home = Path(tempfile.mkdtemp(dir=scratch()))
     rng = np.random.default_rng(0)
     with (home / "table.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -52,18 +63,20 @@ def make_home(home: Path) -> Path:
             size = "NA" if i % 10 == 7 else f"{rng.normal():.4f}"
             writer.writerow((f"r{i}", size, i % 7, colour, {"red": "a", "green": "b", "blue": "c"}[colour]))
     table = {"path": str(home / "table.csv"), "target_column": "kind", "id_column": "id"}
-    _train(home, "kinds", {"tabular": table}, {"architecture": {"hidden_layers": [4]}})
+    _train(home, "kinds", {"tabular": table}, {"name": "mlp", "architecture": {"hidden_layers": [4]}})
     for level in (20, 180):
         (home / "images" / str(level)).mkdir(parents=True)
         for i in range(8):
             (home / "images" / str(level) / f"{i}.png").write_bytes(png(level + i))
     image = {"image": {"path": str(home / "images"), "image_size": [8, 8]}}
     _train(home, "shades", image, {"architecture": {"stages": [1], "width": 4}})
-    return home / "registry"
+    return home
 
 
 def _train(home: Path, name: str, data: dict[str, Any], model: dict[str, Any]) -> None:
+    """In float32: programs in bfloat16 are compiled anew at each start."""
     config = {"name": name, "data": data, "model": model, "training": {"epochs": 1, "batch_size": 8}}
+    config |= {"precision": "float32", "evaluation": {"baselines": "none"}}
     fit(config_from_dict(config, "test"), runs_dir=home / "runs", registry=home / "registry")
 
 

@@ -21,13 +21,14 @@ data:
     target_column: kind
     id_column: id
 model:
-  architecture: {hidden_layers: [4]}
+  {name: mlp, architecture: {hidden_layers: [4]}}
 training: {epochs: 2, batch_size: 16}
 """
 IMAGES = """\
 data: {image: {path: shades, augmentation: {horizontal_flip: alternating, cutmix_alpha: 1.0}}}
 model: {architecture: {stages: [1], width: 4}}
 training: {epochs: 3, batch_size: 5}
+precision: float32
 """
 
 
@@ -74,6 +75,7 @@ def test_of_streamed_rows_a_window_is_on_the_device_not_all(home: Path, monkeypa
     for loading in ("resident", "streamed"):
         data = {"image": image, "loading": loading} | ({"cache": {"path": "cache"}} if loading == "streamed" else {})
         content = {"name": "memory", "data": data, "model": model, "training": {"epochs": 1, "batch_size": 4}}
+        content |= {"precision": "float32"}
         monkeypatch.setattr("mmjax.data.stream.WINDOW_BYTES", 2 * 4 * 32 * 32 * 3 + 100)
         found = check(config_from_dict(content, "test"))
         memory[loading] = found.memory_bytes

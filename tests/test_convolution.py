@@ -1,5 +1,6 @@
 """The convolution equals `jax.lax`'s, values and gradients, whatever form the backend takes."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from mmjax.models.convolution import convolution
+from mmjax.backend import compiled
+from mmjax.models.convolution import (
+    FORWARD_FORMS,
+    INPUT_FORMS,
+    WEIGHT_FORMS,
+    Geometry,
+    chosen_forms,
+    convolution,
+    sums_over_pixels,
+)
 from mmjax.models.layers import max_pool_3x3
 
 
@@ -54,6 +64,84 @@ def test_equals_lax_with_its_gradients(
 
     for got, expected in both(x, kernel):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+LAYERS = {
+    "dense": ((9, 6), (3, 3, 8, 6), Geometry(1, ((1, 1), (1, 1)), 1)),
+    "strided": ((9, 6), (3, 3, 8, 6), Geometry(2, ((1, 1), (1, 1)), 1)),
+    "strided, odd pads": ((8, 7), (5, 3, 6, 8), Geometry(2, ((1, 2), (0, 1)), 1)),
+    "stride beyond the kernel": ((7, 8), (2, 2, 8, 6), Geometry(3, ((0, 0), (0, 0)), 1)),
+    "pixels left over": ((8, 8), (3, 3, 8, 6), Geometry(3, ((0, 0), (0, 0)), 1)),
+    "pads beyond the kernel": ((5, 5), (2, 2, 8, 6), Geometry(1, ((3, 0), (0, 4)), 1)),
+    "pointwise": ((5, 4), (1, 1, 8, 6), Geometry(1, ((0, 0), (0, 0)), 1)),
+    "few channels": ((6, 7), (3, 3, 3, 6), Geometry(1, ((1, 1), (1, 1)), 1)),
+    "depthwise": ((7, 6), (3, 3, 1, 8), Geometry(1, ((1, 1), (1, 1)), 8)),
+    "depthwise, strided": ((7, 6), (5, 5, 1, 8), Geometry(2, ((2, 2), (2, 2)), 8)),
+    "depthwise, stride beyond the kernel": ((7, 6), (1, 2, 1, 8), Geometry(3, ((0, 0), (0, 0)), 8)),
+}
+DEPTHWISE_FORMS, DENSE_FORMS, POINTWISE_FORMS = ("shifted", "summed"), ("taps",), ("dot",)
+TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 1e-2}
+
+
+def forms_of(layer: str, forms: Any) -> dict[str, Any]:
+    """Those that are for such a layer."""
+    depthwise = layer.startswith("depthwise")
+    others = DENSE_FORMS if depthwise else DEPTHWISE_FORMS
+    others = others if layer == "pointwise" else others + POINTWISE_FORMS
+    return {name: form for name, form in forms.items() if name not in others}
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype"),
+    [
+        *((layer, jnp.float32) for layer in LAYERS),
+        *((layer, jnp.bfloat16) for layer in ("dense", "strided", "pointwise", "few channels", "depthwise")),
+    ],
+)
+def test_every_form_equals_lax(layer: str, dtype: Any) -> None:
+    size, kernel_shape, geometry = LAYERS[layer]
+    inputs = kernel_shape[2] * geometry.groups
+    x = jnp.asarray(normals(0, 4, *size, inputs), dtype)
+    kernel = jnp.asarray(normals(1, *kernel_shape), dtype)
+    wide = [each.astype(jnp.float32) for each in (x, kernel)]
+
+    expected, back = jax.vjp(lambda x, k: reference(x, k, *geometry), *wide)
+    gradient = jnp.asarray(normals(2, *expected.shape), dtype)
+    towards_x, towards_kernel = back(gradient.astype(jnp.float32))
+
+    @partial(compiled, precision="bfloat16" if dtype == jnp.bfloat16 else "float32")
+    def all_forms(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> dict[str, Any]:
+        return {
+            "forward": {n: form(x, kernel, geometry) for n, form in forms_of(layer, FORWARD_FORMS).items()},
+            "input": {n: form(gradient, kernel, x.shape, geometry) for n, form in forms_of(layer, INPUT_FORMS).items()},
+            "weight": {
+                n: form(x, gradient, kernel.shape, geometry) for n, form in forms_of(layer, WEIGHT_FORMS).items()
+            },
+        }
+
+    found = all_forms(x, kernel, gradient)
+    assert len(found["forward"]) + len(found["input"]) + len(found["weight"]) >= 5
+    for what, right in {"forward": expected, "input": towards_x, "weight": towards_kernel}.items():
+        for name, got in found[what].items():
+            assert got.dtype == dtype
+            difference = jnp.abs(got.astype(jnp.float32) - right).max() / jnp.abs(right).max()
+            assert difference <= TOLERANCE[dtype], (what, name)
+
+
+def test_the_choice_is_one_of_the_forms_for_that_layer() -> None:
+    for layer, (_, kernel_shape, geometry) in LAYERS.items():
+        chosen = chosen_forms(kernel_shape, geometry)
+        for name, forms in zip(chosen, (FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS), strict=True):
+            assert name in forms_of(layer, forms), (layer, name)
+
+
+@settings(max_examples=10, deadline=None)
+@given(shape=st.sampled_from([(5, 4, 3, 2), (6, 3), (4, 33, 40, 2)]), seed=st.integers(0, 99), arrays=st.integers(1, 3))
+def test_sums_over_pixels_are_sums(shape: tuple[int, ...], seed: int, arrays: int) -> None:
+    given_arrays = [normals(seed + number, *shape) for number in range(arrays)]
+    got = jax.jit(sums_over_pixels)([jnp.asarray(each) for each in given_arrays])
+    for each, total in zip(given_arrays, got, strict=True):
+        np.testing.assert_allclose(total, each.sum(tuple(range(len(shape) - 1)), dtype=np.float64), rtol=0, atol=3e-4)
 
 
 @pytest.mark.parametrize("groups", [1, 4])

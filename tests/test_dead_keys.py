@@ -52,9 +52,13 @@ TABLE: Settings = {
     "training.epochs": 2,
     "training.batch_size": 10,
     "training.schedule": "constant",
+    "evaluation.baselines": "none",
 }
-AIR: Settings = {"name": "dead", "data.image.path": "images", "model.name": "airbench_s", "training.epochs": 1}
+F32: Settings = {"precision": "float32"}
+"""Programs in bfloat16 are compiled anew each time."""
+AIR: Settings = {**F32, "name": "dead", "data.image.path": "images", "model.name": "airbench_s", "training.epochs": 1}
 IMAGES: Settings = {
+    **F32,
     "name": "dead",
     "data.image.path": "images",
     "model.architecture.stages": [1],
@@ -66,6 +70,7 @@ LISTED: Settings = {**IMAGES, "data.image.path": "images.csv"}
 COPIES: Settings = {**TABLE, "data.tabular.path": "copies.csv", "data.tabular.id_column": "id"}
 LISTING = "data.tabular.images"
 MIXED: Settings = {
+    **F32,
     "name": "dead",
     "data.tabular.path": "mixed.csv",
     "data.tabular.target_column": "label",
@@ -132,8 +137,8 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("golden_rows", Key(3, "golden")),
     ("split.folds", Key(3, "split")),
     ("budget", Key("1s", "run")),
-    ("evaluation.baselines", Key("none", "judged")),
-    ("evaluation.answer_rows", Key(5, "judged", {**TABLE, "evaluation.baselines": "none"})),
+    ("evaluation.baselines", Key("none", "judged", {**TABLE, "evaluation.baselines": None})),
+    ("evaluation.answer_rows", Key(5, "judged")),
     ("data.tabular.path", Key("odd.csv", "rows")),
     ("data.tabular.target_column", Key("colour", "schema")),
     ("data.tabular.schema", Key("wide.json", "schema")),

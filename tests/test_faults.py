@@ -35,6 +35,7 @@ name: tiny
 data:
   tabular: {{path: table.csv, target_column: kind, id_column: id}}
 model:
+  name: mlp
   architecture: {{hidden_layers: [4]}}
 training:
   epochs: {EPOCHS}
@@ -42,6 +43,7 @@ training:
   learning_rate: 0.05
   checkpoint: {{every_seconds: 0.001, keep: 9}}
   early_stopping: {{enabled: false}}
+evaluation: {{baselines: none}}
 """
 
 

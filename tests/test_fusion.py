@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.config import Architecture, Fusion, ModelName
+from mmjax.config import Architecture, Fusion
 from mmjax.config import Model as ModelConfig
 from mmjax.models.base import Model
 from mmjax.models.build import build_model
@@ -40,20 +40,24 @@ def batch(seed: int = 0) -> Batch:
     }
 
 
-@functools.cache
-def made(join: Any, pooling: Any, modality_dropout: float = 0.5, name: ModelName = "resnet") -> tuple[Model, Any, Any]:
-    """A small model, its variables, and `apply` compiled for both uses."""
-    architecture = Architecture(stages=(1,), width=4) if name == "resnet" else Architecture()
+def network(join: Any, pooling: Any, modality_dropout: float = 0.5, precision: str = "float32") -> Model:
+    """A small model."""
+    architecture = Architecture(stages=(1,), width=4)
     fusion = Fusion(
         join=join, pooling=pooling, width=8, hidden_layers=(8,), dropout=0.0, modality_dropout=modality_dropout
     )  # fmt: skip
-    config = ModelConfig(type="multimodal", name=name, architecture=architecture, fusion=fusion)
-    model = build_model(config, SCHEMA, outputs=2)
-    variables = jax.jit(model.init)(jax.random.key(0), batch())
-    # Scales of zero, and vectors for what is missing that are all alike, would hide much
-    leaves, shape = jax.tree.flatten(variables["params"])
-    drawn = [leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
-    variables = variables | {"params": jax.tree.unflatten(shape, drawn)}
+    config = ModelConfig(type="multimodal", name="resnet", architecture=architecture, fusion=fusion)
+    return build_model(config, SCHEMA, outputs=2, precision=precision)
+
+
+@functools.cache
+def made(join: Any, pooling: Any, modality_dropout: float = 0.5) -> tuple[Model, Any, Any]:
+    """A small model, random variables (an `init` that is compiled would take longer), and `apply` compiled."""
+    model, random = network(join, pooling, modality_dropout), np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), batch())
+    params = jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32), shapes["params"])
+    stats = jax.tree.map(lambda leaf: random.uniform(0.1, 0.9, leaf.shape).astype(np.float32), shapes["batch_stats"])
+    variables = {"params": params, "batch_stats": stats}
     return model, variables, jax.jit(functools.partial(model.apply, train=False))
 
 
@@ -78,6 +82,14 @@ def test_pixels_and_cells_that_are_missing_have_no_say(way: tuple[str, str], see
     all_changed = outputs(way, rows | {"image": other["image"]})
     differs = np.abs(all_changed - outputs(way, rows)).max(axis=1) > 1e-6
     np.testing.assert_array_equal(differs, rows["image_present"].any(axis=1))
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    _, variables, apply = made(*WAYS[1])
+    narrow = jax.jit(functools.partial(network(*WAYS[1], precision="bfloat16").apply, train=False))
+    wide, found = (np.asarray(run(variables, batch())[0]) for run in (apply, narrow))
+    np.testing.assert_allclose(found, wide, rtol=0.1, atol=0.1)
+    assert not np.array_equal(found, wide)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -41,7 +41,7 @@ def images_of(home: Path) -> dict[str, Any]:
 
 def config_of(name: str, home: Path) -> Config:
     """One of the four configs that are killed."""
-    mlp, resnet = {"architecture": {"hidden_layers": [8]}}, {"architecture": {"stages": [1], "width": 4}}
+    mlp, resnet = {"name": "mlp", "architecture": {"hidden_layers": [8]}}, {"architecture": {"stages": [1], "width": 4}}
     tabm = {"name": "tabm", "architecture": {"hidden_layers": [8], "members": 3}}
     cache = {"loading": "streamed", "cache": {"path": str(home / "cache")}}
     stopping = {"early_stopping": {"patience": 2}}
@@ -52,6 +52,8 @@ def config_of(name: str, home: Path) -> Config:
         "averaged": (table_of(home), tabm, {"ema_decay": 0.9, "accumulate_steps": 3}),
     }[name]
     content = {"name": name, "data": data, "model": model, "training": {"batch_size": 8, "epochs": 4} | training}
+    # In float32: each process would compile programs in bfloat16 anew
+    content |= {"evaluation": {"baselines": "none"}, "precision": "float32"}
     return config_from_dict(content, "test")
 
 
@@ -65,9 +67,11 @@ def assert_unharmed(config: Config, *, kills: int, epochs: int) -> None:
 
 
 NAMES = ("table", "image", "streamed", "averaged")
+BRIEFLY = ("streamed", "averaged")
+"""What two kills are enough for; the laws of test_resume.py hold for all."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BRIEFLY)
 def test_two_kills(home: Path, name: str) -> None:
     assert_unharmed(config_of(name, home), kills=2, epochs=2)
 

@@ -11,7 +11,7 @@ from scipy.special import erf, expit
 from mmjax.config import Activation, Architecture
 from mmjax.config import Model as ModelConfig
 from mmjax.models.build import build_model
-from mmjax.models.layers import Dropout, activation_function
+from mmjax.models.layers import Dropout, activation_function, batch_norm
 from mmjax.models.mlp import default_embedding_dim
 from mmjax.schema import Batch, Column, Schema, Target
 
@@ -67,6 +67,29 @@ def test_batch_norm_equals_a_numpy_twin_and_its_running_statistics() -> None:
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(stats["norm1"]["mean"], 0.9 * running["mean"] + 0.1 * mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(stats["norm1"]["var"], 0.9 * running["var"] + 0.1 * var, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_of_batch_norm_is_that_of_its_formula(masked: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, towards_y = (jnp.asarray(rng.normal(3, 2, (6, 4, 5, 3)), jnp.float32) for _ in range(2))
+    scale, bias = (jnp.asarray(rng.normal(1, 1, 3), jnp.float32) for _ in range(2))
+    mask = jnp.asarray([True, True, False, True, False, True]) if masked else None
+    rows = np.flatnonzero(np.ones(6) if mask is None else mask)
+
+    def formula(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        mean, var = x[rows].mean((0, 1, 2)), x[rows].var((0, 1, 2))
+        normal = (x - mean.reshape(1, 1, 1, 3)) / jnp.sqrt(var + 1e-5).reshape(1, 1, 1, 3)
+        return normal * scale.reshape(1, 1, 1, 3) + bias.reshape(1, 1, 1, 3)
+
+    @jax.jit
+    def both(*inputs: jax.Array) -> list[Any]:
+        expected, back = jax.vjp(formula, *inputs)
+        got, got_back = jax.vjp(lambda *inputs: batch_norm(*inputs, mask, 1e-5)[0], *inputs)
+        return [(got, expected), *zip(got_back(towards_y), back(towards_y), strict=True)]
+
+    for got, expected in both(x, scale, bias):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_all_embeddings_are_one_table_whose_unknown_rows_start_at_zero() -> None:

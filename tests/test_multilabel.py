@@ -248,6 +248,7 @@ def test_images_of_a_csv_have_labels_too(tmp_path: Path):
         "data": {"image": {"path": str(path), "target_column": ["red", "bright"]}},
         "model": {"architecture": {"stages": [1], "width": 4}},
         "training": {"epochs": 2, "batch_size": 8},
+        "precision": "float32",
     }
     made = fit(config_from_dict(content, "test"), runs_dir=tmp_path / "runs", registry=None)
     found = made.predictor.predict({"image": [str(tmp_path / "0.png"), str(tmp_path / "1.png")]})

@@ -58,6 +58,7 @@ def config_of(path: Path, **more: Any) -> Config:
     model = {"architecture": {"stages": [1, 1], "width": 8}, "fusion": fusion}
     training = {"epochs": 10, "batch_size": 16, "learning_rate": 5e-3}
     document = {"name": "shapes", "data": {"tabular": table}, "model": model, "training": training}
+    document |= {"precision": "float32"}  # programs in bfloat16 are compiled anew each time
     return config_from_dict(document | more, "test")
 
 
@@ -198,6 +199,7 @@ def test_several_images_a_row_folds_and_a_number_to_predict(tmp_path: Path) -> N
         "data": {"tabular": table},
         "model": {"architecture": {"stages": [1], "width": 4}, "fusion": fusion},
         "training": {"epochs": 1, "batch_size": 8, "member_loop": "loop"},
+        "precision": "float32",
         "split": {"folds": 2},
     }
     result = fit(config_from_dict(document, "test"), runs_dir=tmp_path / "runs", registry=None)

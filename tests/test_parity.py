@@ -98,7 +98,7 @@ def config_of(case: Case, home: Path) -> Config:
     (home / "schema.json").write_text(json.dumps({"properties": case.declared}), encoding="utf-8")
     table = {"path": str(save(home / "train.csv", case.trained)), "target_column": "y", "id_column": "id"}
     table |= {"schema": str(home / "schema.json")} if case.declared else {}
-    model = {"architecture": {"hidden_layers": [4]}}
+    model = {"name": "mlp", "architecture": {"hidden_layers": [4]}}
     return config_from_dict({"name": "x", "data": {"tabular": table}, "model": model}, "test")
 
 

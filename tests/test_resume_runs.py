@@ -25,8 +25,10 @@ name: tiny
 data:
   tabular: {path: table.csv, target_column: kind, id_column: id}
 model:
+  name: mlp
   architecture: {hidden_layers: [4]}
 training: {epochs: 4, batch_size: 16, learning_rate: 0.05, checkpoint: {every_seconds: 0.001}}
+evaluation: {baselines: none}
 """
 
 
@@ -54,8 +56,9 @@ def config(**training: Any) -> Config:
     content = {
         "name": "tiny",
         "data": {"tabular": {"path": "table.csv", "target_column": "kind", "id_column": "id"}},
-        "model": {"architecture": {"hidden_layers": [4]}},
+        "model": {"name": "mlp", "architecture": {"hidden_layers": [4]}},
         "training": settings | training,
+        "evaluation": {"baselines": "none"},
     }
     return config_from_dict(content, "test")
 

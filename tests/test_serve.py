@@ -111,7 +111,8 @@ def picture(level: int) -> np.ndarray:
 
 def train(home: Path, name: str, data: dict[str, Any], model: dict[str, Any]) -> None:
     training = {"epochs": 1, "batch_size": 8}
-    config = config_from_dict({"name": name, "data": data, "model": model, "training": training}, "test")
+    content = {"name": name, "data": data, "model": model, "training": training, "evaluation": {"baselines": "none"}}
+    config = config_from_dict(content, "test")
     fit(config, runs_dir=home / "runs", registry=home / "registry")
 
 
@@ -123,7 +124,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for target, other in (("kind", "price"), ("price", "kind")):
         table = {"path": str(home / "table.csv"), "target_column": target, "id_column": "id", "ignore_columns": [other]}
         name = "kinds" if target == "kind" else "price"
-        train(home, name, {"tabular": table}, {"architecture": {"hidden_layers": [8]}})
+        network = {"name": "mlp"} if target == "price" else {}
+        train(home, name, {"tabular": table}, network | {"architecture": {"hidden_layers": [8]}})
     for level in (20, 180):
         for i in range(10):
             path = home / "images" / str(level) / f"{i}.png"

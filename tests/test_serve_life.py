@@ -108,6 +108,18 @@ def publish(folder: Path, made: Path, version: int) -> None:
     (folder / "registry" / "numbers" / f".{version}.tmp").rename(folder / "registry" / "numbers" / str(version))
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, made: Path) -> Iterator[Process]:
+    """A server of the newest `numbers` that is asked, and neither stopped nor told of anything."""
+    folder = tmp_path_factory.mktemp("running")
+    shutil.copytree(made, folder / "registry")
+    server = Process(folder, "--max-batch", "2", "--model", "numbers")
+    try:
+        yield server.ready()
+    finally:
+        server.kill()
+
+
 @pytest.fixture
 def start(folder: Path) -> Iterator[Callable[..., Process]]:
     started: list[Process] = []
@@ -125,14 +137,13 @@ def start(folder: Path) -> Iterator[Callable[..., Process]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
-def test_the_event_loop_goes_before_threads_that_compute(start: Callable[..., Process]):
-    server = start().ready()
-    tasks = Path(f"/proc/{server.process.pid}/task")
+def test_the_event_loop_goes_before_threads_that_compute(running: Process):
+    tasks = Path(f"/proc/{running.process.pid}/task")
 
     def niceness(task: Path) -> int:
         return int((task / "stat").read_text().rpartition(") ")[2].split()[16])
 
-    own = niceness(tasks / str(server.process.pid))
+    own = niceness(tasks / str(running.process.pid))
     found = {(task / "comm").read_text().strip(): niceness(task) - own for task in tasks.iterdir()}
     assert {nice for name, nice in found.items() if "XLA" in name} == {COMPUTE}, found
 
@@ -362,37 +373,35 @@ def test_watching_brings_back_what_it_has_brought_before(start: Callable[..., Pr
 # ---- requests
 
 
-def test_timing_deadline_and_determinism_travel_over_http(start: Callable[..., Process]):
-    server = start("--model", "numbers").ready()
-    status, headers, _ = server.predict()
+def test_timing_deadline_and_determinism_travel_over_http(running: Process):
+    status, headers, _ = running.predict()
     assert status == 200
     timing = dict(re.findall(r"(\w+);dur=([0-9.]+)", headers["server-timing"]))
     assert list(timing) == ["queue", "decode", "infer", "encode"]
     assert all(float(value) >= 0 for value in timing.values())
     rows = {"features": matrix(NUMBERS, 5).tolist(), "deterministic": True}
-    whole = server.ask("POST", "/predict/tabular", json.dumps(rows).encode())[2]
+    whole = running.ask("POST", "/predict/tabular", json.dumps(rows).encode())[2]
     for features, expected in zip(rows["features"], whole["probabilities"], strict=True):
         body = json.dumps({"features": [features], "deterministic": True}).encode()
-        assert server.ask("POST", "/predict/tabular", body)[2]["probabilities"] == [expected]
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        assert running.ask("POST", "/predict/tabular", body)[2]["probabilities"] == [expected]
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
     connection.request("POST", "/predict/tabular", BODY, JSON | {"x-request-timeout-ms": "soon"})
     assert connection.getresponse().status == 400
     connection.close()
 
 
-def test_who_hangs_up_is_counted_and_harms_nobody(start: Callable[..., Process]):
-    server = start("--model", "numbers").ready()
+def test_who_hangs_up_is_counted_and_harms_nobody(running: Process):
     large = json.dumps({"features": matrix(NUMBERS, 4096).tolist(), "deterministic": True}).encode()
     head = f"POST /predict/tabular HTTP/1.1\r\nHost: x\r\nContent-Length: {len(large)}\r\n\r\n".encode()
     for _ in range(3):
-        with socket.create_connection(("127.0.0.1", server.port)) as leaving:
+        with socket.create_connection(("127.0.0.1", running.port)) as leaving:
             leaving.sendall(head + large)
             select.select([leaving], [], [], 0.05)
 
     def left() -> float:
-        families = server.ask("GET", "/metrics?format=json")[2]
+        families = running.ask("GET", "/metrics?format=json")[2]
         samples = families["mmjax_requests"]["samples"]
         return sum(s["value"] for s in samples if s["labels"].get("reason") == "client-left")
 
     assert eventually(lambda: left() == 3)
-    assert server.predict()[0] == 200
+    assert running.predict()[0] == 200

@@ -100,7 +100,7 @@ def test_a_growing_run_resumes_to_the_same_bits_and_is_served_at_the_test_size(
 ) -> None:
     config = config_of(
         images,
-        {"horizontal_flip": "alternating", "random_resized_crop": [0.5, 1.0], "cutmix_alpha": 1.0, "mixup_alpha": 0.2},
+        {"horizontal_flip": "alternating", "random_resized_crop": [0.5, 1.0], "cutmix_alpha": 1.0},
         image_size=[16, 16],
         train_size=[8, 8],
         progressive_resizing=True,

@@ -1,5 +1,8 @@
 """Registered models that nobody trained: honest golden rows, made in a moment, for tests of the server."""
 
+import atexit
+import functools
+import tempfile
 from pathlib import Path
 
 import jax
@@ -110,8 +113,22 @@ def columns_for(schema: Schema) -> Columns:
     return {column.name: values[:, i] for i, column in enumerate(schema.features)}
 
 
+@functools.cache
+def scratch() -> Path:
+    """A folder for what is made once for a process; gone when it ends."""
+    folder = tempfile.TemporaryDirectory(prefix="mmjax-tests-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
 def add_model(root: Path, name: str, schema: Schema, *, seed: int = 0) -> None:
     """Register an untrained model of this schema in the registry `root` as the next version of `name`."""
+    register(root, name, _bundle(name, schema, seed), run_id=f"{name}-{seed}")
+
+
+@functools.cache
+def _bundle(name: str, schema: Schema, seed: int) -> Path:
+    """The folder of the model's bundle."""
     if schema == HOMES and schema.image is not None:
         images = TableImages(columns=schema.image.columns, image_size=(8, 8))
         data = Data(tabular=TabularData(path="table.csv", target_column="price", images=images))
@@ -122,7 +139,8 @@ def add_model(root: Path, name: str, schema: Schema, *, seed: int = 0) -> None:
         model = Model(name="mlp", architecture=Architecture(hidden_layers=(8,)))
     else:
         data, model = Data(image=ImageData(path="images")), Model(architecture=Architecture(stages=(1,), width=4))
-    config = Config(name=name, data=data, model=model)
+    # Not in bfloat16: such programs are compiled anew at each start of a server
+    config = Config(name=name, data=data, model=model, precision="float32")
     config, _ = resolve(config, schema, train_rows=4, validation_rows=0)
     columns = columns_for(schema)
     batch, parts = encode(schema, columns), build_parts(config, schema)
@@ -134,9 +152,9 @@ def add_model(root: Path, name: str, schema: Schema, *, seed: int = 0) -> None:
     states = States(variables, transform, parts.output.fit(labels))
     golden = make_golden(make_predictor(config, schema, states), columns)
     kept = {"model": jax.tree.map(np.asarray, variables), "transform": states.transform, "output": states.output}
-    folder = root.parent / f"{name}-{seed}"
+    folder = Path(tempfile.mkdtemp(dir=scratch())) / name
     save_bundle(folder, BundleContents(config, schema, kept, {"test": {"accuracy": 0.5}}, golden, {}, "", {}))
-    register(root, name, folder, run_id=f"{name}-{seed}")
+    return folder
 
 
 def registry_of_all(base: Path) -> Path:

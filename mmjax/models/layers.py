@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, assert_never
 
 import jax
@@ -12,7 +13,7 @@ from flax import linen as nn
 from mmjax.config import Activation
 from mmjax.errors import DataError
 from mmjax.models.base import Model, Variables
-from mmjax.models.convolution import Padding, convolution
+from mmjax.models.convolution import Padding, convolution, sums_over_pixels
 from mmjax.schema import Batch
 
 
@@ -245,28 +246,72 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        wide = x.astype(jnp.float32)
         if train:
-            mean, var = _moments(wide, mask)
+            y, mean, var = batch_norm(x, scale, bias, mask, self.epsilon)
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
             running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
-        else:
-            mean, var = running_mean.value, running_var.value
-        per_channel = (1,) * (x.ndim - 1) + (channels,)
-        factor = (scale * jax.lax.rsqrt(var + self.epsilon)).reshape(per_channel)
-        return ((wide - mean.reshape(per_channel)) * factor + bias.reshape(per_channel)).astype(x.dtype)
+            return y
+        factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+        return _scaled(x.astype(jnp.float32), running_mean.value, factor, bias).astype(x.dtype)
 
 
-def _moments(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Mean and (biased) variance per channel, `f32[C]` each, over the rows of `mask`."""
-    axes = tuple(range(x.ndim - 1))
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, mask: jax.Array | None, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return `x [B, ..., C]` normalised per channel, scaled and shifted, and the mean and (biased) variance `f32[C]`.
+
+    Statistics over the rows of `mask bool[B]`, in f32. No gradient passes through the two that are returned. The
+    gradient is the closed one (Ioffe & Szegedy 2015, arXiv 1502.03167, section 3), so that both of its sums, as both
+    moments, take one pass over `x`.
+    """
+    return _batch_norm_forward(x, scale, bias, mask, epsilon)[0]
+
+
+def _batch_norm_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, mask: jax.Array | None, epsilon: float
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[Any, ...]]:
+    wide, share = x.astype(jnp.float32), _pixel_share(x, mask)
+    counted = wide * share
+    mean, mean_of_squares = sums_over_pixels([counted, counted * wide])
+    var = jnp.maximum(mean_of_squares - mean * mean, 0.0)  # rounding can make it slightly negative
+    inverse = jax.lax.rsqrt(var + epsilon)
+    y = _scaled(wide, mean, scale * inverse, bias).astype(x.dtype)
+    return (y, mean, var), (x, mean, inverse, scale, mask)
+
+
+def _batch_norm_backward(
+    epsilon: float, saved: tuple[Any, ...], gradients: tuple[jax.Array, ...]
+) -> tuple[jax.Array | None, ...]:
+    del epsilon
+    x, mean, inverse, scale, mask = saved
+    gradient, below = gradients[0].astype(jnp.float32), x.astype(jnp.float32) - _last_axis(mean, x)
+    towards_bias, projection = sums_over_pixels([gradient, gradient * below])
+    towards_scale = projection * inverse
+    through_moments = _last_axis(towards_bias, x) + below * _last_axis(towards_scale * inverse, x)
+    towards_x = _last_axis(scale * inverse, x) * (gradient - _pixel_share(x, mask) * through_moments)
+    return towards_x.astype(x.dtype), towards_scale, towards_bias, None
+
+
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def _pixel_share(x: jax.Array, mask: jax.Array | None) -> jax.Array | float:
+    """The part of each pixel in a mean over the rows of `mask`: `f32[B, 1, ...]`, or a number without mask."""
+    pixels = x[0].size / x.shape[-1]
     if mask is None:
-        mean, mean_of_squares = x.mean(axes), (x * x).mean(axes)
-    else:
-        share = mask.astype(jnp.float32) / jnp.maximum(mask.sum() * (x[0].size / x.shape[-1]), 1.0)
-        share = share.reshape(-1, *(1,) * (x.ndim - 1))
-        mean, mean_of_squares = (x * share).sum(axes), (x * x * share).sum(axes)
-    return mean, jnp.maximum(mean_of_squares - mean * mean, 0.0)  # rounding can make it slightly negative
+        return 1.0 / (x.shape[0] * pixels)
+    share = mask.astype(jnp.float32) / jnp.maximum(mask.sum() * pixels, 1.0)
+    return share.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def _scaled(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
+    return (x - _last_axis(mean, x)) * _last_axis(factor, x) + _last_axis(bias, x)
+
+
+def _last_axis(values: jax.Array, x: jax.Array) -> jax.Array:
+    """`values [C]` as `[1, ..., C]`, of as many axes as `x`."""
+    return values.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class Dropout(nn.Module):

@@ -1,6 +1,7 @@
 """The recipe: what the config leaves open is decided and said, what it says wins, and nothing depends on the rest."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -34,7 +35,7 @@ LEFT_OPEN = {"split.strategy", "split.folds", "training.checkpoint.every_epochs"
 """These follow from the layout of the data, which notes say, from a preset, from the clock, and from a trial."""
 
 
-def config_for(kind: str, **sections: dict) -> Config:
+def config_for(kind: str, **sections: Any) -> Config:
     table = {"path": "p", "target_column": "y"} | ({"images": {"columns": ["a", "b"]}} if kind == "both" else {})
     data = {"image": {"path": "p"}} if kind == "images" else {"tabular": table}
     return config_from_dict({"name": "n", "data": data, **sections}, "test")

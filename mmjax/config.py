@@ -82,6 +82,7 @@ CLASSIFICATION_METRICS = (
     "pr_auc",
     "log_loss",
     "refined_log_loss",
+    "selection_loss",
     "brier",
     "ece",
     "mcc",
@@ -793,8 +794,9 @@ class Config(Section, frozen=True, kw_only=True):
     preset: Annotated[
         Literal["fast", "default", "best"],
         Meta(
-            description="What to decide where the config leaves it open, for tables: `fast` is `realmlp_s`, `default` "
-            "is `realmlp`, `best` is `tabm` in 5 folds, which takes ten times as long. What the config says wins."
+            description="What to decide where the config leaves it open, for tables: `fast` is `realmlp_s` of 32 "
+            "epochs, `default` is `realmlp`, `best` is `tabm` in 5 folds, which takes ten times as long. What the "
+            "config says wins."
         ),
     ] = "default"
     split: Split = Split()

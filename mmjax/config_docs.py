@@ -169,6 +169,8 @@ _METRIC_MEANINGS = {
     "refined_log_loss": "The log loss at the temperature that suits these rows best: what calibration cannot mend "
     "(arXiv 2501.19195). The temperature is found with each label smoothed by 1/(n+1), so of few rows it may be "
     "slightly above `log_loss`.",
+    "selection_loss": "`refined_log_loss` plus the share of rows whose most probable class is wrong: what "
+    "chooses the epoch of `realmlp`.",
     "brier": "Mean squared error of the probabilities; of more than two classes summed over them, 0 to 2.",
     "ece": "Expected calibration error: mean gap between confidence and accuracy, in 15 bins of confidence.",
     "mcc": "Matthews correlation of true and predicted classes: 1 is perfect, 0 no better than chance.",

@@ -36,8 +36,8 @@ class States(NamedTuple):
     output: Any
 
 
-def build_parts(config: Config, schema: Schema) -> Parts:
-    """Return the Parts of a resolved config (no field UNSET that they read)."""
+def build_parts(config: Config, schema: Schema, *, served: bool = False) -> Parts:
+    """Return the Parts of a resolved config (no field UNSET that they read); `served` as in `build_model`."""
     transform = build_transform(config, schema)
     name, own, positive = loss_name(config), network_members(config), schema.positive_index
     build = partial(
@@ -61,6 +61,7 @@ def build_parts(config: Config, schema: Schema) -> Parts:
         cardinalities=codes,
         onehots=onehots,
         freeze=config.training.freeze,
+        served=served,
     )
     member = make_forward(model, transform, single)
     if ensemble_size(config) == 1:

@@ -340,8 +340,8 @@ RULES = {
         "c.yaml:2: training.early_stopping.monitor: expected val_X or train_X with X one of loss, accuracy, "
         "balanced_accuracy, top_3_accuracy, top_5_accuracy, precision_macro, recall_macro, f1_macro, precision_micro, "
         "recall_micro, f1_micro, precision_weighted, recall_weighted, f1_weighted, precision, recall, f1, roc_auc, "
-        "pr_auc, log_loss, refined_log_loss, brier, ece, mcc, rmse, mae, r2, mape, subset_accuracy, hamming_loss; got "
-        "'validation_loss'; did you mean 'val_loss'?",
+        "pr_auc, log_loss, refined_log_loss, selection_loss, brier, ece, mcc, rmse, mae, r2, mape, subset_accuracy, "
+        "hamming_loss; got 'validation_loss'; did you mean 'val_loss'?",
     ),
     "monitor of another task": (
         TASK % "regression" + "training: {early_stopping: {monitor: val_accuracy}}",

@@ -95,7 +95,9 @@ def test_classification_equals_scikit_learn(rows, positive):
     expected = reference(probabilities, labels, weight, positive)
     assert {name: found[name] for name in expected} == pytest.approx(expected, **TOLERANCE)
     assert found["ece"] == pytest.approx(plain_ece(probabilities, labels, weight), **TOLERANCE)
-    assert set(found) == set(expected) | {"ece", "roc_auc", "pr_auc", "refined_log_loss"}
+    assert set(found) == set(expected) | {"ece", "roc_auc", "pr_auc", "refined_log_loss", "selection_loss"}
+    wrong = np.average(probabilities.argmax(axis=1) != labels, weights=weight)
+    assert found["selection_loss"] == pytest.approx(found["refined_log_loss"] + wrong, **TOLERANCE)
 
 
 @cases
@@ -221,7 +223,8 @@ def test_regression_edges():
 
 def test_direction_of_every_metric():
     best = {name for name in METRIC_NAMES if metric_direction(f"val_{name}") == "min"}
-    assert best == {"loss", "log_loss", "refined_log_loss", "brier", "ece", "hamming_loss", "rmse", "mae", "mape"}
+    log_losses = {"loss", "log_loss", "refined_log_loss", "selection_loss"}
+    assert best == log_losses | {"brier", "ece", "hamming_loss", "rmse", "mae", "mape"}
     assert metric_direction("roc_auc") == metric_direction("train_roc_auc") == "max"
     assert set(CLASSIFICATION_METRICS) >= set(classification_metrics(np.full((2, 6), 1 / 6), np.zeros(2, np.int64)))
 

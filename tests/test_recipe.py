@@ -1,6 +1,7 @@
 """The recipe: what the config leaves open is decided and said, what it says wins, and nothing depends on the rest."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -34,7 +35,7 @@ LEFT_OPEN = {"split.strategy", "split.folds", "training.checkpoint.every_epochs"
 """These follow from the layout of the data, which notes say, from a preset, from the clock, and from a trial."""
 
 
-def config_for(kind: str, **sections: dict) -> Config:
+def config_for(kind: str, **sections: Any) -> Config:
     table = {"path": "p", "target_column": "y"} | ({"images": {"columns": ["a", "b"]}} if kind == "both" else {})
     data = {"image": {"path": "p"}} if kind == "images" else {"tabular": table}
     return config_from_dict({"name": "n", "data": data, **sections}, "test")
@@ -170,6 +171,24 @@ def test_a_preset_chooses_the_network_of_a_table(preset: str, name: str) -> None
     assert "model.name" in {decision.key for decision in decisions}
     named = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, name="mlp"))
     assert resolve(named, SCHEMAS["classes"], train_rows=900, validation_rows=100)[0].model.name == "mlp"
+
+
+def test_the_fast_preset_plans_an_eighth_of_the_epochs() -> None:
+    asked = {"fast": config_for("classes", preset="fast"), "named": config_for("classes", model={"name": "realmlp_s"})}
+    own = config_for("classes", preset="fast", training={"epochs": 7})
+    found = {
+        name: resolve(config, SCHEMAS["classes"], train_rows=900, validation_rows=100)[0].training.epochs
+        for name, config in {**asked, "own": own}.items()
+    }
+    assert found == {"fast": 32, "named": 256, "own": 7}
+
+
+@pytest.mark.parametrize("name", ["realmlp", "realmlp_s"])
+def test_realmlp_chooses_its_epoch_by_log_loss_and_errors(name: str) -> None:
+    for task, monitor in (("classes", "val_selection_loss"), ("number", "val_rmse")):
+        config = config_for(task, model={"name": name})
+        resolved, _ = resolve(config, SCHEMAS[task], train_rows=900, validation_rows=100)
+        assert resolved.training.early_stopping.monitor == monitor
 
 
 @pytest.mark.parametrize(

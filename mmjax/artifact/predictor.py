@@ -16,7 +16,7 @@ from mmjax.config import Config
 from mmjax.data.encode import check_columns, columns_from_rows, encode
 from mmjax.data.pipeline import padded_slices
 from mmjax.errors import BundleError, ConfigError, DataError, TrainingError
-from mmjax.models.build import computed_kernels
+from mmjax.models.build import served_variables
 from mmjax.parts import States, build_parts
 from mmjax.schema import Batch, Columns, Schema
 from mmjax.training.decide import abstain_problems, abstaining
@@ -203,15 +203,17 @@ def proven_predictor(bundle: Bundle, *, where: str) -> Predictor:
 def bundle_predictor(bundle: Bundle) -> Predictor:
     """Return the Predictor of a bundle as it is, its golden rows not asked."""
     contents = bundle.contents
-    predictor = make_predictor(contents.config, contents.schema, _states(bundle), digest=bundle.digest)
-    return _with_computed_kernels(predictor)
+    return _served(make_predictor(contents.config, contents.schema, _states(bundle), digest=bundle.digest))
 
 
-def _with_computed_kernels(predictor: Predictor) -> Predictor:
-    """Return the Predictor as it answers once it is loaded; see `computed_kernels`."""
-    config, states = predictor.config, predictor.states
-    variables = computed_kernels(config.model, states.variables, str(config.precision))
-    return predictor._replace(states=states._replace(variables=variables))
+def _served(predictor: Predictor) -> Predictor:
+    """Return the Predictor as it answers once it is loaded; see `served_variables`."""
+    config, schema, states = predictor.config, predictor.schema, predictor.states
+    variables = served_variables(config.model, states.variables, str(config.precision))
+    if variables is states.variables:
+        return predictor
+    forward = compiled(build_parts(config, schema, served=True).forward, precision=config.precision)
+    return predictor._replace(states=states._replace(variables=variables), forward=forward)
 
 
 def golden_problems(folder: Path) -> list[str]:
@@ -237,7 +239,7 @@ def make_golden(predictor: Predictor, columns: Columns) -> Golden:
     reference = make_predictor(reference_config(predictor.config), predictor.schema, predictor.states)
     with reference_mode():
         expected = golden_answers(reference, columns)
-    compiled_answers = golden_answers(_with_computed_kernels(predictor), columns)
+    compiled_answers = golden_answers(_served(predictor), columns)
     if not all(np.isfinite(answers[name]).all() for answers in (expected, compiled_answers) for name in expected):
         raise TrainingError(
             f"golden rows: expected finite answers, got NaN or infinity (precision {predictor.config.precision}); look "

@@ -13,9 +13,9 @@ from mmjax.config import Model as ModelConfig
 from mmjax.errors import ConfigError, DataError
 from mmjax.models.airbench import WHITENED_IMAGES, WIDTHS, AirNet
 from mmjax.models.base import Model, Variables
-from mmjax.models.efficientnet import B0_STAGES, EFFICIENTNETS, EfficientNet
+from mmjax.models.efficientnet import B0_STAGES, EFFICIENTNETS, EfficientNet, norm_epsilon
 from mmjax.models.fusion import Join, make_fusion
-from mmjax.models.layers import Inputs, activation_function, model_from_linen, row_mask
+from mmjax.models.layers import Inputs, activation_function, folded_norm, model_from_linen, row_mask
 from mmjax.models.mlp import MLP, default_embedding_dim, make_mlp
 from mmjax.models.realmlp import EMBEDDING_DIM as REALMLP_EMBEDDING_DIM
 from mmjax.models.realmlp import RealMLP, make_realmlp
@@ -53,22 +53,25 @@ def build_model(
     cardinalities: tuple[int, ...] | None = None,
     onehots: tuple[int, ...] = (),
     freeze: str | int = "none",
+    served: bool = False,
 ) -> Model:
     """Return the network that `model.name` names, for batches of `schema`, with `outputs` values per row.
 
     `cardinalities` are those of the batch's category columns, where a Transform leaves fewer than the schema has.
     `onehots` are the widths of the one-hot columns that its `dense` ends with (tabm).
     `freeze` is `training.freeze`: what of an image network is as at inference in training too.
+    `served` networks take the variables of `served_variables`, and do not train.
     `precision` ("float32" or "bfloat16") is the compute type; parameters, batch statistics and outputs are f32.
     Raises ConfigError as `resolve_architecture` does.
     """
     if model.type == "multimodal":
-        return _multimodal(model, schema, outputs, precision, cardinalities)
+        return _multimodal(model, schema, outputs, precision, cardinalities, served)
     name = _resolved_name(model)
     shape: Any = resolve_architecture(model, schema)  # every field the family uses is set
     activation, dtype = activation_function(shape.activation), DTYPES[precision]
     codes = schema.cardinalities if cardinalities is None else cardinalities
     large = None if shape.stem is UNSET else shape.stem == "large"
+    folded = served and _folds(precision)
     match name:
         case "realmlp" | "realmlp_s":
             simple = name == "realmlp_s"
@@ -117,12 +120,12 @@ def build_model(
             return _vision(net, name, shape.dropout)._replace(images_to_start=WHITENED_IMAGES)
         case "resnet":
             row = ResNetRow(shape.stages, shape.width)
-            module = ResNet(outputs, row, activation, shape.dropout, dtype, large)
+            module = ResNet(outputs, row, activation, shape.dropout, dtype, large, folded=folded)
             return _vision(module, name, shape.dropout)
         case "resnet18" | "resnet34" | "resnet50" | "resnet18d" | "resnet34d" | "resnet50d":
             row = RESNETS[name]
             frozen = _frozen_parts(freeze, len(row.stages), 0, name)
-            module = ResNet(outputs, row, activation, shape.dropout, dtype, large, frozen)
+            module = ResNet(outputs, row, activation, shape.dropout, dtype, large, frozen, folded)
             return _vision(module, name, shape.dropout)
         case (
             "efficientnet_b0"
@@ -137,8 +140,9 @@ def build_model(
             | "tf_efficientnet_b4"
         ):
             frozen = _frozen_parts(freeze, len(B0_STAGES), 1, name)
+            size = EFFICIENTNETS[name]
             module = EfficientNet(
-                outputs, EFFICIENTNETS[name], activation, shape.dropout, dtype, large_stem=large, frozen=frozen
+                outputs, size, activation, shape.dropout, dtype, large_stem=large, frozen=frozen, folded=folded
             )
             return _vision(module, name, shape.dropout)
         case _:
@@ -202,22 +206,38 @@ def resolve_architecture(model: ModelConfig, schema: Schema) -> Architecture:
     return msgspec.structs.replace(defaults, **(derived | given))
 
 
-def computed_kernels(model: ModelConfig, variables: Variables, precision: str) -> Variables:
-    """Return `variables` (on the host) with the kernels of images in the type that the network computes in.
+def served_variables(model: ModelConfig, variables: Variables, precision: str) -> Variables:
+    """Return the variables (on the host) that a network built as `served` answers with.
 
-    It rounds them at every call otherwise, all 11 million of a ResNet-18 for one image. Of a small convolution XLA
-    leaves that out: there the answers differ as bfloat16 does from float32.
+    Of images in bfloat16: norms are folded into the kernels before them (a ResNet-18 answers one image 15 % faster,
+    many as fast as before; in float32 nothing is won), and kernels are rounded once, not at every call (6 to 18 %).
+    Answers differ from those of the network as it was trained as bfloat16 does from float32.
     """
-    if precision != "bfloat16" or model.type == "tabular":
+    if not _folds(precision) or model.type == "tabular":
         return variables
-    params = variables["params"]
-    trunk = params["images"] if model.type == "multimodal" else params
+    params, stats = variables["params"], variables["batch_stats"]
+    if model.type == "multimodal":
+        return {**variables, "params": {**params, "images": _served_trunk(model, params["images"], stats["images"])}}
+    return {**variables, "params": _served_trunk(model, params, stats)}
 
-    def cast(path: tuple[Any, ...], values: Any) -> Any:
-        return np.asarray(values).astype(DTYPES[precision]) if path[-1].key == "kernel" else values
 
-    trunk = jax.tree.map_with_path(cast, trunk)
-    return {**variables, "params": {**params, "images": trunk} if model.type == "multimodal" else trunk}
+def _folds(precision: str) -> bool:
+    return precision == "bfloat16"
+
+
+def _served_trunk(model: ModelConfig, params: Variables, stats: Variables) -> Variables:
+    name = _resolved_name(model)
+    params = jax.tree.map(np.asarray, params)  # of its own, to be changed below
+    epsilon = norm_epsilon(EFFICIENTNETS[name]) if name in EFFICIENTNETS else 1e-5
+    for norm in stats if name not in WIDTHS else ():  # airbench pools before it normalises
+        convolution = params[norm.replace("_norm", "_conv")]
+        kernel, bias = folded_norm(convolution["kernel"], params[norm], stats[norm], epsilon)
+        convolution["kernel"], params[norm] = kernel, {**params[norm], "bias": bias}
+
+    def rounded(path: tuple[Any, ...], values: Any) -> Any:
+        return values.astype(jnp.bfloat16) if path[-1].key == "kernel" else values
+
+    return jax.tree.map_with_path(rounded, params)
 
 
 def count_parameters(variables: Variables) -> int:
@@ -236,7 +256,12 @@ def _items(architecture: Architecture) -> list[tuple[str, Any]]:
 
 
 def _multimodal(
-    model: ModelConfig, schema: Schema, outputs: int, precision: str, cardinalities: tuple[int, ...] | None
+    model: ModelConfig,
+    schema: Schema,
+    outputs: int,
+    precision: str,
+    cardinalities: tuple[int, ...] | None,
+    served: bool,
 ) -> Model:
     """Return the network of images and columns: the trunk that `model.name` names, an mlp, and their join.
 
@@ -244,7 +269,7 @@ def _multimodal(
     """
     fusion: Any = model.fusion  # every field is set
     trunk = ModelConfig(type="vision", name=model.name, architecture=model.architecture)
-    images = build_model(trunk, schema, outputs=fusion.width, precision=precision)
+    images = build_model(trunk, schema, outputs=fusion.width, precision=precision, served=served)
     columns = None
     if schema.features:
         shape = Architecture(hidden_layers=fusion.hidden_layers, dropout=fusion.dropout)

@@ -57,6 +57,11 @@ EFFICIENTNETS = {
 EFFICIENTNETS |= {f"tf_{name}": size._replace(tensorflow=True) for name, size in EFFICIENTNETS.items()}
 
 
+def norm_epsilon(size: SizeRow) -> float:
+    """Return what every norm of that size adds to its variance."""
+    return 1e-3 if size.tensorflow else 1e-5
+
+
 def scaled_channels(channels: int, width: float) -> int:
     """Return `channels * width` as the nearest multiple of 8 that is not more than a tenth smaller.
 
@@ -99,7 +104,7 @@ class EfficientNet(nn.Module):
     The stem has stride 2, or 1 for images under 96 px, unless `large_stem` says which. A block whose input and output
     agree adds its input, and is skipped for a random share of rows in training (stochastic depth); `dropout` 0 switches
     that off too. The first `frozen` of stem, stages and last convolution are in training as they are at inference, and
-    pass no gradient on.
+    pass no gradient on; `folded` is that of every BatchNorm.
     """
 
     outputs: int
@@ -110,20 +115,21 @@ class EfficientNet(nn.Module):
     stages: tuple[StageRow, ...] = B0_STAGES
     large_stem: bool | None = None
     frozen: int = 0
+    folded: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
         """Return `[B, outputs]` for `image f32[B, H, W, 3]`, standardised."""
 
         tensorflow = self.size.tensorflow
-        momentum, epsilon = (0.99, 1e-3) if tensorflow else (0.9, 1e-5)
+        momentum, epsilon, folded = 0.99 if tensorflow else 0.9, norm_epsilon(self.size), self.folded
 
         def unit_of(part: int) -> Unit:
             def unit(
                 x: jax.Array, name: str, channels: int, kernel_px: int, stride: int = 1, depthwise: bool = False
             ) -> jax.Array:
                 conv = Convolution(channels, kernel_px, stride, depthwise, self.dtype, tensorflow, name=f"{name}_conv")
-                norm = BatchNorm(momentum=momentum, epsilon=epsilon, name=f"{name}_norm")
+                norm = BatchNorm(momentum=momentum, epsilon=epsilon, folded=folded, name=f"{name}_norm")
                 return norm(conv(x), train=train and part >= self.frozen, mask=mask)
 
             return unit

@@ -1,7 +1,7 @@
 """What every network is built from: convolution, norm, dropout, pools, and the step from a Linen module to a Model."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, assert_never
 
@@ -236,11 +236,17 @@ class BatchNorm(nn.Module):
     zero_scale: bool = False
     momentum: float = 0.9
     epsilon: float = 1e-5
+    folded: bool = False
+    """Whether all but the shift is in the kernel of the convolution before it (`folded_norm`); not in training."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
         """Return `x` normalised, scaled and shifted, in its own dtype."""
         channels = x.shape[-1]
+        if self.folded:
+            assert not train, "a folded norm has no statistics"
+            bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (channels,), jnp.float32))
+            return x + _last_axis(bias.astype(x.dtype), x)
         scale_init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
         scale = self.param("scale", scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
@@ -253,6 +259,15 @@ class BatchNorm(nn.Module):
             return y
         factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
         return _scaled(x.astype(jnp.float32), running_mean.value, factor, bias).astype(x.dtype)
+
+
+def folded_norm(
+    kernel: np.ndarray, norm: Mapping[str, np.ndarray], stats: Mapping[str, np.ndarray], epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the kernel `[..., h, w, C, O]` and bias `f32[..., O]` of a convolution with the norm after it, as it
+    infers: `norm` are its scale and bias, `stats` its running mean and variance, all `f32[..., O]`."""
+    factor = norm["scale"] / np.sqrt(stats["var"] + np.float32(epsilon))
+    return kernel * factor[..., None, None, None, :], norm["bias"] - stats["mean"] * factor
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -48,8 +48,8 @@ class ResNet(nn.Module):
     Stem: 3x3 at stride 1 for images under 96 px, else 7x7 and a max pool, stride 2 each, unless `large_stem` says
     which. Bottlenecks stride in their 3x3 (v1.5). The last scale of each branch starts at zero, so every block starts
     as its shortcut (Goyal et al. 2017, arXiv 1706.02677, 5.1). The first `frozen` of stem and stages are in training as
-    they are at inference, and pass no gradient on. Names follow torchvision's order: `stem_conv`,
-    `stage1_block1_conv1`, ..., `head`.
+    they are at inference, and pass no gradient on; `folded` is that of every BatchNorm. Names follow torchvision's
+    order: `stem_conv`, `stage1_block1_conv1`, ..., `head`.
     """
 
     outputs: int
@@ -59,6 +59,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     large_stem: bool | None = None
     frozen: int = 0
+    folded: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
@@ -75,7 +76,7 @@ class ResNet(nn.Module):
                 zero_scale: bool = False,
             ) -> jax.Array:
                 x = Convolution(channels, kernel_px, stride, dtype=self.dtype, name=f"{name}_conv{number}")(x)
-                norm = BatchNorm(zero_scale=zero_scale, name=f"{name}_norm{number}")
+                norm = BatchNorm(zero_scale, folded=self.folded, name=f"{name}_norm{number}")
                 return norm(x, train=train and part >= self.frozen, mask=mask)
 
             return unit

@@ -37,7 +37,7 @@ __all__ = [
 Direction = Literal["max", "min"]
 
 LOWER_IS_BETTER = frozenset(
-    {"loss", "log_loss", "refined_log_loss", "brier", "ece", "hamming_loss", "rmse", "mae", "mape"}
+    {"loss", "log_loss", "refined_log_loss", "selection_loss", "brier", "ece", "hamming_loss", "rmse", "mae", "mape"}
 )
 
 
@@ -69,7 +69,8 @@ def classification_metrics(
     class and only there for two classes; `top_3_accuracy` and `top_5_accuracy` only for more than 3 and 5 classes.
     `refined_log_loss` is the log loss at the temperature that suits these rows best: what calibration cannot mend
     (Berta et al. 2025, arXiv 2501.19195); that temperature is found with smoothed labels, so of few rows it may be
-    slightly above `log_loss`. For more than two classes `roc_auc` and `pr_auc` are means over classes, each
+    slightly above `log_loss`. `selection_loss` adds to it the share of rows whose most probable class is wrong.
+    For more than two classes `roc_auc` and `pr_auc` are means over classes, each
     against the rest, of those where they are defined, and `brier` sums over classes, in [0, 2]. Rows of weight 0 change
     nothing.
     """
@@ -148,10 +149,11 @@ def _probability_scores(
 ) -> dict[str, float]:
     confidence = probabilities.max(axis=1)
     temperature = best_temperature(log_of(probabilities), labels, weight)
-    refined = tempered(probabilities, temperature)
+    refined = _mean(log_loss_rows(tempered(probabilities, temperature), labels), weight)
     return {
         "log_loss": _mean(log_loss_rows(probabilities, labels), weight),
-        "refined_log_loss": _mean(log_loss_rows(refined, labels), weight),
+        "refined_log_loss": refined,
+        "selection_loss": refined + _mean(predictions != labels, weight),
         "brier": _mean(brier_rows(probabilities, labels), weight),
         "ece": expected_calibration_error(confidence, predictions == labels, weight),
     }

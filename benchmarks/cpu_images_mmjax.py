@@ -10,7 +10,7 @@ from turns import Works, answer
 
 from mmjax.backend import compiled, configure, fast_bfloat16
 from mmjax.config import Model, Training
-from mmjax.models.build import build_model, computed_kernels, count_parameters, resolve_architecture
+from mmjax.models.build import build_model, count_parameters, resolve_architecture, served_variables
 from mmjax.schema import ImageSpec, Schema, Target
 from mmjax.training.losses import make_loss
 from mmjax.training.optimizer import make_optimizer
@@ -66,13 +66,14 @@ def _works(case: dict[str, Any], precision: str) -> tuple[Callable[[], Any], Cal
     learner = Learner(model, transform, None, loss, output.targets, optimizer, ema_decay=None)
     # One step a call, as `training.setup.make_plan` has it for images on a CPU.
     chunk = compiled(make_train_chunk(learner, seed=0, loop=False), donate=(0, 1), precision=precision)
-    forward = compiled(make_forward(model, transform, output), precision=precision)
+    serving = build_model(named, schema, outputs=classes, precision=precision, served=True)  # as a loaded Predictor
+    forward = compiled(make_forward(serving, transform, output), precision=precision)
     data = jax.device_put({"image": pixels, "label": labels})
     steps = IMAGES // batch
     rows = jax.device_put(rng.permutation(IMAGES).astype(np.int32)[: steps * batch].reshape(steps, batch))
     copied = jax.tree.map(jnp.array, variables)  # the train step takes its own over
     now = [init_state(copied, optimizer.init(copied["params"]), ema=False), empty_totals(), 0]
-    loaded = computed_kernels(named, jax.tree.map(np.asarray, variables), precision)  # as a Predictor holds them
+    loaded = served_variables(named, jax.tree.map(np.asarray, variables), precision)
 
     def train() -> None:
         state, totals, at = now

@@ -359,7 +359,7 @@ def _airbench_choices(config: Config, name: str, train_rows: int, validation_row
 def _realmlp_choices(config: Config, name: str, task: str, train_rows: int, validation_rows: int) -> list[Choice]:
     """The constants of RealMLP-TD and -TD-S (arXiv 2407.04491, appendix A), batches by rows as in pytabkit's `auto`.
 
-    Of classes they choose the epoch by errors alone; refined log loss alone is often least before these are.
+    Its authors choose the epoch of classes by errors alone; refined log loss alone is often least before these are.
     """
     simple, classify = name == "realmlp_s", task != "regression"
     why = _TD_S if simple else _TD
@@ -367,7 +367,8 @@ def _realmlp_choices(config: Config, name: str, task: str, train_rows: int, vali
     if isinstance(config.training.optimizer, str) and config.training.optimizer != "adam":
         rate = _learning_rate(config)
     batch_size = next((size for most, size in _REALMLP_BATCHES if train_rows <= most), 1024)
-    epochs, long = (256, why) if config.preset != "fast" else (FAST_EPOCHS, "preset fast: an eighth of the epochs")
+    fast = config.preset == "fast" and config.model.name is UNSET
+    epochs, long = (_FAST_EPOCHS, "preset fast: an eighth of the epochs") if fast else (256, why)
     whole = (False, "the schedule needs all its epochs; the weights of the best one are kept")
     monitor = _error_monitor(classify)
     if task == "classification":
@@ -385,7 +386,7 @@ def _realmlp_choices(config: Config, name: str, task: str, train_rows: int, vali
     ]
 
 
-FAST_EPOCHS = 32
+_FAST_EPOCHS = 32
 _REALMLP_BATCHES = ((1_024, 64), (8_192, 128), (30_000, 256), (100_000, 512))
 
 

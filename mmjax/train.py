@@ -22,7 +22,7 @@ from mmjax.analysis.report import Report
 from mmjax.analysis.tables import shorten
 from mmjax.artifact.answers import kept_answers
 from mmjax.artifact.files import parse_object, write_json_atomic
-from mmjax.artifact.predictor import Predictor, load_predictor, make_predictor
+from mmjax.artifact.predictor import Predictor, load_predictor, make_predictor, served_predictor
 from mmjax.artifact.registry import check_writable, register
 from mmjax.artifact.runs import Run
 from mmjax.backend import Backend, configure
@@ -210,7 +210,9 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 version = _register(registry, config.name, bundle, str(provenance["run_id"]))
                 bundle = registry / config.name / str(version)
         record.finish(model=config.name, version=version, bundle=str(bundle), metrics=metrics)
-    return FitResult(run_dir, config.name, version, bundle, metrics, report, predictor, record.seconds)
+    return FitResult(
+        run_dir, config.name, version, bundle, metrics, report, served_predictor(predictor), record.seconds
+    )
 
 
 def _in_time(asked: Config, ready: Ready, cut: tuple[Decision, ...], end: float, tell: Callable[[str], None]) -> Ready:

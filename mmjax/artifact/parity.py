@@ -148,7 +148,7 @@ def row_by_row(predictor: Predictor, rows: Iterable[Mapping[str, Any]]) -> Answe
 
 
 def training_path(predictor: Predictor, columns: Columns, *, bucket: int) -> Answers:
-    """Return the Answers as training scores a split: columns encoded whole, then passes of `bucket` rows."""
+    """Return the Answers in passes as training scores a split: columns encoded whole, then `bucket` rows at a time."""
     batch = encode(predictor.schema, columns)
     scores = score(predictor.forward, predictor.states, batch, largest=bucket, smallest=bucket)
     return answers_of(to_predictions(predictor.schema, scores))

@@ -16,7 +16,7 @@ from mmjax.config import Config
 from mmjax.data.encode import check_columns, columns_from_rows, encode
 from mmjax.data.pipeline import padded_slices
 from mmjax.errors import BundleError, ConfigError, DataError, TrainingError
-from mmjax.models.build import served_variables
+from mmjax.models.build import served_otherwise, served_variables
 from mmjax.parts import States, build_parts
 from mmjax.schema import Batch, Columns, Schema
 from mmjax.training.decide import abstain_problems, abstaining
@@ -56,6 +56,7 @@ class Predictor(NamedTuple):
     schema: Schema
     config: Config
     states: States
+    """What was fitted; of a loaded model in the form that `forward` takes (`served_variables`)."""
     forward: Forward
     """Compiled."""
     digest: str = ""
@@ -203,11 +204,11 @@ def proven_predictor(bundle: Bundle, *, where: str) -> Predictor:
 def bundle_predictor(bundle: Bundle) -> Predictor:
     """Return the Predictor of a bundle as it is, its golden rows not asked."""
     contents = bundle.contents
-    return _served(make_predictor(contents.config, contents.schema, _states(bundle), digest=bundle.digest))
+    return served_predictor(make_predictor(contents.config, contents.schema, _states(bundle), digest=bundle.digest))
 
 
-def _served(predictor: Predictor) -> Predictor:
-    """Return the Predictor as it answers once it is loaded; see `served_variables`."""
+def served_predictor(predictor: Predictor) -> Predictor:
+    """Return the Predictor as it answers once it is loaded; see `served_variables`. Twice changes nothing."""
     config, schema, states = predictor.config, predictor.schema, predictor.states
     variables = served_variables(config.model, states.variables, str(config.precision))
     if variables is states.variables:
@@ -239,14 +240,14 @@ def make_golden(predictor: Predictor, columns: Columns) -> Golden:
     reference = make_predictor(reference_config(predictor.config), predictor.schema, predictor.states)
     with reference_mode():
         expected = golden_answers(reference, columns)
-    compiled_answers = golden_answers(_served(predictor), columns)
+    compiled_answers = golden_answers(served_predictor(predictor), columns)
     if not all(np.isfinite(answers[name]).all() for answers in (expected, compiled_answers) for name in expected):
         raise TrainingError(
             f"golden rows: expected finite answers, got NaN or infinity (precision {predictor.config.precision}); look "
             "for extreme values in the data, lower training.learning_rate, or set precision: float32"
         )
     measured = max(largest_difference(expected[name], compiled_answers[name]) for name in expected)
-    tolerance = {**ELSEWHERE, f"{platform()}/{predictor.config.precision}": max(REFERENCE_TOLERANCE, 4.0 * measured)}
+    tolerance = {**ELSEWHERE, _measured_on(predictor.config, platform()): max(REFERENCE_TOLERANCE, 4.0 * measured)}
     return Golden({name: list(cells) for name, cells in columns.items()}, expected, tolerance)
 
 
@@ -268,7 +269,14 @@ ELSEWHERE = {"cpu/float32": 1e-4, "gpu/float32": 5e-3, "tpu/float32": 2e-2, "bfl
 
 def golden_tolerance(golden: Golden, config: Config, platform: str) -> float:
     """Return how far compiled answers of this precision may be from the golden ones on a platform (`cpu`, `gpu`...)."""
-    return golden.tolerance.get(f"{platform}/{config.precision}", golden.tolerance.get(str(config.precision), 5e-2))
+    return golden.tolerance.get(_measured_on(config, platform), golden.tolerance.get(str(config.precision), 5e-2))
+
+
+def _measured_on(config: Config, platform: str) -> str:
+    """The key of a measured tolerance: another one where loaded models answer in a form of their own, which older
+    bundles did not measure."""
+    form = "/served" if served_otherwise(config.model, str(config.precision)) else ""
+    return f"{platform}/{config.precision}{form}"
 
 
 def _states(bundle: Bundle) -> States:

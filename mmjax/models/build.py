@@ -71,7 +71,7 @@ def build_model(
     activation, dtype = activation_function(shape.activation), DTYPES[precision]
     codes = schema.cardinalities if cardinalities is None else cardinalities
     large = None if shape.stem is UNSET else shape.stem == "large"
-    folded = served and _folds(precision)
+    folded = served and served_otherwise(model, precision)
     match name:
         case "realmlp" | "realmlp_s":
             simple = name == "realmlp_s"
@@ -206,38 +206,48 @@ def resolve_architecture(model: ModelConfig, schema: Schema) -> Architecture:
     return msgspec.structs.replace(defaults, **(derived | given))
 
 
-def served_variables(model: ModelConfig, variables: Variables, precision: str) -> Variables:
-    """Return the variables (on the host) that a network built as `served` answers with.
+def served_otherwise(model: ModelConfig, precision: str) -> bool:
+    """Return whether a loaded model answers with other variables than were trained: images in bfloat16."""
+    return precision == "bfloat16" and model.type != "tabular"
 
-    Of images in bfloat16: norms are folded into the kernels before them (a ResNet-18 answers one image 15 % faster,
-    many as fast as before; in float32 nothing is won), and kernels are rounded once, not at every call (6 to 18 %).
-    Answers differ from those of the network as it was trained as bfloat16 does from float32.
+
+def served_variables(model: ModelConfig, variables: Variables, precision: str) -> Variables:
+    """Return the variables (on the host) that a network built as `served` answers with; of such, themselves.
+
+    Where `served_otherwise`, norms are folded into the kernels before them (a ResNet-18 answers one image 15 % faster,
+    many as fast as before; in float32 nothing is won) and are gone but for a bias, so that no network that trains takes
+    them; and kernels are rounded once, not at every call (6 to 18 %). Answers differ from those of the trained form as
+    bfloat16 does from float32.
     """
-    if not _folds(precision) or model.type == "tabular":
+    if not served_otherwise(model, precision) or _is_served(variables):
         return variables
     params, stats = variables["params"], variables["batch_stats"]
     if model.type == "multimodal":
-        return {**variables, "params": {**params, "images": _served_trunk(model, params["images"], stats["images"])}}
-    return {**variables, "params": _served_trunk(model, params, stats)}
+        images, left = _served_trunk(model, params["images"], stats["images"])
+        return {"params": {**params, "images": images}, "batch_stats": {**stats, "images": left}}
+    params, stats = _served_trunk(model, params, stats)
+    return {"params": params, "batch_stats": stats}
 
 
-def _folds(precision: str) -> bool:
-    return precision == "bfloat16"
+def _is_served(variables: Variables) -> bool:
+    return any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(variables["params"]))
 
 
-def _served_trunk(model: ModelConfig, params: Variables, stats: Variables) -> Variables:
+def _served_trunk(model: ModelConfig, params: Variables, stats: Variables) -> tuple[Variables, Variables]:
     name = _resolved_name(model)
     params = jax.tree.map(np.asarray, params)  # of its own, to be changed below
-    epsilon = norm_epsilon(EFFICIENTNETS[name]) if name in EFFICIENTNETS else 1e-5
-    for norm in stats if name not in WIDTHS else ():  # airbench pools before it normalises
-        convolution = params[norm.replace("_norm", "_conv")]
-        kernel, bias = folded_norm(convolution["kernel"], params[norm], stats[norm], epsilon)
-        convolution["kernel"], params[norm] = kernel, {**params[norm], "bias": bias}
+    if name not in WIDTHS:  # airbench pools before it normalises
+        epsilon = norm_epsilon(EFFICIENTNETS[name]) if name in EFFICIENTNETS else 1e-5
+        for norm, found in stats.items():
+            convolution = params[norm.replace("_norm", "_conv")]
+            convolution["kernel"], bias = folded_norm(convolution["kernel"], params[norm], found, epsilon)
+            params[norm] = {"bias": bias}
+        stats = {}
 
     def rounded(path: tuple[Any, ...], values: Any) -> Any:
         return values.astype(jnp.bfloat16) if path[-1].key == "kernel" else values
 
-    return jax.tree.map_with_path(rounded, params)
+    return jax.tree.map_with_path(rounded, params), stats
 
 
 def count_parameters(variables: Variables) -> int:

@@ -59,7 +59,7 @@ def served(registry: Path, *models: str) -> Iterator[Server]:
         assert found is not None, f"the server ended with {process.wait()}"
         connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=30)
         server = Server(int(found[1]), connection)
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 120
         while server.ask("GET", "/v2/health/ready").status != 200:
             assert time.monotonic() < ends, "not ready in time"
             time.sleep(0.05)

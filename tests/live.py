@@ -127,7 +127,7 @@ class Client(NamedTuple):
         return sum(s["value"] for s in samples if labels.items() <= s["labels"].items())
 
     def ready(self) -> "Client":
-        for _ in range(600):
+        for _ in range(2400):  # beside other tests, with an empty compile cache
             if self.ask("GET", "/health/ready").status == 200:
                 return self
             time.sleep(0.05)

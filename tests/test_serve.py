@@ -70,7 +70,7 @@ class Server(NamedTuple):
         return self.ask("POST", "/predict/tabular", json.dumps(document), JSON)
 
     def ready(self) -> None:
-        for _ in range(600):
+        for _ in range(2400):  # beside other tests, with an empty compile cache
             if self.ask("GET", "/health/ready").status == 200:
                 return
             assert self.ask("GET", "/health/live").status == 200, "live says 200 from the first moment"

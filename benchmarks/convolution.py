@@ -131,9 +131,7 @@ def forms_of(layer: Layer) -> dict[str, tuple[str, dict[str, Call]]]:
 
 
 def _forms_of(layer: Layer, geometry: Geometry) -> dict[str, tuple[str, dict[str, Call]]]:
-    apart = {"shifted", "summed"} if not layer.depthwise else {"taps", "dot"}
-    if layer.kernel_px > 1 or layer.stride > 1:
-        apart.add("dot")
+    apart = {"taps"} if layer.depthwise else {"shifted", "summed"}
     chosen = chosen_forms(kernel_shape(layer), geometry)
     calls: dict[str, dict[str, Call]] = {
         "forward": {n: lambda x, k, g, f=f: f(x, k, geometry) for n, f in FORWARD_FORMS.items()},

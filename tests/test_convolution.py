@@ -79,7 +79,7 @@ LAYERS = {
     "depthwise, strided": ((7, 6), (5, 5, 1, 8), Geometry(2, ((2, 2), (2, 2)), 8)),
     "depthwise, stride beyond the kernel": ((7, 6), (1, 2, 1, 8), Geometry(3, ((0, 0), (0, 0)), 8)),
 }
-DEPTHWISE_FORMS, DENSE_FORMS, POINTWISE_FORMS = ("shifted", "summed"), ("taps",), ("dot",)
+DEPTHWISE_FORMS, DENSE_FORMS = ("shifted", "summed"), ("taps",)
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 1e-2}
 
 
@@ -87,7 +87,6 @@ def forms_of(layer: str, forms: Any) -> dict[str, Any]:
     """Those that are for such a layer."""
     depthwise = layer.startswith("depthwise")
     others = DENSE_FORMS if depthwise else DEPTHWISE_FORMS
-    others = others if layer == "pointwise" else others + POINTWISE_FORMS
     return {name: form for name, form in forms.items() if name not in others}
 
 

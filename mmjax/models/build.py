@@ -15,7 +15,7 @@ from mmjax.models.airbench import WHITENED_IMAGES, WIDTHS, AirNet
 from mmjax.models.base import Model, Variables
 from mmjax.models.efficientnet import B0_STAGES, EFFICIENTNETS, EfficientNet, norm_epsilon
 from mmjax.models.fusion import Join, make_fusion
-from mmjax.models.layers import Inputs, activation_function, folded_norm, model_from_linen, row_mask
+from mmjax.models.layers import BatchNorm, Inputs, activation_function, folded_norm, model_from_linen, row_mask
 from mmjax.models.mlp import MLP, default_embedding_dim, make_mlp
 from mmjax.models.realmlp import EMBEDDING_DIM as REALMLP_EMBEDDING_DIM
 from mmjax.models.realmlp import RealMLP, make_realmlp
@@ -237,7 +237,7 @@ def _served_trunk(model: ModelConfig, params: Variables, stats: Variables) -> tu
     name = _resolved_name(model)
     params = jax.tree.map(np.asarray, params)  # of its own, to be changed below
     if name not in WIDTHS:  # airbench pools before it normalises
-        epsilon = norm_epsilon(EFFICIENTNETS[name]) if name in EFFICIENTNETS else 1e-5
+        epsilon = norm_epsilon(EFFICIENTNETS[name]) if name in EFFICIENTNETS else BatchNorm.epsilon
         for norm, found in stats.items():
             convolution = params[norm.replace("_norm", "_conv")]
             convolution["kernel"], bias = folded_norm(convolution["kernel"], params[norm], found, epsilon)

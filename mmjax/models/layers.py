@@ -277,9 +277,8 @@ def batch_norm(
     """Return `x [B, ..., C]` normalised per channel, scaled and shifted, and the mean and (biased) variance `f32[C]`.
 
     Statistics over the rows of `mask bool[B]`, in f32. No gradient passes through the two that are returned, and none
-    goes forward. The
-    gradient is the closed one (Ioffe & Szegedy 2015, arXiv 1502.03167, section 3), so that both of its sums, as both
-    moments, take one pass over `x`.
+    goes forward. The gradient is the closed one (Ioffe & Szegedy 2015, arXiv 1502.03167, section 3), so that both of
+    its sums, as both moments, take one pass over `x`.
     """
     return _batch_norm_forward(x, scale, bias, mask, epsilon)[0]
 

@@ -646,10 +646,12 @@ class Training(Section, frozen=True, kw_only=True):
     ] = UNSET
     label_smoothing: Annotated[BelowOne | UnsetType, Meta(description="cross_entropy only.")] = UNSET
     calibration: Annotated[
-        Literal["temperature", "none"] | UnsetType,
+        Literal["temperature", "matrix", "none"] | UnsetType,
         Meta(
             description="`temperature`: fit the temperature of the probabilities on the validation rows, once training "
-            "is done; it goes into the bundle. Classification and labels (one for all of them) only."
+            "is done; it goes into the bundle. Classification and labels (one for all of them) only. `matrix`: after "
+            "it also a matrix and an offset of each class, where they are better on rows held out from their fit; "
+            "classification only, and the most probable class may change."
         ),
     ] = UNSET
     threshold: Annotated[

@@ -21,6 +21,7 @@ from mmjax.models.build import resolve_architecture
 from mmjax.models.pretrained import preprocessing_of
 from mmjax.models.state_dict import load_state_dict
 from mmjax.schema import Schema
+from mmjax.training.matrix_scaling import MOST_CLASSES
 
 
 class Decision(NamedTuple):
@@ -292,12 +293,9 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
     smoothing = [("training.label_smoothing", *smooth)]
     clamp = (True, _TD) if name == "realmlp" else (False, "answers may lie beyond the training targets")
     clamping = [("training.clamp", *clamp)]
-    enough = classify and validation_rows >= CALIBRATION_ROWS
-    needed = "" if enough else f", {CALIBRATION_ROWS} are needed"
-    why = f"{validation_rows} validation rows{needed}" if classify else "a number has no probability"
     common = [
         ("training.loss", loss, f"the target is a {schema.target.task} target"),
-        ("training.calibration", "temperature" if enough else "none", why),
+        ("training.calibration", *_calibration(config.training, schema, validation_rows)),
         *(smoothing if config.training.loss in ("cross_entropy", UNSET) and task == "classification" else []),
         *(clamping if task == "regression" and config.training.loss != "pinball" else []),
         ("training.gradient_clip_norm", *((1.0, _TABM) if name == "tabm" else (None, "steps are steady without it"))),
@@ -318,6 +316,18 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
         *_usual_steps(_peak(config), 0.05 if schema.image else 0.02),
         *_stopping_choices(config.training, validation_rows, epochs),
     ]
+
+
+def _calibration(training: Training, schema: Schema, validation_rows: int) -> tuple[str, str]:
+    """Return how probabilities are calibrated and why. A matrix would undo what weights of classes are given for."""
+    if schema.target.task == "regression":
+        return "none", "a number has no probability"
+    if validation_rows < CALIBRATION_ROWS:
+        return "none", f"{validation_rows} validation rows, {CALIBRATION_ROWS} are needed"
+    told, classes = f"{validation_rows} validation rows", len(schema.target.classes)
+    if schema.target.labels or not 2 < classes <= MOST_CLASSES or training.class_weights != "none":
+        return "temperature", told
+    return "matrix", f"{told}, {classes} classes"
 
 
 def _usual_steps(rate: tuple[float, str], decay: float) -> list[Choice]:

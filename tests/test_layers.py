@@ -34,8 +34,8 @@ LAYERS: dict[int, dict[str, str]] = {
             models/layers models/mlp models/pretrained models/realmlp models/resnet models/state_dict
             models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/conformal
-            training/event_types training/label_metrics training/label_outputs training/losses training/metrics
-            training/outputs training/state training/stopping
+            training/event_types training/label_metrics training/label_outputs training/losses
+            training/matrix_scaling training/metrics training/outputs training/state training/stopping
             training/threshold""",
         "artifact": "artifact/answers artifact/files artifact/golden artifact/manifest artifact/tree",
         "client": "client client_binary client_bodies client_http",

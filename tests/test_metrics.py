@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 from mmjax.config import CLASSIFICATION_METRICS, METRIC_NAMES, REGRESSION_METRICS
 from mmjax.errors import ConfigError
-from mmjax.training.classification_metrics import ECE_BINS
+from mmjax.training.classification_metrics import (
+    ECE_BINS,
+    calibration_error_by_chance,
+    expected_calibration_error,
+)
 from mmjax.training.metrics import (
     classification_metrics,
     confusion_matrix,
@@ -246,3 +250,19 @@ def test_all_metrics_are_quick(n, k, budget_ms):
         classification_metrics(probabilities, labels)
         seconds.append(time.process_time() - start)
     assert min(seconds) * 1000 <= budget_ms
+
+
+@pytest.mark.parametrize("rows", [1, 20, 300, 5_000])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_calibration_error_by_chance_is_that_of_labels_drawn_from_the_confidences(rows, weighted):
+    random = np.random.default_rng(rows)
+    confidence = 0.5 + 0.5 * random.beta(3, 2, rows)
+    weight = random.integers(1, 4, rows).astype(float) if weighted else None
+    drawn = [expected_calibration_error(confidence, random.random(rows) < confidence, weight) for _ in range(3_000)]
+    assert calibration_error_by_chance(confidence, weight) == pytest.approx(np.mean(drawn), rel=0.05)
+
+
+def test_calibration_error_by_chance_in_closed_form():
+    assert calibration_error_by_chance(np.array([0.8])) == pytest.approx(2 * 0.8 * 0.2)
+    assert calibration_error_by_chance(np.array([0.5, 0.5])) == pytest.approx(0.25)
+    assert calibration_error_by_chance(np.ones(5)) == 0.0

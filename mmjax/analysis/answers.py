@@ -42,8 +42,20 @@ def _calibration(fact: dict[str, Any], figures: dict[str, Any], where: str) -> s
     if "temperature" not in fact:
         return ""
     before, after = figures.get("before", {}), figures["after"]
-    moved = ", ".join(f"{words} {_moved(before.get(name), after[name])}" for name, words in CALIBRATED.items())
-    return f"calibration: temperature {fact['temperature']:.3g} fitted on {_rows(fact)}; {where} {moved}"
+    moved = [f"{words} {_moved(before.get(name), after[name])}" for name, words in CALIBRATED.items()]
+    if after.get("ece_by_chance") is not None:
+        moved[0] += f" ({number(after['ece_by_chance'])} by chance were all exact)"
+    told = f"calibration: temperature {fact['temperature']:.3g}{_matrix(fact)} fitted on {_rows(fact)}"
+    return f"{told}; {where} {', '.join(moved)}"
+
+
+def _matrix(fact: dict[str, Any]) -> str:
+    """Return what is told of a matrix that was asked for."""
+    if "matrix" not in fact:
+        return ""
+    if (gain := fact["matrix"]) is None:
+        return " (a matrix of the classes was no better)"
+    return f" and a matrix of the classes (log loss held out {_moved(gain['log_loss_before'], gain['log_loss_after'])})"
 
 
 def _threshold(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str:

@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 
 from mmjax.schema import Batch, Schema
-from mmjax.training.classification_metrics import averaged_scores, confusion_matrix, ratio, reliability_curve
-from mmjax.training.label_metrics import cell_scores, label_reliability
+from mmjax.training.classification_metrics import (
+    averaged_scores,
+    calibration_error_by_chance,
+    confusion_matrix,
+    ratio,
+    reliability_curve,
+)
+from mmjax.training.label_metrics import cell_scores, label_error_by_chance, label_reliability
 from mmjax.training.metrics import classification_metrics
 from mmjax.training.scoring import Scores
 
@@ -56,20 +62,25 @@ def trust_figures(schema: Schema, scores: Scores, batch: Batch, *, state: Any, b
 
 
 def calibration_figures(probabilities: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
-    """Return ece, brier and log_loss of `f64[N, K]`, and the reliability curve that the ece is made of."""
+    """Return ece, brier and log_loss of `f64[N, K]`, and the reliability curve that the ece is made of.
+
+    `ece_by_chance` is what the ece would be in the mean over as many rows if these very probabilities were exact.
+    """
     metrics = classification_metrics(probabilities, labels, weight=weight)
-    correct = probabilities.argmax(axis=1) == labels
-    curve = reliability_curve(probabilities.max(axis=1), correct, weight)
-    return {name: metrics[name] for name in ("ece", "brier", "log_loss")} | {"curve": curve}
+    correct, confidence = probabilities.argmax(axis=1) == labels, probabilities.max(axis=1)
+    chance = calibration_error_by_chance(confidence, weight) if np.isfinite(metrics["ece"]) else np.nan
+    found = {name: metrics[name] for name in ("ece", "brier", "log_loss")} | {"ece_by_chance": chance}
+    return found | {"curve": reliability_curve(confidence, correct, weight)}
 
 
 def label_calibration_figures(probabilities: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
     """Return what `calibration_figures` does, over every label of every row."""
     used = weight > 0
     if not used.any() or not np.isfinite(probabilities).all():
-        return dict.fromkeys(("ece", "brier", "log_loss"), np.nan) | {"curve": []}
+        return dict.fromkeys(("ece", "brier", "log_loss", "ece_by_chance"), np.nan) | {"curve": []}
     cells = probabilities[used], labels[used] > 0, weight[used]
-    return {**cell_scores(*cells), "curve": label_reliability(*cells)}
+    chance = {"ece_by_chance": label_error_by_chance(*cells)}
+    return {**cell_scores(*cells), **chance, "curve": label_reliability(*cells)}
 
 
 def _label_figures(called: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What an Output's state says beside the network: temperature, threshold, conformal bounds, when to abstain.
+"""What an Output's state says beside the network: temperature, matrix, threshold, conformal bounds, when to abstain.
 
 Fitted once training is done, on the validation rows, in this order: each rests on those before it. These rows have also
 chosen the best epoch, so all of it comes out slightly too good; `docs/BENCHMARKS.md` says by how much.
@@ -6,6 +6,7 @@ chosen the best epoch, so all of it comes out slightly too good; `docs/BENCHMARK
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from mmjax.backend import compiled
@@ -13,6 +14,7 @@ from mmjax.config import Training
 from mmjax.errors import TrainingError
 from mmjax.schema import Batch, Schema, Target
 from mmjax.training.conformal import half_widths, least_probability, rows_needed, widening
+from mmjax.training.matrix_scaling import choose_mixing
 from mmjax.training.outputs import Output, Prediction
 from mmjax.training.scoring import Scores
 from mmjax.training.threshold import best_threshold
@@ -29,10 +31,14 @@ class Rows(NamedTuple):
     """`label`, and `weight` where there is one."""
 
 
+CALIBRATED = ("temperature", "matrix")
+"""What `training.calibration` may be where probabilities are calibrated."""
+
+
 def fits_on_validation(training: Training) -> bool:
     """Return whether `decide` needs the validation rows."""
     tuned = isinstance(training.threshold, str) and training.threshold != "none"
-    return training.calibration == "temperature" or tuned or training.coverage is not None
+    return training.calibration in CALIBRATED or tuned or training.coverage is not None
 
 
 def decide(training: Training, schema: Schema, output: Output, state: Any, rows: Rows | None) -> tuple[Any, Facts]:
@@ -41,11 +47,13 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
     `rows` are there where `fits_on_validation`. Raises TrainingError where the rows bound nothing.
     """
     facts: Facts = {}
-    if training.calibration == "temperature" and output.calibrate is not None and rows is not None:
+    if training.calibration in CALIBRATED and output.calibrate is not None and rows is not None:
         scores, batch = rows
         state = output.calibrate(state, scores.outputs, batch["label"], batch.get("weight"))
         facts["calibration"] = {"temperature": float(state["temperature"]), "rows": len(batch["label"])}
     found = None if rows is None else predicted(output, state, rows.scores.outputs)
+    if training.calibration == "matrix" and found is not None and rows is not None:
+        state, found, facts["calibration"]["matrix"] = _mixing(state, found, rows.batch)
     if training.threshold != "none" and schema.target.labels:
         state, facts["threshold"] = _label_thresholds(training.threshold, schema.target, state, found, rows)
     elif training.threshold != "none":
@@ -58,6 +66,21 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
         state, facts["abstention"] = abstaining(state, training.abstain_below), {"below": training.abstain_below}
         facts["abstention"] |= {"labels": True} if schema.target.labels else {}
     return state, facts
+
+
+def _mixing(state: Any, found: Prediction, batch: Batch) -> tuple[Any, Prediction, dict[str, float] | None]:
+    """Return the state with a Mixing if one helps, the Prediction of rows that it was not fitted to, and its gain.
+
+    Bounds and thresholds that rested on probabilities of the very rows that K x K numbers are fitted to would be too
+    tight.
+    """
+    chosen = choose_mixing(np.asarray(found.probabilities), batch["label"], batch.get("weight"))
+    if chosen is None:
+        return state, found, None
+    matrix, offsets = (values.astype(np.float32) for values in chosen.mixing)
+    held_out = found._replace(probabilities=jnp.asarray(chosen.held_out, jnp.float32))
+    gain = {"log_loss_before": chosen.before, "log_loss_after": chosen.after}
+    return state | {"mixing": matrix, "offsets": offsets}, held_out, gain
 
 
 def predicted(output: Output, state: Any, outputs: np.ndarray) -> Prediction:

@@ -11,6 +11,7 @@ from mmjax.config import MULTILABEL_METRICS
 from mmjax.training.calibration import best_temperature, log_of, tempered
 from mmjax.training.classification_metrics import (
     brier_rows,
+    calibration_error_by_chance,
     expected_calibration_error,
     log_loss_rows,
     mean_defined,
@@ -70,6 +71,12 @@ def cell_scores(probabilities: np.ndarray, truth: np.ndarray, weight: np.ndarray
         "brier": float(np.average(brier_rows(two, cells), weights=spread)),
         "ece": expected_calibration_error(two.max(axis=1), right, spread),
     }
+
+
+def label_error_by_chance(probabilities: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> float:
+    """Return the `ece` of these labels that chance alone makes, if every probability is exact."""
+    two, _, spread = _as_two(probabilities, truth, weight)
+    return calibration_error_by_chance(two.max(axis=1), spread)
 
 
 def label_reliability(probabilities: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> list[dict[str, float]]:

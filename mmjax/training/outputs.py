@@ -90,8 +90,9 @@ def build_output(
 
 
 def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Prediction:
-    """Return the Prediction with what the state says of threshold, sets, intervals and abstaining; it may say nothing.
+    """Return the Prediction with what the state says of mixing, threshold, sets, intervals and abstaining, if anything.
 
+    `mixing f32[K, K]` and `offsets f32[K]`: a `matrix_scaling.Mixing` of the probabilities, first of all.
     `threshold f32[]`, of two classes: the positive one where its probability reaches it. `least_probability f32[]`:
     classes as probable are in the set. `half_width f32[T]`: of the intervals, or what widens those of quantiles.
     `abstain_below f32[]`.
@@ -103,6 +104,9 @@ def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Predic
         half = state["half_width"][None, :]
         low, high = (found.prediction,) * 2 if found.intervals is None else jnp.moveaxis(found.intervals, -1, 0)
         return found._replace(intervals=jnp.stack([low - half, high + half], axis=-1))
+    if "mixing" in state:
+        probabilities = _mixed(state, probabilities)
+        found = found._replace(prediction=_first_largest(probabilities), probabilities=probabilities)
     if "threshold" in state:
         positive = probabilities[:, positive_index] >= state["threshold"]
         found = found._replace(prediction=jnp.where(positive, positive_index, 1 - positive_index).astype(jnp.int32))
@@ -111,6 +115,13 @@ def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Predic
     if "abstain_below" in state:
         found = found._replace(abstained=probabilities.max(axis=-1) < state["abstain_below"])
     return found
+
+
+def _mixed(state: Any, probabilities: jax.Array) -> jax.Array:
+    """Return `matrix_scaling.mixed` of probabilities, in f32."""
+    logs = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
+    centred = logs - logs.mean(axis=-1, keepdims=True)
+    return jax.nn.softmax(jnp.matmul(centred, state["mixing"], precision="highest") + state["offsets"][None, :])
 
 
 def _plain_output(target: Target, loss: str, quantiles: tuple[float, ...], clamp: bool) -> Output:

@@ -21,10 +21,11 @@ from mmjax.models.pretrained import with_state_dict
 from mmjax.models.state_dict import load_state_dict, sha256_of
 from mmjax.parts import Parts, States
 from mmjax.schema import Batch, Schema
-from mmjax.training.decide import decision_problems
+from mmjax.training.decide import CALIBRATED, decision_problems
 from mmjax.training.events import Measure, Plan, Task
 from mmjax.training.fine_tuning import fine_tuning_rates
 from mmjax.training.losses import Loss, class_weight_array, label_weight_array, make_loss
+from mmjax.training.matrix_scaling import MOST_CLASSES
 from mmjax.training.members import Members, member_of, stacked
 from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
@@ -319,11 +320,13 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
         problems.append(f"training.early_stopping.monitor: {told}")
     if where == "val" and not validation_rows:
         problems.append("training.early_stopping.monitor: expected train_X, as there are no validation rows")
-    if training.calibration == "temperature" and not ("ece" in known and validation_rows):
+    if training.calibration in CALIBRATED and not ("ece" in known and validation_rows):
         problems.append(
-            "training.calibration: temperature expected a target of classes or labels and validation rows, got "
-            f"{prepared.schema.target.task} and {validation_rows} rows; remove it, or set it to none"
+            f"training.calibration: {training.calibration} expected a target of classes or labels and validation rows, "
+            f"got {prepared.schema.target.task} and {validation_rows} rows; remove it, or set it to none"
         )
+    elif training.calibration == "matrix" and not 0 < len(prepared.schema.target.classes) <= MOST_CLASSES:
+        problems.append(_no_matrix(prepared.schema))
     validation = prepared.split.validation if prepared.split.folds is None else prepared.split.train
     if "weight" in prepared.batch:
         validation = validation[prepared.batch["weight"][validation] > 0]
@@ -342,6 +345,11 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
         raise ConfigError(problems)
     if "weight" in prepared.batch and not prepared.batch["weight"][prepared.split.train].any():
         raise DataError("weight_column: expected a weight above 0 among the training rows, got only zeros")
+
+
+def _no_matrix(schema: Schema) -> str:
+    what = "labels" if schema.target.labels else f"{len(schema.target.classes)} classes"
+    return f"training.calibration: matrix expected at most {MOST_CLASSES} classes, got {what}; set it to temperature"
 
 
 def _image_problems(config: Config, prepared: Prepared) -> list[str]:

@@ -649,9 +649,10 @@ class Training(Section, frozen=True, kw_only=True):
         Literal["temperature", "matrix", "none"] | UnsetType,
         Meta(
             description="`temperature`: fit the temperature of the probabilities on the validation rows, once training "
-            "is done; it goes into the bundle. Classification and labels (one for all of them) only. `matrix`: after "
-            "it also a matrix and an offset of each class, where they are better on rows held out from their fit; "
-            "classification only, and the most probable class may change."
+            "is done; it goes into the bundle. Classification and labels (one for all of them) only. `matrix`: also a "
+            "doubt, the share of each answer that is spread evenly over the classes, and a matrix and an offset of "
+            "each class, where these help, the matrix on rows held out from its fit; classes only, and the most "
+            "probable one may change."
         ),
     ] = UNSET
     threshold: Annotated[

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 
-from mmjax.training.calibration import LARGEST, best_temperature, log_of, tempered
+from mmjax.training.calibration import LARGEST, best_doubt, best_temperature, doubted, log_of, tempered
 
 
 def drawn(rows: int, k: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -68,3 +68,49 @@ def test_the_most_probable_class_stays() -> None:
         np.testing.assert_allclose(found.sum(axis=1), 1.0)
     np.testing.assert_allclose(tempered(p, 1.0), p, atol=1e-12)
     assert np.isfinite(log_of(np.array([[0.0, 1.0]]))).all()
+
+
+def noisy(rows: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities, and labels drawn from them but for a share that has nothing to do with them."""
+    logits, labels = drawn(rows, 4, 1.0, seed)
+    rng = np.random.default_rng(seed + 1)
+    labels = np.where(rng.random(rows) < share, rng.integers(0, 4, rows), labels)
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True), labels
+
+
+def test_the_share_of_labels_that_mean_nothing_is_found() -> None:
+    probabilities, labels = noisy(4_000, 0.2)
+    found = best_doubt(probabilities, labels)
+    assert found is not None
+    assert found == pytest.approx((1.0, 0.2), abs=0.05)
+
+    def cost(both: np.ndarray) -> float:
+        temperature, doubt = np.exp(both[0]), 1.0 / (1.0 + np.exp(-both[1]))
+        p = doubted(tempered(probabilities, temperature), doubt)
+        return float(-np.log(np.take_along_axis(p, labels[:, None], axis=1)).mean())
+
+    best = minimize(cost, [0.0, -2.0], method="Nelder-Mead")
+    assert cost(np.array([np.log(found[0]), np.log(found[1] / (1 - found[1]))])) < best.fun + 2e-4
+
+
+def test_without_noise_there_is_no_doubt_and_weights_count_rows() -> None:
+    found = []
+    for seed in range(20):
+        probabilities, labels = noisy(300, 0.0, seed)
+        found.append(best_doubt(tempered(probabilities, best_temperature(log_of(probabilities), labels)), labels))
+    assert sum(each is not None for each in found) <= 3
+    probabilities, labels = noisy(600, 0.3)
+    weight = np.random.default_rng(1).integers(0, 3, 600)
+    repeated = best_doubt(np.repeat(probabilities, weight, axis=0), np.repeat(labels, weight))
+    assert best_doubt(probabilities, labels, weight) == pytest.approx(repeated, rel=1e-2)
+    assert best_doubt(probabilities, labels, np.zeros(600)) is None
+    assert best_doubt(np.full((3, 2), np.nan), np.zeros(3, int)) is None
+
+
+def test_doubt_keeps_the_order_of_classes() -> None:
+    probabilities, _ = noisy(300, 0.1)
+    found = doubted(probabilities, 0.3)
+    np.testing.assert_allclose(found.sum(axis=1), 1.0)
+    np.testing.assert_array_equal(found.argmax(axis=1), probabilities.argmax(axis=1))
+    assert found.min() >= 0.3 / 4

@@ -53,9 +53,11 @@ def _matrix(fact: dict[str, Any]) -> str:
     """Return what is told of a matrix that was asked for."""
     if "matrix" not in fact:
         return ""
+    doubt = f", doubt {fact['doubt']:.2g}" if fact.get("doubt") else ""
     if (gain := fact["matrix"]) is None:
-        return " (a matrix of the classes was no better)"
-    return f" and a matrix of the classes (log loss held out {_moved(gain['log_loss_before'], gain['log_loss_after'])})"
+        return f"{doubt} (a matrix of the classes was no better)"
+    held_out = _moved(gain["log_loss_before"], gain["log_loss_after"])
+    return f"{doubt} and a matrix of the classes (log loss held out {held_out})"
 
 
 def _threshold(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str:

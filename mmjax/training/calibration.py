@@ -1,14 +1,14 @@
-"""Temperature scaling: one number that makes probabilities as sure as they should be. Host, NumPy f64.
+"""Temperature and doubt: one or two numbers that make probabilities as sure as they should be. Host, NumPy f64.
 
 Guo et al. 2017 (arXiv 1706.04599), section 4.2: logits are divided by a temperature fitted on rows that were not
-trained on. It changes no predicted class and no ranking of two classes.
+trained on. It changes no predicted class and no ranking of two classes of a row, and neither does doubt.
 """
 
 import numpy as np
 
 LARGEST = 100.0
 """Temperatures lie within `[1 / LARGEST, LARGEST]`."""
-_STEPS = 60
+_STEPS, _EM_STEPS = 60, 50
 
 
 def best_temperature(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None) -> float:
@@ -37,6 +37,44 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray 
         if high - low < 1e-4:
             break
     return float(np.exp(-0.5 * (low + high)))
+
+
+def best_doubt(
+    probabilities: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[float, float] | None:
+    """Return (temperature, doubt) with the least log loss of `doubted(tempered(probabilities, temperature), doubt)`.
+
+    A temperature that keeps single wrong labels from costing too much makes all other rows too unsure; doubt is the
+    share of rows whose label has nothing to do with the network's answer. Of the two parts the answers are a mixture,
+    which EM fits (Dempster, Laird & Rubin 1977). None where it gains no more than one number may by chance: a log
+    likelihood of `log(n) / 2` (Schwarz 1978). `weight f64[N]` counts rows.
+    """
+    logits, rows = log_of(probabilities), np.arange(len(labels))
+    weight = np.ones(len(labels)) if weight is None else np.asarray(weight, np.float64)
+    own = np.asarray(probabilities, np.float64)[rows, labels]
+    if not weight.sum() > 0 or not np.isfinite(probabilities).all():
+        return None
+    k, temperature, doubt = logits.shape[1], 1.0, 0.05
+    before = reached = float((weight * np.log(np.maximum(own, np.finfo(np.float32).tiny))).sum())
+    for step in range(_EM_STEPS):
+        known = (1.0 - doubt) * own
+        known = known / (known + doubt / k)
+        doubt = float(1.0 - np.average(known, weights=weight))
+        temperature = best_temperature(logits, labels, weight * known)
+        own = tempered(probabilities, temperature)[rows, labels]
+        last, reached = reached, float((weight * np.log((1.0 - doubt) * own + doubt / k)).sum())
+        if step and reached - last < 1e-3:
+            break
+    return (temperature, doubt) if reached > before + 0.5 * np.log(max(weight.sum(), 1.0)) else None
+
+
+def doubted(probabilities: np.ndarray, doubt: float) -> np.ndarray:
+    """Return `f64[N, K]`: probabilities of which a share is spread evenly over the classes.
+
+    >>> doubted(np.array([[1.0, 0.0]]), 0.1)
+    array([[0.95, 0.05]])
+    """
+    return (1.0 - doubt) * np.asarray(probabilities, np.float64) + doubt / probabilities.shape[1]
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:

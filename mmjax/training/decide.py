@@ -13,6 +13,7 @@ from mmjax.backend import compiled
 from mmjax.config import Training
 from mmjax.errors import TrainingError
 from mmjax.schema import Batch, Schema, Target
+from mmjax.training.calibration import best_doubt
 from mmjax.training.conformal import half_widths, least_probability, rows_needed, widening
 from mmjax.training.matrix_scaling import choose_mixing
 from mmjax.training.outputs import Output, Prediction
@@ -53,7 +54,8 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
         facts["calibration"] = {"temperature": float(state["temperature"]), "rows": len(batch["label"])}
     found = None if rows is None else predicted(output, state, rows.scores.outputs)
     if training.calibration == "matrix" and found is not None and rows is not None:
-        state, found, facts["calibration"]["matrix"] = _mixing(state, found, rows.batch)
+        state, found, added = _mixing(output, state, found, rows)
+        facts["calibration"] |= added
     if training.threshold != "none" and schema.target.labels:
         state, facts["threshold"] = _label_thresholds(training.threshold, schema.target, state, found, rows)
     elif training.threshold != "none":
@@ -68,19 +70,27 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
     return state, facts
 
 
-def _mixing(state: Any, found: Prediction, batch: Batch) -> tuple[Any, Prediction, dict[str, float] | None]:
-    """Return the state with a Mixing if one helps, the Prediction of rows that it was not fitted to, and its gain.
+def _mixing(output: Output, state: Any, found: Prediction, rows: Rows) -> tuple[Any, Prediction, dict[str, Any]]:
+    """Return the state with doubt and a Mixing, each if it helps, the Prediction of rows held out from it, and facts.
 
     Bounds and thresholds that rested on probabilities of the very rows that K x K numbers are fitted to would be too
     tight.
     """
-    chosen = choose_mixing(np.asarray(found.probabilities), batch["label"], batch.get("weight"))
-    if chosen is None:
-        return state, found, None
-    matrix, offsets = (values.astype(np.float32) for values in chosen.mixing)
-    held_out = found._replace(probabilities=jnp.asarray(chosen.held_out, jnp.float32))
-    gain = {"log_loss_before": chosen.before, "log_loss_after": chosen.after}
-    return state | {"mixing": matrix, "offsets": offsets}, held_out, gain
+    labels, weight = rows.batch["label"], rows.batch.get("weight")
+    doubt = best_doubt(np.asarray(found.probabilities), labels, weight)
+    facts: dict[str, Any] = {"doubt": None, "matrix": None}
+    if doubt is not None:
+        temperature = np.float32(state["temperature"] * doubt[0])
+        state = state | {"temperature": temperature, "doubt": np.float32(doubt[1])}
+        found = predicted(output, state, rows.scores.outputs)
+        facts |= {"temperature": float(temperature), "doubt": doubt[1]}
+    chosen = choose_mixing(np.asarray(found.probabilities), labels, weight)
+    if chosen is not None:
+        matrix, offsets = (values.astype(np.float32) for values in chosen.mixing)
+        state = state | {"mixing": matrix, "offsets": offsets}
+        found = found._replace(probabilities=jnp.asarray(chosen.held_out, jnp.float32))
+        facts["matrix"] = {"log_loss_before": chosen.before, "log_loss_after": chosen.after}
+    return state, found, facts
 
 
 def predicted(output: Output, state: Any, outputs: np.ndarray) -> Prediction:

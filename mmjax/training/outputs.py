@@ -90,12 +90,12 @@ def build_output(
 
 
 def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Prediction:
-    """Return the Prediction with what the state says of mixing, threshold, sets, intervals and abstaining, if anything.
+    """Return the Prediction with all that the state says beside the network; it may say nothing.
 
-    `mixing f32[K, K]` and `offsets f32[K]`: a `matrix_scaling.Mixing` of the probabilities, first of all.
-    `threshold f32[]`, of two classes: the positive one where its probability reaches it. `least_probability f32[]`:
-    classes as probable are in the set. `half_width f32[T]`: of the intervals, or what widens those of quantiles.
-    `abstain_below f32[]`.
+    `doubt f32[]`: the share of the probabilities that is spread evenly (`calibration.doubted`); `mixing f32[K, K]` and
+    `offsets f32[K]`: a `matrix_scaling.Mixing` of what that leaves. The others rest on these. `threshold f32[]`, of two
+    classes: the positive one where its probability reaches it. `least_probability f32[]`: classes as probable are in
+    the set. `half_width f32[T]`: of the intervals, or what widens those of quantiles. `abstain_below f32[]`.
     """
     probabilities = found.probabilities
     if probabilities is None:
@@ -104,7 +104,7 @@ def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Predic
         half = state["half_width"][None, :]
         low, high = (found.prediction,) * 2 if found.intervals is None else jnp.moveaxis(found.intervals, -1, 0)
         return found._replace(intervals=jnp.stack([low - half, high + half], axis=-1))
-    if "mixing" in state:
+    if "doubt" in state or "mixing" in state:
         probabilities = _mixed(state, probabilities)
         found = found._replace(prediction=_first_largest(probabilities), probabilities=probabilities)
     if "threshold" in state:
@@ -118,7 +118,11 @@ def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Predic
 
 
 def _mixed(state: Any, probabilities: jax.Array) -> jax.Array:
-    """Return `matrix_scaling.mixed` of probabilities, in f32."""
+    """Return `matrix_scaling.mixed` of `calibration.doubted` probabilities, in f32."""
+    if "doubt" in state:
+        probabilities = (1.0 - state["doubt"]) * probabilities + state["doubt"] / probabilities.shape[-1]
+    if "mixing" not in state:
+        return probabilities
     logs = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
     centred = logs - logs.mean(axis=-1, keepdims=True)
     return jax.nn.softmax(jnp.matmul(centred, state["mixing"], precision="highest") + state["offsets"][None, :])

@@ -170,7 +170,8 @@ _METRIC_MEANINGS = {
     "(arXiv 2501.19195). The temperature is found with each label smoothed by 1/(n+1), so of few rows it may be "
     "slightly above `log_loss`.",
     "selection_loss": "`refined_log_loss` plus the share of rows whose most probable class is wrong: what "
-    "chooses the epoch of `realmlp`.",
+    "chooses the epoch of `realmlp`. Of three classes or more each class has the offset that suits these rows first, "
+    "as calibration by `matrix` will give it one.",
     "brier": "Mean squared error of the probabilities; of more than two classes summed over them, 0 to 2.",
     "ece": "Expected calibration error: mean gap between confidence and accuracy, in 15 bins of confidence.",
     "mcc": "Matthews correlation of true and predicted classes: 1 is perfect, 0 no better than chance.",

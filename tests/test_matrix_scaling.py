@@ -18,7 +18,15 @@ from mmjax.schema import Schema, Target
 from mmjax.train import fit
 from mmjax.training.calibration import doubted, tempered
 from mmjax.training.decide import Rows, decide
-from mmjax.training.matrix_scaling import OFFSETS, Mixing, choose_mixing, fit_mixing, mixed
+from mmjax.training.matrix_scaling import (
+    OFFSETS,
+    SELECTING,
+    Mixing,
+    choose_mixing,
+    fit_mixing,
+    mixed,
+    with_offsets,
+)
 from mmjax.training.outputs import build_output
 from mmjax.training.scoring import Scores
 from tests.doors import write_csv
@@ -62,6 +70,22 @@ def test_the_optimum_is_that_of_scipy(k: int, spread: float) -> None:
     best = minimize(objective, np.eye(k + 1, k).ravel(), jac=True, method="L-BFGS-B", options=options)
     found = fit_mixing(said, labels, weight, spread=spread)
     np.testing.assert_allclose(np.vstack([found.matrix, found.offsets]), best.x.reshape(k + 1, k), atol=2e-4)
+
+
+def test_offsets_to_compare_epochs_by_are_those_of_scipy() -> None:
+    said, labels = drawn(300, ASKEW)
+    weight = np.random.default_rng(1).uniform(0.2, 2.0, 300)
+    counts = weight * 300 / weight.sum()
+    wanted = counts[:, None] * np.eye(3)[labels]
+
+    def objective(offsets: np.ndarray) -> float:
+        logs = log_softmax(np.log(said) + offsets, axis=1)
+        return float(0.5 * (offsets**2).sum() / SELECTING**2 - (wanted * logs).sum())
+
+    best = minimize(objective, np.zeros(3), options={"gtol": 1e-8}).x
+    np.testing.assert_allclose(with_offsets(said, labels, weight), softmax(np.log(said) + best, axis=1), atol=1e-5)
+    two = said[:, :2] / said[:, :2].sum(axis=1, keepdims=True)
+    np.testing.assert_array_equal(with_offsets(two, np.minimum(labels, 1)), two)
 
 
 def test_a_known_mixing_is_found_and_helps_new_rows() -> None:

@@ -17,6 +17,8 @@ SPREADS = (0.05, 0.2)
 """Standard deviations of a Gaussian prior of the matrix around the identity, to choose from."""
 OFFSETS = 3.0
 """Standard deviation of the offsets' prior, in those of the matrix."""
+SELECTING = 0.08
+"""Standard deviation of the offsets' prior where epochs are compared."""
 FOLDS = 5
 MOST_CLASSES = 50
 """Of more classes the matrix has more entries than rows could tell."""
@@ -91,48 +93,85 @@ def _held_out(
 
 
 def fit_mixing(probabilities: np.ndarray, labels: np.ndarray, weight: np.ndarray, *, spread: float) -> Mixing:
-    """Return the most probable Mixing given rows, priors of SPREADS and OFFSETS, and labels smoothed by `1 / (n + 1)`.
+    """Return the most probable Mixing given rows, priors (SPREADS, OFFSETS) and labels smoothed by 1 / (n + 1)."""
+    if len(labels) > MOST_ROWS:
+        some = np.sort(np.random.default_rng(0).permutation(len(labels))[:MOST_ROWS])
+        probabilities, labels, weight = probabilities[some], labels[some], weight[some]
+    logs, k = _centred(probabilities), probabilities.shape[1]
+    x = np.column_stack([logs, np.ones(len(labels))])
+    added = _most_probable(logs, x, labels, weight, np.append(np.ones(k), OFFSETS**-2) / spread**2)
+    return Mixing(np.eye(k) + added[:k], added[k])
+
+
+def with_offsets(probabilities: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """Return f64[N, K]: the probabilities when each class has the offset that suits these rows.
+
+    A quick likeness of what a Mixing will do, to compare networks by. Its prior is narrow (SELECTING), or chance would
+    choose among hundreds of epochs. As they are with two classes or more than MOST_CLASSES.
+    """
+    if not 2 < probabilities.shape[1] <= MOST_CLASSES:
+        return np.asarray(probabilities, np.float64)
+    counts = np.ones(len(labels)) if weight is None else np.asarray(weight, np.float64)
+    counts = counts * (np.count_nonzero(counts) / counts.sum())
+    held, said = np.bincount(labels, weights=counts, minlength=probabilities.shape[1]), probabilities
+    offsets = np.zeros(len(held))
+    for _ in range(_NEWTON_STEPS):
+        shares = counts[:, None] * said
+        slope = shares.sum(axis=0) - held + offsets / SELECTING**2
+        curve = np.diag(shares.sum(axis=0) + SELECTING**-2) - shares.T @ said
+        step = np.linalg.solve(curve, -slope)
+        step = step / max(1.0, np.abs(step).max())
+        offsets = offsets + step
+        said = probabilities * np.exp(offsets)
+        said = said / said.sum(axis=1, keepdims=True)
+        if np.abs(step).max() < 1e-3:
+            break
+    return said
+
+
+def _most_probable(
+    logits: np.ndarray,
+    x: np.ndarray,
+    labels: np.ndarray,
+    weight: np.ndarray,
+    precision: np.ndarray,
+) -> np.ndarray:
+    """Return what `x f64[N, D]` adds to logits f64[N, K], f64[D, K]: softmax regression, each row of it with a prior.
 
     The objective is convex: Newton's method, its equations solved by conjugate gradients that are preconditioned with
     Böhning's bound of the Hessian (1992), and a step that is halved until it gains.
     """
-    if len(labels) > MOST_ROWS:
-        some = np.sort(np.random.default_rng(0).permutation(len(labels))[:MOST_ROWS])
-        probabilities, labels, weight = probabilities[some], labels[some], weight[some]
-    k, smooth = probabilities.shape[1], 1.0 / (weight.sum() + 1.0)
-    x = np.column_stack([_centred(probabilities), np.ones(len(labels))])
+    k, smooth, penalty = logits.shape[1], 1.0 / (weight.sum() + 1.0), precision[:, None]
     wanted = weight[:, None] * (smooth / k + (1.0 - smooth) * (labels[:, None] == np.arange(k)))
-    nothing = np.eye(k + 1, k)
-    penalty = (np.append(np.ones(k), OFFSETS**-2) / spread**2)[:, None]
-    bound = np.linalg.inv(0.5 * np.einsum("nd,n,ne->de", x, weight, x, optimize=True) + np.diag(penalty[:, 0]))
+    bound = np.linalg.inv(0.5 * np.einsum("nd,n,ne->de", x, weight, x, optimize=True) + np.diag(precision))
 
-    def loss(solution: np.ndarray) -> tuple[float, np.ndarray]:
-        logs = _log_softmax(x @ solution)
-        return float(0.5 * (penalty * (solution - nothing) ** 2).sum() - (wanted * logs).sum()), logs
+    def loss(added: np.ndarray) -> tuple[float, np.ndarray]:
+        logs = _log_softmax(logits + x @ added)
+        return float(0.5 * (penalty * added**2).sum() - (wanted * logs).sum()), logs
 
-    solution = nothing
-    value, logs = loss(solution)
+    added = np.zeros((x.shape[1], k))
+    value, logs = loss(added)
     for _ in range(_NEWTON_STEPS):
         likely = np.exp(logs)
         shares = weight[:, None] * likely
-        gradient = x.T @ (shares - wanted) + penalty * (solution - nothing)
+        gradient = x.T @ (shares - wanted) + penalty * added
         step = _newton_step(gradient, bound, x, likely, shares, penalty)
         slope, length, before = float((gradient * step).sum()), 1.0, value
         while True:
-            value, logs = loss(solution + length * step)
+            value, logs = loss(added + length * step)
             if value <= before + 1e-4 * length * slope or length < 1e-6:
                 break
             length *= 0.5
-        solution = solution + length * step
+        added = added + length * step
         if not before - value > _ENOUGH * abs(value):
             break
-    return Mixing(solution[:k], solution[k])
+    return added
 
 
 def _newton_step(
     gradient: np.ndarray, bound: np.ndarray, x: np.ndarray, likely: np.ndarray, shares: np.ndarray, penalty: np.ndarray
 ) -> np.ndarray:
-    """Return about minus the inverse Hessian times the gradient, f64[K + 1, K]."""
+    """Return about minus the inverse Hessian times the gradient, f64[D, K]."""
 
     def curved(v: np.ndarray) -> np.ndarray:
         along = x @ v

@@ -24,6 +24,7 @@ from mmjax.training.classification_metrics import (
     ranking_scores,
     top_k_hits,
 )
+from mmjax.training.matrix_scaling import with_offsets
 
 __all__ = [
     "classification_metrics",
@@ -69,7 +70,8 @@ def classification_metrics(
     class and only there for two classes; `top_3_accuracy` and `top_5_accuracy` only for more than 3 and 5 classes.
     `refined_log_loss` is the log loss at the temperature that suits these rows best: what calibration cannot mend
     (Berta et al. 2025, arXiv 2501.19195); that temperature is found with smoothed labels, so of few rows it may be
-    slightly above `log_loss`. `selection_loss` adds to it the share of rows whose most probable class is wrong.
+    slightly above `log_loss`. `selection_loss` adds to it the share of rows whose most probable class is wrong; of
+    three classes or more both are of `matrix_scaling.with_offsets`.
     For more than two classes `roc_auc` and `pr_auc` are means over classes, each
     against the rest, of those where they are defined, and `brier` sums over classes, in [0, 2]. Rows of weight 0 change
     nothing.
@@ -149,11 +151,13 @@ def _probability_scores(
 ) -> dict[str, float]:
     confidence = probabilities.max(axis=1)
     temperature = best_temperature(log_of(probabilities), labels, weight)
-    refined = _mean(log_loss_rows(tempered(probabilities, temperature), labels), weight)
+    refined = tempered(probabilities, temperature)
+    selecting = with_offsets(refined, labels, weight)
+    wrong = (predictions if probabilities.shape[1] == 2 else selecting.argmax(axis=1)) != labels
     return {
         "log_loss": _mean(log_loss_rows(probabilities, labels), weight),
-        "refined_log_loss": refined,
-        "selection_loss": refined + _mean(predictions != labels, weight),
+        "refined_log_loss": _mean(log_loss_rows(refined, labels), weight),
+        "selection_loss": _mean(log_loss_rows(selecting, labels) + wrong, weight),
         "brier": _mean(brier_rows(probabilities, labels), weight),
         "ece": expected_calibration_error(confidence, predictions == labels, weight),
     }

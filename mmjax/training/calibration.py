@@ -8,6 +8,8 @@ import numpy as np
 
 LARGEST = 100.0
 """Temperatures lie within `[1 / LARGEST, LARGEST]`."""
+MOST_ROWS = 10_000
+"""Rows that more than a temperature is fitted to, drawn at random of more."""
 _STEPS, _EM_STEPS = 60, 50
 
 
@@ -49,8 +51,11 @@ def best_doubt(
     which EM fits (Dempster, Laird & Rubin 1977). None where it gains no more than one number may by chance: a log
     likelihood of `log(n) / 2` (Schwarz 1978). `weight f64[N]` counts rows.
     """
-    logits, rows = log_of(probabilities), np.arange(len(labels))
     weight = np.ones(len(labels)) if weight is None else np.asarray(weight, np.float64)
+    if len(labels) > MOST_ROWS:
+        some = np.sort(np.random.default_rng(0).permutation(len(labels))[:MOST_ROWS])
+        probabilities, labels, weight = probabilities[some], labels[some], weight[some]
+    logits, rows = log_of(probabilities), np.arange(len(labels))
     own = np.asarray(probabilities, np.float64)[rows, labels]
     if not weight.sum() > 0 or not np.isfinite(probabilities).all():
         return None
@@ -63,7 +68,7 @@ def best_doubt(
         temperature = best_temperature(logits, labels, weight * known)
         own = tempered(probabilities, temperature)[rows, labels]
         last, reached = reached, float((weight * np.log((1.0 - doubt) * own + doubt / k)).sum())
-        if step and reached - last < 1e-3:
+        if step and reached - last < 0.01:
             break
     return (temperature, doubt) if reached > before + 0.5 * np.log(max(weight.sum(), 1.0)) else None
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.training.calibration import log_of
+from mmjax.training.calibration import MOST_ROWS, log_of
 from mmjax.training.classification_metrics import log_loss_rows
 
 SPREADS = (0.05, 0.2)
@@ -22,8 +22,6 @@ SELECTING = 0.08
 FOLDS = 5
 MOST_CLASSES = 50
 """Of more classes the matrix has more entries than rows could tell."""
-MOST_ROWS = 20_000
-"""Rows that are fitted to, drawn at random of more."""
 _NEWTON_STEPS, _CG_STEPS, _ENOUGH = 20, 20, 1e-7
 
 

@@ -23,7 +23,8 @@ import numpy as np
 from harness import Figure, save_results
 
 from mmjax.backend import compiled, configure, fast_bfloat16
-from mmjax.models.convolution import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry, chosen_forms
+from mmjax.models.convolution import chosen_forms
+from mmjax.models.convolution_forms import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry
 
 ENOUGH_MS = 500.0
 NEAR = 1.1

@@ -13,7 +13,8 @@ from flax import linen as nn
 from mmjax.config import Activation
 from mmjax.errors import DataError
 from mmjax.models.base import Model, Variables
-from mmjax.models.convolution import Padding, convolution, sums_over_pixels
+from mmjax.models.convolution import convolution
+from mmjax.models.convolution_forms import Padding, sums_over_pixels
 from mmjax.schema import Batch
 
 

@@ -143,7 +143,8 @@ def test_the_trunk_sees_what_the_image_model_with_these_weights_sees(trained: Tr
     variables, spec = variables_of(trained.result), predictor.schema.image
     assert spec is not None
     pixels = decode_images(spec, [path.read_bytes() for path in paths])[0].astype(np.float32) / 255
-    image = (pixels - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+    image = (pixels - mean) / std
     model = ModelConfig(type="vision", name="resnet18", architecture=Architecture(stem="large"))
     alone = build_model(model, Schema(target=SCHEMA.target), outputs=WIDTH)
     own = file_variables(trained, variables)

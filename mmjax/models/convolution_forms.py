@@ -161,14 +161,13 @@ def _taps_of_phase(
 
 
 def _images_last(x: jax.Array) -> jax.Array:
-    """Return `x [B, H, W, C]` as `[H, W, C, B]`, in that order of memory, moved as whole numbers: see `_apart`.
+    """Return `x [B, H, W, C]` as `[H, W, C, B]`, moved in memory once and by itself, as both layouts are told.
 
-    Without the layout told, XLA moves nothing here, but pixel by pixel in what comes next (6.6 ms instead of 1.8).
+    Else XLA would make `x` once more while it moves it, against the order of memory, or move it pixel by pixel in what
+    comes next (6.6 ms instead of 1.8).
     """
-    if x.dtype != jnp.bfloat16:
-        return _apart(x).transpose(1, 2, 3, 0)
-    moved = lax.optimization_barrier(lax.bitcast_convert_type(x, jnp.uint16)).transpose(1, 2, 3, 0)
-    return lax.bitcast_convert_type(with_layout_constraint(moved, Layout((0, 1, 2, 3))), jnp.bfloat16)
+    order = Layout((0, 1, 2, 3))
+    return with_layout_constraint(with_layout_constraint(x, order).transpose(1, 2, 3, 0), order)
 
 
 def _weight_by_taps(x: jax.Array, gradient: jax.Array, kernel_shape: tuple[int, ...], geometry: Geometry) -> jax.Array:

@@ -77,7 +77,7 @@ LAYERS = {
     "depthwise, strided": ((7, 6), (5, 5, 1, 8), Geometry(2, ((2, 2), (2, 2)), 8)),
     "depthwise, stride beyond the kernel": ((7, 6), (1, 2, 1, 8), Geometry(3, ((0, 0), (0, 0)), 8)),
 }
-DEPTHWISE_FORMS, DENSE_FORMS = ("shifted", "summed"), ("taps",)
+DEPTHWISE_FORMS, DENSE_FORMS = ("shifted", "summed"), ("taps", "rows")
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 1e-2}
 
 
@@ -127,9 +127,10 @@ def test_every_form_equals_lax(layer: str, dtype: Any) -> None:
 
 def test_the_choice_is_one_of_the_forms_for_that_layer() -> None:
     for layer, (_, kernel_shape, geometry) in LAYERS.items():
-        chosen = chosen_forms(kernel_shape, geometry)
-        for name, forms in zip(chosen, (FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS), strict=True):
-            assert name in forms_of(layer, forms), (layer, name)
+        for narrow in (False, True):
+            chosen = chosen_forms(kernel_shape, geometry, narrow=narrow)
+            for name, forms in zip(chosen, (FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS), strict=True):
+                assert name in forms_of(layer, forms), (layer, name)
 
 
 @settings(max_examples=10, deadline=None)

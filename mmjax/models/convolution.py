@@ -25,6 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmjax.backend import fast_bfloat16
 from mmjax.models.convolution_check import wrong_forms
 from mmjax.models.convolution_forms import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry, Padding, by_lax
 
@@ -58,23 +59,28 @@ def convolution(
     return _on_cpu(x, kernel, Geometry(stride, pads, groups))
 
 
-def chosen_forms(kernel_shape: tuple[int, ...], geometry: Geometry) -> Forms:
-    """Return the fastest forms for a layer on CPU: the table of the module's docstring as a rule."""
+def chosen_forms(kernel_shape: tuple[int, ...], geometry: Geometry, *, narrow: bool) -> Forms:
+    """Return the fastest forms for a layer on CPU: the table of the module's docstring as a rule.
+
+    `narrow` layers are in bfloat16, on a CPU that is fast at it (`mmjax.backend.fast_bfloat16`).
+    """
     height, width, inputs, outputs = kernel_shape
     if inputs == 1 and 1 < geometry.groups == outputs:
         return Forms("shifted", "phases", "summed")
     if geometry.groups > 1:
         return Forms("lax", "lax", "lax")
-    small = inputs <= FEW_CHANNELS or (height, width) == (1, 1)
-    return Forms("lax", "phases", "taps" if small and geometry.stride == 1 else "lax")
+    if inputs > FEW_CHANNELS and (height, width) != (1, 1):
+        return Forms("lax", "phases", "rows" if narrow else "lax")
+    return Forms("lax", "phases", "taps" if geometry.stride == 1 else "lax")
 
 
 def _sound_forms(kernel: jax.Array, geometry: Geometry) -> Forms:
     """The fastest forms, `lax` in place of those that this CPU computes wrongly."""
-    chosen = chosen_forms(kernel.shape, geometry)
+    bfloat16 = kernel.dtype == jnp.bfloat16
+    chosen = chosen_forms(kernel.shape, geometry, narrow=bfloat16 and fast_bfloat16())
     if set(chosen) == {"lax"}:
         return chosen
-    wrong = wrong_forms("bfloat16" if kernel.dtype == jnp.bfloat16 else "float32")
+    wrong = wrong_forms("bfloat16" if bfloat16 else "float32")
     return Forms(*("lax" if pair in wrong else pair[1] for pair in chosen._asdict().items()))
 
 

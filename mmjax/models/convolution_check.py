@@ -44,6 +44,7 @@ _DEPTHWISE = tuple(_Layer(32, 32, stride, depthwise=True) for stride in (1, 2))
 _FOR: Mapping[tuple[str, str], tuple[_Layer, ...]] = {
     ("forward", "shifted"): _DEPTHWISE,
     ("input", "phases"): (*_DENSE, *_DEPTHWISE),
+    ("weight", "rows"): _DENSE,
     ("weight", "taps"): (_Layer(3, 32, 1), _DENSE[1]),
     ("weight", "summed"): _DEPTHWISE,
 }

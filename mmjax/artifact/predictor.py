@@ -64,8 +64,9 @@ class Predictor(NamedTuple):
     def predict(self, rows: Mapping[str, Sequence[Any] | np.ndarray] | Sequence[Mapping[str, Any]]) -> Predictions:
         """Return Predictions for rows: mappings from column name to cell, or lists or arrays by column name.
 
-        Cells are numbers, texts as in the CSV, or None for missing; images are paths, bytes or u8 arrays. Identifier
-        and target columns are ignored. Raises DataError naming unknown and absent columns, or row and column of a cell.
+        Cells are numbers, texts as in the CSV, or None for missing (but no image of an image model); images are paths,
+        bytes or u8 arrays. Identifier and target columns are ignored. Raises DataError naming unknown and absent
+        columns, or row and column of a cell.
         """
         columns = as_columns(rows)
         check_columns(self.schema, columns, where="rows")
@@ -73,13 +74,13 @@ class Predictor(NamedTuple):
 
     def score(self, columns: Columns) -> Scores:
         """Return raw Scores of rows as read; of images at most a bucket is decoded at a time."""
-        batches, largest = _batches(self.schema, columns, label=False), self.schema.rows_of_images(LARGEST_BUCKET)
+        batches, largest = _batches(self, columns, label=False), self.schema.rows_of_images(LARGEST_BUCKET)
         return concatenate([score(self.forward, self.states, batch, largest=largest) for batch in batches])
 
     def score_labelled(self, columns: Columns) -> tuple[Scores, Batch]:
         """Return the Scores of rows with answers, and a Batch of `label` and, where the model had them, `weight`."""
         scores, answers, largest = [], [], self.schema.rows_of_images(LARGEST_BUCKET)
-        for batch in _batches(self.schema, columns, label=True):
+        for batch in _batches(self, columns, label=True):
             scores.append(score(self.forward, self.states, batch, largest=largest))
             answers.append({name: batch[name] for name in LABEL_FIELDS if name in batch})
         joined = {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
@@ -109,7 +110,7 @@ def _cells(values: Sequence[Any]) -> np.ndarray:
     return cells
 
 
-def _batches(schema: Schema, columns: Columns, *, label: bool) -> Iterator[Batch]:
+def _batches(predictor: Predictor, columns: Columns, *, label: bool) -> Iterator[Batch]:
     """Yield the encoded rows: a table at once, images by the bucket. DataError names rows as counted in `columns`."""
     lengths = {name: len(cells) for name, cells in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -117,13 +118,14 @@ def _batches(schema: Schema, columns: Columns, *, label: bool) -> Iterator[Batch
     rows = next(iter(lengths.values()), 0)
     if not rows:
         raise DataError("expected at least one row, got none")
+    schema, needed = predictor.schema, predictor.config.data.image is not None
     for start, stop in padded_slices(rows, LARGEST_BUCKET if schema.image else rows):
         piece = {name: cells[start:stop] for name, cells in columns.items()}
         try:
-            yield encode(schema, piece, label=label)
+            yield encode(schema, piece, label=label, image_needed=needed)
         except DataError:
             if stop - start < rows:  # once more, so that all problems are told, with rows counted from the first
-                encode(schema, columns, label=label)
+                encode(schema, columns, label=label, image_needed=needed)
             raise
 
 

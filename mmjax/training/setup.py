@@ -181,6 +181,9 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     init, drawn = _init_program(parts, prepared, members, transform_state, config.seed)
     shapes = jax.eval_shape(init, *drawn[0])
     params = shapes["params"]
+    # Compiling is most of a small run: initial weights while the rest is traced, then what is needed first
+    small = members is None and not prepared.streamed and prepared.schema.image is None
+    ready = [compile_ahead(init, *drawn[0])] if small else []
     rates = parts.model.rates(params) if parts.model.rates else fine_tuning_rates(config.training, params)
     optimizer = make_optimizer(config.training, total_steps=steps[-1], params=params, rates=rates)
     loss = _loss(config, prepared, train)
@@ -215,20 +218,24 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         parameters=count_parameters(shapes) * len(drawn),
         validation_rows=rows_to_learn(prepared.split)[1],
     )
-    if members is None and not prepared.streamed and prepared.schema.image is None:
-        # Compiling is most of a small run: the longest program first, what is needed last at the end.
-        first = jax.eval_shape(lambda own: init_state(own, optimizer.init(own["params"]), ema=ema), shapes)
-        task = start_compiling(task, plan, first)
-        ready = compile_ahead(init, *drawn[0]), compile_ahead(begin, params)
-        scorer = scorer.started(States(eval_variables(first), *fitted))
-        task = task._replace(measure=_measure(scorer, fitted, plan.monitor))
-        for made in ready:
-            made.result()
+    if small:
+        task, scorer = _started(task, plan, scorer, shapes)
+    for program in ready:
+        program.result()
     each, loaded = _pretrained(config, [init(*own) for own in drawn])
     numbers = members.numbers if members else (0,)
     states = [init_state(own, begin(own["params"]), ema=ema, member=n) for own, n in zip(each, numbers, strict=True)]
     state = stacked(states) if members else states[0]
     return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output, loaded)
+
+
+def _started(task: Task, plan: Plan, scorer: Scorer, variables: dict[str, Any]) -> tuple[Task, Scorer]:
+    """Return both with their programs being compiled, the longest first; `variables` may be shapes."""
+    optimizer, ema = task.learner.optimizer, task.learner.ema_decay is not None
+    first = jax.eval_shape(lambda own: init_state(own, optimizer.init(own["params"]), ema=ema), variables)
+    task = start_compiling(task, plan, first)
+    scorer = scorer.started(States(eval_variables(first), *task.fitted))
+    return task._replace(measure=_measure(scorer, task.fitted, plan.monitor)), scorer
 
 
 def _augmented(learner: Learner, config: Config, epoch_steps: int) -> list[tuple[int, Learner]]:

@@ -193,19 +193,18 @@ def compiled(
     donate: Sequence[int] = (),
     static: Sequence[str] = (),
     precision: str | UnsetType = "float32",
-    seldom: bool = False,
 ) -> jax.stages.Wrapped:
     """Return `function` compiled by XLA at its first call with each set of shapes.
 
     `donate` are positions of arguments whose memory the result may take over: they are dead after the call.
     `precision` is the compute type that its layers were built for: bfloat16 has compiler options of its own.
-    `seldom`: for what runs a few times on little. On a CPU that is compiled in two thirds of the time, as plain code,
-    which may be ten times slower.
     """
-    options = dict(_compiling(jax.default_backend(), bfloat16=precision == "bfloat16").options)
-    if seldom and jax.default_backend() == "cpu":
-        options["xla_backend_optimization_level"] = 0  # LLVM's
-    return jax.jit(function, donate_argnums=tuple(donate), static_argnames=tuple(static), compiler_options=options)
+    return jax.jit(
+        function,
+        donate_argnums=tuple(donate),
+        static_argnames=tuple(static),
+        compiler_options=dict(_compiling(jax.default_backend(), bfloat16=precision == "bfloat16").options),
+    )
 
 
 def compile_ahead(program: jax.stages.Wrapped, *arguments: Any, **static: Any) -> Future[None]:

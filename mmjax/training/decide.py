@@ -83,7 +83,7 @@ def start_predicting(output: Output, state: Any, outputs: jax.ShapeDtypeStruct) 
 @functools.lru_cache(maxsize=2)
 def _applied(output: Output) -> jax.stages.Wrapped:
     """Return the Output's `apply`, compiled once for all that a run asks it."""
-    return compiled(output.apply, seldom=True)
+    return compiled(output.apply)
 
 
 def abstaining(state: Any, below: float) -> Any:

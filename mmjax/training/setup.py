@@ -304,7 +304,7 @@ def _init_program(
         own = members.transform_of(transform_state, index) if members else transform_state
         sample = take(inputs_of(prepared.batch), _init_rows(rows, most, seed, number))
         drawn.append((jax.random.fold_in(key, number) if number else key, own, sample))
-    return compiled(of_batch, seldom="image" not in prepared.batch), drawn
+    return compiled(of_batch), drawn
 
 
 def _pretrained(config: Config, each: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:

@@ -23,7 +23,8 @@ import numpy as np
 from harness import Figure, save_results
 
 from mmjax.backend import compiled, configure, fast_bfloat16
-from mmjax.models.convolution import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry, chosen_forms
+from mmjax.models.convolution import chosen_forms
+from mmjax.models.convolution_forms import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry
 
 ENOUGH_MS = 500.0
 NEAR = 1.1
@@ -104,9 +105,9 @@ class Timed(NamedTuple):
         return self.median_ms[self.chosen] / min(self.median_ms.values())
 
 
-def forms_of(layer: Layer) -> dict[str, tuple[str, dict[str, Call]]]:
+def forms_of(layer: Layer, precision: str) -> dict[str, tuple[str, dict[str, Call]]]:
     """Return for each part the chosen form and `form(x, kernel, gradient)` by name: those that fit the layer."""
-    parts = _forms_of(layer, layer.geometry)
+    parts = _forms_of(layer, layer.geometry, precision)
     if layer.kernel_px > 1 or layer.stride == 1:
         return parts
     stride, plain = layer.stride, layer._replace(stride=1)
@@ -119,7 +120,7 @@ def forms_of(layer: Layer) -> dict[str, tuple[str, dict[str, Call]]]:
 
         return run
 
-    within = _forms_of(plain, plain.geometry)
+    within = _forms_of(plain, plain.geometry, precision)
     return {
         part: (
             f"sliced {chosen}",
@@ -130,9 +131,9 @@ def forms_of(layer: Layer) -> dict[str, tuple[str, dict[str, Call]]]:
     }
 
 
-def _forms_of(layer: Layer, geometry: Geometry) -> dict[str, tuple[str, dict[str, Call]]]:
-    apart = {"taps"} if layer.depthwise else {"shifted", "summed"}
-    chosen = chosen_forms(kernel_shape(layer), geometry)
+def _forms_of(layer: Layer, geometry: Geometry, precision: str) -> dict[str, tuple[str, dict[str, Call]]]:
+    apart = {"taps", "rows"} if layer.depthwise else {"shifted", "summed"}
+    chosen = chosen_forms(kernel_shape(layer), geometry, narrow=precision == "bfloat16" and fast_bfloat16())
     calls: dict[str, dict[str, Call]] = {
         "forward": {n: lambda x, k, g, f=f: f(x, k, geometry) for n, f in FORWARD_FORMS.items()},
         "input": {n: lambda x, k, g, f=f: f(g, k, x.shape, geometry) for n, f in INPUT_FORMS.items()},
@@ -170,7 +171,7 @@ def make_ready(layer: Layer, precision: str) -> list[Ready]:
             chosen,
             {name: compiled(form, precision=precision).lower(*shapes).compile() for name, form in forms.items()},
         )
-        for part, (chosen, forms) in forms_of(layer).items()
+        for part, (chosen, forms) in forms_of(layer, precision).items()
     ]
 
 

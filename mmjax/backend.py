@@ -25,7 +25,7 @@ from msgspec import UnsetType
 
 from mmjax import numerics_programs
 from mmjax.errors import ConfigError
-from mmjax.numerics import COMPILERS, Choice, Options, choose_options, remember, remembered
+from mmjax.numerics import COMPILERS, Choice, Options, choose_options, find_wrong, remember, remembered
 
 # What oneDNN takes part in cannot be written to the compile cache (`_bfloat16_candidates`): known, nothing to warn of.
 warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry for .*: MemoryError")
@@ -257,27 +257,56 @@ def _compiling(platform: str, *, bfloat16: bool = False) -> Choice:
     candidates = _bfloat16_candidates(platform) if bfloat16 else _candidates(platform)
     if bfloat16 and len(candidates) == 1:
         return Choice(candidates[0])
-    on = f"jaxlib {metadata.version('jaxlib')} and {_cpu_model() if platform == 'cpu' else _first_device().device_kind}"
-    key = {
-        "versions": f"jax {jax.__version__}, {on}",
-        "processor": hashlib.sha256(_cpu_description().encode()).hexdigest(),
-        "candidates": repr(candidates),
-        "flags": os.environ.get("XLA_FLAGS", ""),
-        "threads": str(threads_in_use()),
-        "programs": hashlib.sha256(Path(numerics_programs.__file__).read_bytes()).hexdigest(),
-    }
-    folder = _numerics_folder()
-    found = remembered(folder, key) if folder else None
-    if found is None:
+
+    def choose() -> Choice:
         on_cpu = platform == "cpu"
         programs = (
             numerics_programs.bfloat16_programs() if bfloat16 else numerics_programs.check_programs(on_cpu=on_cpu)
         )
-        found = choose_options(programs, candidates, on=on)
+        return choose_options(programs, candidates, on=_where(platform))
+
+    return _checked(choose, platform, candidates, Path(numerics_programs.__file__).read_bytes())
+
+
+def wrong_programs(
+    programs: Callable[[], Sequence[numerics_programs.Program]], source: bytes, *, precision: str
+) -> tuple[str, ...]:
+    """Return the names of the programs that are wrong when compiled as all of `precision` are, by NumPy.
+
+    Remembered for as long as `source`, what the programs are made of, and the device with its XLA are the same.
+    """
+    here = platform()
+    options = _compiling(here, bfloat16=precision == "bfloat16").options
+
+    def names() -> Choice:
+        return Choice({}, tuple(wrong.program for wrong in find_wrong(programs(), options)))
+
+    return _checked(names, here, (options,), source + precision.encode()).notes
+
+
+def _checked(find: Callable[[], Choice], platform: str, candidates: Sequence[Options], source: bytes) -> Choice:
+    """Return what `find` does, or did at a start with the same device, versions, options, threads and `source`."""
+    key = {
+        "versions": f"jax {jax.__version__}, {_where(platform)}",
+        "processor": hashlib.sha256(_cpu_description().encode()).hexdigest(),
+        "candidates": repr(candidates),
+        "flags": os.environ.get("XLA_FLAGS", ""),
+        "threads": str(threads_in_use()),
+        "programs": hashlib.sha256(source).hexdigest(),
+    }
+    folder = _numerics_folder()
+    found = remembered(folder, key) if folder else None
+    if found is None:
+        found = find()
         with contextlib.suppress(OSError):  # a full disk: the next start checks again
             if folder:
                 remember(folder, key, found)
     return found
+
+
+def _where(platform: str) -> str:
+    device = _cpu_model() if platform == "cpu" else _first_device().device_kind
+    return f"jaxlib {metadata.version('jaxlib')} and {device}"
 
 
 def _candidates(platform: str) -> tuple[Options, ...]:

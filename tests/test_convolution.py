@@ -1,6 +1,7 @@
 """The convolution equals `jax.lax`'s, values and gradients, whatever form the backend takes."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,17 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from mmjax import backend
 from mmjax.backend import compiled
-from mmjax.models.convolution import (
-    FORWARD_FORMS,
-    INPUT_FORMS,
-    WEIGHT_FORMS,
-    Geometry,
-    chosen_forms,
-    convolution,
-    sums_over_pixels,
-)
+from mmjax.models import convolution_check
+from mmjax.models.convolution import chosen_forms, convolution
+from mmjax.models.convolution_check import form_programs, wrong_forms
+from mmjax.models.convolution_forms import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry, sums_over_pixels
 from mmjax.models.layers import max_pool_3x3
+from mmjax.numerics import find_wrong
 
 
 def reference(x: Any, kernel: Any, stride: int, pads: Any, groups: int) -> jax.Array:
@@ -79,7 +77,7 @@ LAYERS = {
     "depthwise, strided": ((7, 6), (5, 5, 1, 8), Geometry(2, ((2, 2), (2, 2)), 8)),
     "depthwise, stride beyond the kernel": ((7, 6), (1, 2, 1, 8), Geometry(3, ((0, 0), (0, 0)), 8)),
 }
-DEPTHWISE_FORMS, DENSE_FORMS = ("shifted", "summed"), ("taps",)
+DEPTHWISE_FORMS, DENSE_FORMS = ("shifted", "summed"), ("taps", "rows")
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 1e-2}
 
 
@@ -129,9 +127,10 @@ def test_every_form_equals_lax(layer: str, dtype: Any) -> None:
 
 def test_the_choice_is_one_of_the_forms_for_that_layer() -> None:
     for layer, (_, kernel_shape, geometry) in LAYERS.items():
-        chosen = chosen_forms(kernel_shape, geometry)
-        for name, forms in zip(chosen, (FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS), strict=True):
-            assert name in forms_of(layer, forms), (layer, name)
+        for narrow in (False, True):
+            chosen = chosen_forms(kernel_shape, geometry, narrow=narrow)
+            for name, forms in zip(chosen, (FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS), strict=True):
+                assert name in forms_of(layer, forms), (layer, name)
 
 
 @settings(max_examples=10, deadline=None)
@@ -180,3 +179,41 @@ def test_max_pool_equals_the_windowed_reduction(size: tuple[int, int]) -> None:
 
     for got, expected in both(x):
         np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_check_finds_no_form_wrong_here_and_each_one_that_is(precision: str) -> None:
+    options = backend._compiling("cpu", bfloat16=precision == "bfloat16").options
+    programs = form_programs(precision)
+    checked = {(part, form) for part, form in convolution_check._FOR}
+    assert checked == {
+        (part, form)
+        for part, forms in (("forward", FORWARD_FORMS), ("input", INPUT_FORMS), ("weight", WEIGHT_FORMS))
+        for form in forms
+        if form != "lax"
+    }
+    assert find_wrong(programs, options) == ()
+    off = [program._replace(expected=lambda *x, p=program: (1.1 * p.expected(*x)[0],)) for program in programs]
+    assert [wrong.program for wrong in find_wrong(off, options)] == [program.name for program in programs]
+
+
+@pytest.mark.parametrize("group", [1, 8])
+def test_a_form_that_is_wrong_here_is_not_used(group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMJAX_CACHE_DIR", str(tmp_path))
+    right = INPUT_FORMS["phases"]
+    monkeypatch.setitem(INPUT_FORMS, "phases", lambda *asked: right(*asked) * 1.01)  # as a compiler might
+    wrong_forms.cache_clear()
+    x, kernel = jnp.asarray(normals(0, 2, 6, 6, 8)), jnp.asarray(normals(1, 3, 3, 8 // group, 8))
+
+    def gradient(f: Any) -> jax.Array:
+        return jax.grad(lambda x: (f(x) ** 2).sum())(x)
+
+    with pytest.warns(RuntimeWarning, match=r"input of convolutions in float32 by `phases`: wrong on this CPU"):
+        got = gradient(lambda x: convolution(x, kernel, padding=1, groups=group))
+    np.testing.assert_allclose(
+        got, gradient(lambda x: reference(x, kernel, 1, ((1, 1), (1, 1)), group)), rtol=1e-4, atol=1e-4
+    )
+    assert wrong_forms("float32") == {("input", "phases")}
+    monkeypatch.undo()
+    wrong_forms.cache_clear()
+    assert wrong_forms("float32") == frozenset()

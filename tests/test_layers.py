@@ -30,9 +30,9 @@ LAYERS: dict[int, dict[str, str]] = {
             data/validate_survey""",
         "transforms": """transforms/augment transforms/base transforms/boxes transforms/build transforms/image
             transforms/mix transforms/piecewise transforms/tabular transforms/trivial_augment""",
-        "models": """models/airbench models/base models/build models/convolution models/efficientnet models/fusion
-            models/layers models/mlp models/pretrained models/realmlp models/resnet models/state_dict
-            models/tabm""",
+        "models": """models/activations models/airbench models/base models/build models/convolution
+            models/convolution_check models/convolution_forms models/efficientnet models/fusion models/layers
+            models/mlp models/pretrained models/realmlp models/resnet models/state_dict models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/conformal
             training/event_types training/label_metrics training/label_outputs training/losses training/metrics
             training/outputs training/state training/stopping

@@ -10,8 +10,9 @@ from scipy.special import erf, expit
 
 from mmjax.config import Activation, Architecture
 from mmjax.config import Model as ModelConfig
+from mmjax.models.activations import activation_function
 from mmjax.models.build import build_model
-from mmjax.models.layers import Dropout, activation_function, batch_norm
+from mmjax.models.layers import Dropout, batch_norm
 from mmjax.models.mlp import default_embedding_dim
 from mmjax.schema import Batch, Column, Schema, Target
 
@@ -164,3 +165,15 @@ CLOSED_FORMS = {
 def test_activations_equal_their_closed_forms(name: Activation) -> None:
     tolerance = 1e-3 if name == "gelu" else 1e-5  # flax's gelu is the tanh approximation
     np.testing.assert_allclose(activation_function(name)(jnp.asarray(X)), CLOSED_FORMS[name], atol=tolerance)
+
+
+@pytest.mark.parametrize("name", get_args(Activation))
+def test_bfloat16_activations_and_their_gradients_are_f32_ones_rounded_once(name: Activation) -> None:
+    function, narrow = activation_function(name), jnp.asarray(np.linspace(-12, 12, 97), jnp.bfloat16)
+    wide = narrow.astype(jnp.float32)
+    towards = jnp.full_like(wide, 0.75)
+    expected, back = jax.vjp(function, wide)
+    got, got_back = jax.vjp(function, narrow)
+    assert got.dtype == jnp.bfloat16
+    for ours, theirs in ((got, expected), (got_back(towards.astype(jnp.bfloat16))[0], back(towards)[0])):
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=2**-8, atol=4e-6)

@@ -11,11 +11,12 @@ from msgspec import UNSET
 from mmjax.config import Architecture, ModelName
 from mmjax.config import Model as ModelConfig
 from mmjax.errors import ConfigError, DataError
+from mmjax.models.activations import activation_function
 from mmjax.models.airbench import WHITENED_IMAGES, WIDTHS, AirNet
 from mmjax.models.base import Model, Variables
 from mmjax.models.efficientnet import B0_STAGES, EFFICIENTNETS, EfficientNet, norm_epsilon
 from mmjax.models.fusion import Join, make_fusion
-from mmjax.models.layers import BatchNorm, Inputs, activation_function, folded_norm, model_from_linen, row_mask
+from mmjax.models.layers import BatchNorm, Inputs, folded_norm, model_from_linen, row_mask
 from mmjax.models.mlp import MLP, default_embedding_dim, make_mlp
 from mmjax.models.realmlp import EMBEDDING_DIM as REALMLP_EMBEDDING_DIM
 from mmjax.models.realmlp import RealMLP, make_realmlp

@@ -15,32 +15,22 @@ not the fastest. What it found (two cores with AVX-512 BF16, jaxlib 0.12, ms, f3
 | | weight gradient | 135 / 128 | summed: 13 / 16 |
 
 In bfloat16 the forward form goes to oneDNN (`mmjax.backend`), which XLA gives no gradient: written as a forward
-convolution, the gradient of the input goes there too. Measured and left out, as no faster: per-tap dots, patches side
-by side for wide layers, products of shifted inputs and shifted gradients over pieces that stay in cache, and
-transposing by hand for the weight gradient.
+convolution, the gradient of the input goes there too. The forms: `mmjax.models.convolution_forms`; each is checked on
+the CPU at hand before it is used (`mmjax.models.convolution_check`).
 """
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+from mmjax.backend import fast_bfloat16
+from mmjax.models.convolution_check import wrong_forms
+from mmjax.models.convolution_forms import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry, Padding, by_lax
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 FEW_CHANNELS = 4
 """Inputs, such as images, whose patches side by side are still small."""
-
-
-class Geometry(NamedTuple):
-    """What a layer does with pixels: all but sizes and channels."""
-
-    stride: int
-    pads: Padding
-    groups: int
 
 
 class Forms(NamedTuple):
@@ -63,26 +53,40 @@ def convolution(
         raise TypeError(f"convolution: expected x and kernel of one dtype, got {x.dtype} and {kernel.dtype}; cast one")
     pads: Padding = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
     if jax.default_backend() != "cpu" or x.shape[-1] != groups * kernel.shape[2]:  # which lax refuses in its words
-        return _lax(x, kernel, Geometry(stride, pads, groups))
+        return by_lax(x, kernel, Geometry(stride, pads, groups))
     if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
         x, stride = x[:, ::stride, ::stride], 1  # the pixels between are not looked at
     return _on_cpu(x, kernel, Geometry(stride, pads, groups))
 
 
-def chosen_forms(kernel_shape: tuple[int, ...], geometry: Geometry) -> Forms:
-    """Return the forms for a layer on CPU: the table of the module's docstring as a rule."""
+def chosen_forms(kernel_shape: tuple[int, ...], geometry: Geometry, *, narrow: bool) -> Forms:
+    """Return the fastest forms for a layer on CPU: the table of the module's docstring as a rule.
+
+    `narrow` layers are in bfloat16, on a CPU that is fast at it (`mmjax.backend.fast_bfloat16`).
+    """
     height, width, inputs, outputs = kernel_shape
     if inputs == 1 and 1 < geometry.groups == outputs:
         return Forms("shifted", "phases", "summed")
     if geometry.groups > 1:
         return Forms("lax", "lax", "lax")
-    small = inputs <= FEW_CHANNELS or (height, width) == (1, 1)
-    return Forms("lax", "phases", "taps" if small and geometry.stride == 1 else "lax")
+    if inputs > FEW_CHANNELS and (height, width) != (1, 1):
+        return Forms("lax", "phases", "rows" if narrow else "lax")
+    return Forms("lax", "phases", "taps" if geometry.stride == 1 else "lax")
+
+
+def _sound_forms(kernel: jax.Array, geometry: Geometry) -> Forms:
+    """The fastest forms, `lax` in place of those that this CPU computes wrongly."""
+    bfloat16 = kernel.dtype == jnp.bfloat16
+    chosen = chosen_forms(kernel.shape, geometry, narrow=bfloat16 and fast_bfloat16())
+    if set(chosen) == {"lax"}:
+        return chosen
+    wrong = wrong_forms("bfloat16" if bfloat16 else "float32")
+    return Forms(*("lax" if pair in wrong else pair[1] for pair in chosen._asdict().items()))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _on_cpu(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    return FORWARD_FORMS[chosen_forms(kernel.shape, geometry).forward](x, kernel, geometry)
+    return FORWARD_FORMS[_sound_forms(kernel, geometry).forward](x, kernel, geometry)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -93,7 +97,7 @@ def _backward(
     geometry: Geometry, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    forms = chosen_forms(kernel.shape, geometry)
+    forms = _sound_forms(kernel, geometry)
     return (
         INPUT_FORMS[forms.input](gradient, kernel, x.shape, geometry),
         WEIGHT_FORMS[forms.weight](x, gradient, kernel.shape, geometry),
@@ -101,136 +105,3 @@ def _backward(
 
 
 _on_cpu.defvjp(_forward, _backward)
-
-
-def _lax(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    stride, pads, groups = geometry
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT, feature_group_count=groups
-    )
-
-
-def _taps(x: jax.Array, kernel_size: tuple[int, ...], stride: int, pads: Padding) -> list[jax.Array]:
-    """The input pixels that meet each kernel tap, in the kernel's order: `[B, H', W', C]` each. Negative pads crop."""
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)))
-    spans = [(size - k) // stride * stride + 1 for size, k in zip(x.shape[1:3], kernel_size, strict=True)]
-    return [
-        x[:, i : i + spans[0] : stride, j : j + spans[1] : stride]
-        for i in range(kernel_size[0])
-        for j in range(kernel_size[1])
-    ]
-
-
-def _shifted(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Depthwise convolution as a sum of shifted images, summed in f32 as `lax` does for bf16."""
-    height, width, _, channels = kernel.shape
-    weights = kernel.reshape(height * width, 1, 1, 1, channels).astype(jnp.float32)
-    taps = _taps(x, (height, width), geometry.stride, geometry.pads)
-    terms = (tap * weight for tap, weight in zip(taps, weights, strict=True))
-    return sum(terms, jnp.zeros((), jnp.float32)).astype(x.dtype)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _input_by_lax(gradient: jax.Array, kernel: jax.Array, shape: tuple[int, ...], geometry: Geometry) -> jax.Array:
-    x = jax.ShapeDtypeStruct(shape, gradient.dtype)
-    return jax.linear_transpose(lambda x: _lax(x, kernel, geometry), x)(gradient)[0]
-
-
-def _input_by_phases(gradient: jax.Array, kernel: jax.Array, shape: tuple[int, ...], geometry: Geometry) -> jax.Array:
-    """Return the gradient of the input, of `shape`, by one forward convolution for each phase of the stride.
-
-    Pixel `stride a + r` met tap `i` for output `o` where `stride o + i = stride a + r + pad`: phase `r` has every
-    `stride`-th tap, turned round, and the outputs next to `a`.
-    """
-    stride = geometry.stride
-    rows, columns = (-(-size // stride) for size in shape[1:3])
-    phases = [
-        [_phase(gradient, kernel, (rows, columns), (r, q), geometry) for q in range(stride)] for r in range(stride)
-    ]
-    if stride == 1:
-        return phases[0][0]
-    pixels = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
-    return pixels.reshape(shape[0], rows * stride, columns * stride, shape[3])[:, : shape[1], : shape[2]]
-
-
-def _phase(
-    gradient: jax.Array, kernel: jax.Array, size: tuple[int, int], offsets: tuple[int, int], geometry: Geometry
-) -> jax.Array:
-    stride, pads, groups = geometry
-    sides: list[tuple[int, int]] = []
-    for axis, (offset, (low, _)) in enumerate(zip(offsets, pads, strict=True)):
-        first, shift = (offset + low) % stride, (offset + low) // stride
-        if first >= kernel.shape[axis]:  # a stride beyond the kernel: no output has seen these pixels
-            channels = kernel.shape[3] if groups > 1 else kernel.shape[2]
-            return jnp.zeros((gradient.shape[0], *size, channels), gradient.dtype)
-        kernel = lax.slice_in_dim(kernel, first, None, stride, axis)
-        sides.append((kernel.shape[axis] - 1 - shift, size[axis] + shift - gradient.shape[1 + axis]))
-    kernel = lax.rev(kernel, (0, 1))
-    plain = Geometry(1, (sides[0], sides[1]), groups)
-    if groups > 1:
-        return _shifted(gradient, kernel, plain)
-    # The transpose comes last: XLA would do the other two in f32, and then the convolution as well.
-    return _lax(gradient, kernel.swapaxes(2, 3), plain)
-
-
-def _weight_by_lax(x: jax.Array, gradient: jax.Array, kernel_shape: tuple[int, ...], geometry: Geometry) -> jax.Array:
-    x, gradient = _apart(x), _apart(gradient)
-    kernel = jax.ShapeDtypeStruct(kernel_shape, x.dtype)
-    return jax.linear_transpose(lambda kernel: _lax(x, kernel, geometry), kernel)(gradient)[0]
-
-
-def _apart(x: jax.Array) -> jax.Array:
-    """Return `x`, to be computed by itself: XLA transposes for the weight gradient, and would do what made `x` there
-    once more, against the order of memory (a relu in bfloat16: 20 ms instead of 8).
-
-    As whole numbers, as XLA's CPU compiler widens a bfloat16 barrier, and all around it, to f32.
-    """
-    if x.dtype != jnp.bfloat16:
-        return lax.optimization_barrier(x)
-    return lax.bitcast_convert_type(lax.optimization_barrier(lax.bitcast_convert_type(x, jnp.uint16)), jnp.bfloat16)
-
-
-def _weight_by_taps(x: jax.Array, gradient: jax.Array, kernel_shape: tuple[int, ...], geometry: Geometry) -> jax.Array:
-    """Of few input channels, or one tap: patches side by side, and one product."""
-    patches = jnp.concatenate(_taps(x, kernel_shape[:2], geometry.stride, geometry.pads), axis=-1)
-    return _columns(patches).T.dot(_columns(gradient)).reshape(kernel_shape)
-
-
-def _columns(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _weight_by_sums(x: jax.Array, gradient: jax.Array, kernel_shape: tuple[int, ...], geometry: Geometry) -> jax.Array:
-    """Of a depthwise kernel: the sums of all taps in one pass over the pixels, in f32."""
-    gradient = gradient.astype(jnp.float32)
-    taps = _taps(x, kernel_shape[:2], geometry.stride, geometry.pads)
-    sums = sums_over_pixels([tap.astype(jnp.float32) * gradient for tap in taps])
-    return jnp.stack(sums).reshape(kernel_shape).astype(x.dtype)
-
-
-def sums_over_pixels(arrays: list[jax.Array]) -> list[jax.Array]:
-    """Return the sum of each `f32[B, ..., C]` over all but its last axis, `f32[C]`, in one pass over the pixels.
-
-    As one reduction of several arrays: XLA's CPU compiler makes slow windowed sums of a large reduction of one array
-    (two sums over 64 images of 32 px and 64 channels: 27 ms apart, 3 ms together; jaxlib 0.12).
-    """
-    if jax.default_backend() != "cpu" or arrays[0].ndim == 2:
-        return [array.sum(tuple(range(array.ndim - 1))) for array in arrays]
-    zeros, sums = (jnp.zeros((), jnp.float32),) * len(arrays), tuple(arrays)
-    for axis in range(arrays[0].ndim - 2, 0, -1):  # one at a time: vectorised along the channels, and less rounded
-        sums = lax.reduce(sums, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)), (axis,))
-    return [each.sum(0) for each in sums]
-
-
-FORWARD_FORMS: Mapping[str, Callable[[jax.Array, jax.Array, Geometry], jax.Array]] = {
-    "lax": _lax,
-    "shifted": _shifted,
-}
-INPUT_FORMS: Mapping[str, Callable[[jax.Array, jax.Array, tuple[int, ...], Geometry], jax.Array]] = {
-    "lax": _input_by_lax,
-    "phases": _input_by_phases,
-}
-WEIGHT_FORMS: Mapping[str, Callable[[jax.Array, jax.Array, tuple[int, ...], Geometry], jax.Array]] = {
-    "lax": _weight_by_lax,
-    "taps": _weight_by_taps,
-    "summed": _weight_by_sums,
-}

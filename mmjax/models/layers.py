@@ -3,17 +3,17 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mmjax.config import Activation
 from mmjax.errors import DataError
 from mmjax.models.base import Model, Variables
-from mmjax.models.convolution import Padding, convolution, sums_over_pixels
+from mmjax.models.convolution import convolution
+from mmjax.models.convolution_forms import Padding, sums_over_pixels
 from mmjax.schema import Batch
 
 
@@ -167,25 +167,6 @@ def model_from_linen(
         return outputs.astype(jnp.float32), changed.get("batch_stats", {})
 
     return Model(init, apply)
-
-
-def activation_function(name: Activation) -> Callable[[jax.Array], jax.Array]:
-    """Return the elementwise function of that name."""
-    match name:
-        case "relu":
-            return nn.relu
-        case "gelu":
-            return nn.gelu
-        case "silu":
-            return nn.silu
-        case "selu":
-            return nn.selu
-        case "mish":
-            return jax.nn.mish
-        case "tanh":
-            return jnp.tanh
-        case _:
-            assert_never(name)
 
 
 class Convolution(nn.Module):

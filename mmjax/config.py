@@ -25,6 +25,21 @@ Labels = Annotated[tuple[Text, ...], Meta(min_length=2)]
 Scaler = Literal["standard", "minmax", "robust"]
 MissingStrategy = Literal["mean", "median", "mode", "constant"]
 CategoricalEncoding = Literal["embedding", "onehot", "ordinal", "onehot_or_embedding"]
+ImageFilter = Annotated[
+    Literal["bilinear", "bicubic", "lanczos", "box"] | UnsetType, Meta(description="The antialiased resampling filter.")
+]
+CropShare = Annotated[
+    Share | None,
+    Meta(description="crop: the share of the covered square that is kept, in the middle; by default all of it."),
+]
+ChannelMean = Annotated[
+    tuple[Fraction, Fraction, Fraction] | None,
+    Meta(description="Of red, green and blue in 0..1, subtracted; by default that of the training images."),
+]
+ChannelStd = Annotated[
+    tuple[Share, Share, Share] | None,
+    Meta(description="Of red, green and blue in 0..1, divided by; by default that of the training images."),
+]
 Policy = Literal["fail", "drop", "report"]
 Severity = Literal["ignore", "warn", "fail"]
 Loading = Literal["auto", "resident", "streamed"]
@@ -259,9 +274,10 @@ class TableImages(Section, frozen=True, kw_only=True):
     resize: Annotated[
         Literal["crop", "stretch", "pad"], Meta(description="How an image of another shape is brought to `image_size`.")
     ] = "crop"
-    filter: Annotated[
-        Literal["bilinear", "bicubic", "lanczos", "box"], Meta(description="The antialiased resampling filter.")
-    ] = "bilinear"
+    crop_share: CropShare = None
+    filter: ImageFilter = UNSET
+    channel_mean: ChannelMean = None
+    channel_std: ChannelStd = None
     augmentation: RowAugmentation = RowAugmentation()
 
 
@@ -345,22 +361,10 @@ class ImageData(Section, frozen=True, kw_only=True):
     resize: Annotated[
         Literal["crop", "stretch", "pad"], Meta(description="How an image of another shape is brought to `image_size`.")
     ] = "crop"
-    crop_share: Annotated[
-        Share | None,
-        Meta(description="crop: the share of the covered square that is kept, in the middle; by default all of it."),
-    ] = None
-    filter: Annotated[
-        Literal["bilinear", "bicubic", "lanczos", "box"] | UnsetType,
-        Meta(description="The antialiased resampling filter."),
-    ] = UNSET
-    channel_mean: Annotated[
-        tuple[Fraction, Fraction, Fraction] | None,
-        Meta(description="Of red, green and blue in 0..1, subtracted; by default that of the training images."),
-    ] = None
-    channel_std: Annotated[
-        tuple[Share, Share, Share] | None,
-        Meta(description="Of red, green and blue in 0..1, divided by; by default that of the training images."),
-    ] = None
+    crop_share: CropShare = None
+    filter: ImageFilter = UNSET
+    channel_mean: ChannelMean = None
+    channel_std: ChannelStd = None
     task: Annotated[
         Task | UnsetType, Meta(description="Inferred from the target when absent; class folders are classified.")
     ] = UNSET
@@ -704,13 +708,16 @@ class Training(Section, frozen=True, kw_only=True):
         Literal["none", "trunk"] | Count,
         Meta(
             description="What of a pretrained network stays as it is, its running statistics too: nothing, the `trunk` "
-            "(all but the head), or the stem and so many stages."
+            "(all but the head), or the stem and so many stages. Columns beside images learn in any case."
         ),
     ] = "none"
     layer_decay: Annotated[
-        Share,
-        Meta(description="Images: each stage learns this much slower than the one after it, the head at full rate."),
-    ] = 1.0
+        Share | UnsetType,
+        Meta(
+            description="Images: each stage learns this much slower than the one after it, the head at full rate, and "
+            "so do columns beside images."
+        ),
+    ] = UNSET
     gradient_clip_norm: Annotated[
         Positive | UnsetType | None, Meta(description="Clip gradients to this global norm; left out: tabm to 1.")
     ] = UNSET

@@ -25,7 +25,7 @@ from mmjax.config import (
     target_columns,
 )
 from mmjax.config_conflict import Conflict, Given
-from mmjax.config_rules_images import augmentation_conflicts, image_conflicts
+from mmjax.config_rules_images import augmentation_conflicts, fine_tuning_conflicts, image_conflicts
 from mmjax.errors import did_you_mean
 
 
@@ -68,9 +68,15 @@ _NEEDS = (
     _Needs("training.checkpoint.every_seconds", "training.checkpoint.enabled", (True,)),
     _Needs("training.checkpoint.every_seconds", "training.checkpoint.every_epochs", (UNSET,)),
     _Needs("training.checkpoint.keep", "training.checkpoint.enabled", (True,)),
-    _Needs("data.image.crop_share", "data.image.resize", ("crop",)),
-    _Needs("data.image.channel_mean", "data.image.augmentation.normalize", (True,)),
-    _Needs("data.image.channel_std", "data.image.augmentation.normalize", (True,)),
+    *(
+        _Needs(f"{images}.{key}", f"{images}.{switch}", values)
+        for images in ("data.image", "data.tabular.images")
+        for key, switch, values in (
+            ("crop_share", "resize", ("crop",)),
+            ("channel_mean", "augmentation.normalize", (True,)),
+            ("channel_std", "augmentation.normalize", (True,)),
+        )
+    ),
     _Needs("split.column", "split.strategy", BY_COLUMN),
     _Needs("data.cache.path", "data.loading", ("streamed", "auto")),
     _Needs("data.cache.max_gib", "data.loading", ("streamed", "auto")),
@@ -134,10 +140,10 @@ def find_conflicts(config: Config, given: Given) -> Iterator[Conflict]:
         _task_options,
         _monitor,
         _model_of_data,
-        _fine_tuning,
     )
     for rule in rules:
         yield from rule(config, given, section, data)
+    yield from fine_tuning_conflicts(config)
     if image is not None:
         yield from image_conflicts(image, given, *_task(config))
 
@@ -324,9 +330,6 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
         yield Conflict(("preset", "model.name"), told, idle=True)
     if images is not None:
         yield from augmentation_conflicts(images.augmentation, "data.tabular.images.augmentation", given)
-        if model.pretrained is not None:
-            told = "expected data.image with it, as weights of a trunk beside columns cannot be loaded yet; remove this"
-            yield Conflict(("model.pretrained", section), told)
     if images is None:
         for path in sorted(path for path in given if path.startswith("model.fusion.")):
             told = f"has no effect: expected `data.tabular.images` with it, got {section} without; remove this"
@@ -352,37 +355,6 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
             yield Conflict(
                 (path, "model.name", section), f"{name} has no such option; it takes {', '.join(fields)}", idle=True
             )
-
-
-def _fine_tuning(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
-    path, name, training = config.model.pretrained, config.model.name, config.training
-    if isinstance(data, ImageData) and (data.channel_mean is None) != (data.channel_std is None):
-        yield Conflict(
-            (f"{section}.channel_mean", f"{section}.channel_std"), "expected both or neither, got one; add the other"
-        )
-    if path is not None:
-        if not isinstance(data, ImageData) or name in ("resnet", "airbench", "airbench_s", UNSET):
-            got = "no `model.name`" if name is UNSET else f"`model.name: {name}`"
-            message = f"expected the network whose weights these are, such as `model.name: resnet18`, got {got}"
-            yield Conflict(("model.pretrained", "model.name"), message)
-        if not path.lower().endswith((".safetensors", ".npz")):
-            yield Conflict(("model.pretrained",), _other_weights(path))
-    if training.freeze != "none" and path is None:
-        yield Conflict(
-            ("training.freeze", "model.pretrained"), "expected `model.pretrained` with it, or random weights would stay"
-        )
-    if training.layer_decay != 1.0 and not isinstance(data, ImageData):
-        message = f"has no effect: expected data.image with it, got {section}; remove this"
-        yield Conflict(("training.layer_decay", section), message, idle=True)
-
-
-def _other_weights(path: str) -> str:
-    told = f"expected a .safetensors or .npz file, got {path}"
-    if not path.lower().endswith((".pt", ".pth", ".bin", ".ckpt", ".pkl")):
-        return told
-    convert = "import sys, torch; from safetensors.torch import save_file; "
-    convert += "save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])"
-    return f"{told}: a pickle can run any code; convert it once: python -c '{convert}' {path} weights.safetensors"
 
 
 def _monitor(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:

@@ -1,13 +1,15 @@
-"""What a config may not say of images: sizes and augmentations that contradict one another, or do nothing."""
+"""What a config may not say of images: sizes, augmentations and pretrained weights that contradict one another, or do
+nothing.
+"""
 
 from collections.abc import Iterator
 
 from msgspec import UNSET
 
-from mmjax.config import ImageData, RowAugmentation
+from mmjax.config import Config, ImageData, RowAugmentation, image_settings
 from mmjax.config_conflict import Conflict, Given
 
-_IMAGE, _AUGMENTATION = "data.image", "data.image.augmentation"
+_IMAGE, _AUGMENTATION, _COLUMNS = "data.image", "data.image.augmentation", "data.tabular.images"
 NO_CUTMIX = "expected classes, as a box of another image shows no part of a number, got regression; use `mixup_alpha`"
 
 
@@ -26,6 +28,37 @@ def augmentation_conflicts(augmentation: RowAugmentation, path: str, given: Give
         if value:
             told = f"expected no `trivial_augment` with it, which does the same by chance, got {value}; remove one"
             yield Conflict((f"{path}.{key}", f"{path}.trivial_augment"), told)
+
+
+def fine_tuning_conflicts(config: Config) -> Iterator[Conflict]:
+    """Yield what is wrong with pretrained weights, their preprocessing, and how much of them learns."""
+    path, name, training, images = config.model.pretrained, config.model.name, config.training, image_settings(config)
+    section = _IMAGE if config.data.image is not None else _COLUMNS
+    if images is not None and (images.channel_mean is None) != (images.channel_std is None):
+        keys = (f"{section}.channel_mean", f"{section}.channel_std")
+        yield Conflict(keys, "expected both or neither, got one; add the other")
+    if path is not None:
+        if images is None or name in ("resnet", "airbench", "airbench_s", UNSET):
+            got = "no `model.name`" if name is UNSET else f"`model.name: {name}`"
+            message = f"expected the network whose weights these are, such as `model.name: resnet18`, got {got}"
+            yield Conflict(("model.pretrained", "model.name"), message)
+        if not path.lower().endswith((".safetensors", ".npz")):
+            yield Conflict(("model.pretrained",), _other_weights(path))
+    if training.freeze != "none" and path is None:
+        told = "expected `model.pretrained` with it, or random weights would stay"
+        yield Conflict(("training.freeze", "model.pretrained"), told)
+    if training.layer_decay not in (1.0, UNSET) and images is None:
+        told = f"has no effect: expected {_IMAGE} or {_COLUMNS} with it, got neither; remove this"
+        yield Conflict(("training.layer_decay", "data.tabular"), told, idle=True)
+
+
+def _other_weights(path: str) -> str:
+    told = f"expected a .safetensors or .npz file, got {path}"
+    if not path.lower().endswith((".pt", ".pth", ".bin", ".ckpt", ".pkl")):
+        return told
+    convert = "import sys, torch; from safetensors.torch import save_file; "
+    convert += "save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])"
+    return f"{told}: a pickle can run any code; convert it once: python -c '{convert}' {path} weights.safetensors"
 
 
 def size_problem(train_size: tuple[int, int] | None, image_size: tuple[int, int]) -> str | None:

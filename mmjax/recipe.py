@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET
 
 from mmjax.backend import fast_bfloat16, platform
-from mmjax.config import Config, ImageData, Training, image_settings, table_images
+from mmjax.config import Config, ImageData, TableImages, Training, image_settings, table_images
 from mmjax.data.loading import choose_loading
 from mmjax.data.prepare_table import expected_bytes
 from mmjax.data.prepared import Prepared, rows_to_learn
@@ -153,9 +153,9 @@ def before_data(config: Config) -> tuple[Config, tuple[Decision, ...]]:
 
     Folds of the preset `best`; the preprocessing of `model.pretrained`. DataError where its file cannot be read.
     """
-    table, training = config.data.tabular, config.training
-    if config.model.pretrained is not None and config.data.image is not None:
-        return _of_pretrained(config, config.data.image, config.model.pretrained)
+    table, training, images = config.data.tabular, config.training, image_settings(config)
+    if config.model.pretrained is not None and images is not None:
+        return _of_pretrained(config, images, config.model.pretrained)
     if config.preset != "best" or table is None or config.split.folds is not UNSET:
         return config, ()
     folds, why = BEST_FOLDS, "preset best: a model for each, and honest answers to calibrate on"
@@ -169,7 +169,7 @@ def before_data(config: Config) -> tuple[Config, tuple[Decision, ...]]:
     return decided(config, decision), (decision,)
 
 
-def _of_pretrained(config: Config, image: ImageData, weights: str) -> tuple[Config, tuple[Decision, ...]]:
+def _of_pretrained(config: Config, image: ImageData | TableImages, weights: str) -> tuple[Config, tuple[Decision, ...]]:
     """Return the config with the preprocessing that the weights were made for where it says nothing else."""
     name = config.model.name
     assert name is not UNSET, "the config rules ask for a name"
@@ -188,8 +188,12 @@ def _of_pretrained(config: Config, image: ImageData, weights: str) -> tuple[Conf
     if image.augmentation.normalize and image.channel_mean is None:
         choices += [("channel_mean", found.mean, True), ("channel_std", found.std, True)]
     why = f"of the pretrained weights: {why}"
-    decisions = tuple(Decision(f"data.image.{key}", value, why) for key, value, is_open in choices if is_open)
+    decisions = tuple(Decision(_images_path(config) + key, value, why) for key, value, is_open in choices if is_open)
     return functools.reduce(decided, decisions, config), decisions
+
+
+def _images_path(config: Config) -> str:
+    return "data.image." if table_images(config) is None else "data.tabular.images."
 
 
 SMALL_PX, SMALL_ROWS = 96, 1_000
@@ -225,7 +229,7 @@ _FUSION: tuple[Choice, ...] = (
 
 def _data_choices(config: Config, schema: Schema, name: str, train_rows: int) -> list[Choice]:
     settings, fused = image_settings(config), table_images(config) is not None
-    images = "data.tabular.images." if fused else "data.image."
+    images = _images_path(config)
     pixels: list[Choice] = []
     if schema.image:
         size = (schema.image.height_px, schema.image.width_px)
@@ -235,7 +239,7 @@ def _data_choices(config: Config, schema: Schema, name: str, train_rows: int) ->
             shift, moved = 0.0, "random_resized_crop moves images"
         pixels = [
             (images + "image_size", size, "the size of the images, at most 64 px"),
-            *([] if fused else [("data.image.filter", "bilinear", "the usual one")]),
+            (images + "filter", "bilinear", "the usual one"),
             (images + "augmentation.shift", shift, moved),
         ]
     if schema.image and not fused:
@@ -300,6 +304,7 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
         ("training.calibration", "temperature" if enough else "none", why),
         *(smoothing if config.training.loss in ("cross_entropy", UNSET) and task == "classification" else []),
         *(clamping if task == "regression" and config.training.loss != "pinball" else []),
+        *([("training.layer_decay", *_layer_decay(config))] if schema.image else []),
         ("training.gradient_clip_norm", *((1.0, _TABM) if name == "tabm" else (None, "steps are steady without it"))),
     ]
     if name in REALMLP:
@@ -462,11 +467,21 @@ FINE_TUNING = 0.1
 """Of a learning rate, when pretrained layers move too: they are near their place already."""
 
 
+JOINED_DECAY = 0.5
+"""Of layer-wise rates, where the columns beside pretrained layers start from nothing and need a full one."""
+
+
 def _peak(config: Config) -> tuple[float, str]:
     rate = _learning_rate(config)
-    if config.model.pretrained is None or config.training.freeze == "trunk":
+    if config.model.pretrained is None or config.training.freeze == "trunk" or table_images(config):
         return rate, "a good peak for this network and optimizer"
     return FINE_TUNING * rate, "a tenth of that from scratch, as the weights are pretrained"
+
+
+def _layer_decay(config: Config) -> tuple[float, str]:
+    if config.model.pretrained is None or config.training.freeze == "trunk" or not table_images(config):
+        return 1.0, "all that learns does so at one rate"
+    return JOINED_DECAY, "pretrained stages are near their place, columns and join start from nothing"
 
 
 def _table_batch_size(rows: int) -> int:

@@ -116,6 +116,7 @@ PREPARED = "data.tabular.preprocessing"
 REALMLP = {**TABLE, "model.name": "realmlp"}
 B0 = {"name": "dead", "data.image.path": "images", "model.name": "efficientnet_b0"}
 MEAN = {"data.image.channel_mean": [0.5, 0.5, 0.5], "data.image.channel_std": [0.5, 0.5, 0.5]}
+MIXED_MEAN = {f"{LISTING}.channel_mean": [0.5, 0.5, 0.5], f"{LISTING}.channel_std": [0.5, 0.5, 0.5]}
 STREAMED = {**TABLE, "data.loading": "streamed"}
 
 
@@ -169,6 +170,9 @@ KEYS: tuple[tuple[str, Key], ...] = (
     (f"{LISTING}.image_size", Key([16, 16], "rows", MIXED)),
     (f"{LISTING}.resize", Key("stretch", "rows", {**MIXED, f"{LISTING}.image_size": [8, 8]})),
     (f"{LISTING}.filter", Key("box", "rows", {**MIXED, f"{LISTING}.image_size": [8, 8]})),
+    (f"{LISTING}.crop_share", Key(0.5, "rows", MIXED)),
+    (f"{LISTING}.channel_mean", Key([0.1, 0.2, 0.3], "fitted", {**MIXED, **MIXED_MEAN})),
+    (f"{LISTING}.channel_std", Key([0.1, 0.2, 0.3], "fitted", {**MIXED, **MIXED_MEAN})),
     (f"{LISTING}.augmentation.horizontal_flip", Key(False, "program", MIXED)),
     (f"{LISTING}.augmentation.rotation_range", Key(20, "program", MIXED)),
     (f"{LISTING}.augmentation.vertical_flip", Key(True, "program", MIXED)),
@@ -344,7 +348,8 @@ IDLE: tuple[tuple[str, Settings, str], ...] = (
     ("model.architecture.activation", {**B0, "model.architecture.activation": "relu"}, "has no such option"),
     ("model.architecture.width", {**B0, "model.architecture.width": 8}, "has no such option"),
     ("data.image.crop_share", {**IMAGES, "data.image.resize": "pad", "data.image.crop_share": 0.5}, "has no effect"),
-    ("training.layer_decay", {**TABLE, "training.layer_decay": 0.5}, "expected data.image with it"),
+    (f"{LISTING}.crop_share", {**MIXED, f"{LISTING}.resize": "pad", f"{LISTING}.crop_share": 0.5}, "has no effect"),
+    ("training.layer_decay", {**TABLE, "training.layer_decay": 0.5}, "expected data.image or data.tabular.images"),
     ("preset", {**IMAGES, "preset": "fast"}, "expected a table, whose network it chooses"),
     ("preset", {**TABLE, "preset": "fast"}, "expected no `model.name` with"),
     ("training.momentum", {**TABLE, "training.momentum": 0.5}, "has no effect"),

@@ -6,7 +6,7 @@ import os
 import shutil
 import tracemalloc
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -322,6 +322,15 @@ def test_an_image_is_a_path_bytes_or_pixels(seen: Trained) -> None:
     np.testing.assert_allclose(alone.probabilities, together.probabilities[299:], atol=1e-6)
     with pytest.raises(DataError, match="column 'image', row 300: is empty"):
         model.predict({"image": [*pixels[:299], b""]})
+
+
+@pytest.mark.parametrize(("cell", "got"), [(None, "a missing cell"), ("", "''"), (float("nan"), "nan")])
+def test_a_row_without_its_one_image_is_refused(seen: Trained, cell: Any, got: str) -> None:
+    path = str(seen.home / "shades" / "dark" / "0.png")
+    with pytest.raises(DataError) as refused:
+        seen.result.predictor.predict([{"image": path}] * 299 + [{"image": cell}])
+    told = f"column 'image', row 300: expected an image, as the model looks at nothing else, got {got}; give one, or "
+    assert refused.value.problems == (f"{told}leave the row out",)
 
 
 def test_every_image_that_cannot_be_read_is_named(seen: Trained, tmp_path: Path, monkeypatch) -> None:

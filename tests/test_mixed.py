@@ -283,7 +283,8 @@ def test_escaped_base64_is_no_part_of_what_a_table_may_have(served: Served) -> N
 
 
 def test_a_model_of_nothing_but_one_image_answers_to_no_missing_one(served: Served) -> None:
-    told = "column 'image', row 1: expected an image, as the model looks at nothing else, got none"
+    told = "column 'image', row 1: expected an image, as the model looks at nothing else, got none; send one, or "
+    told += "leave the row out"
     for cell in (None, ""):
         body = json.dumps({"model": "shades", "rows": [{"image": cell}]})
         assert served.client.ask("POST", "/predict", body, JSON).json["errors"] == [told]

@@ -61,8 +61,9 @@ class Predictor(NamedTuple):
     def predict(self, rows: Mapping[str, Sequence[Any] | np.ndarray] | Sequence[Mapping[str, Any]]) -> Predictions:
         """Return Predictions for rows: mappings from column name to cell, or lists or arrays by column name.
 
-        Cells are numbers, texts as in the CSV, or None for missing; images are paths, bytes or u8 arrays. Identifier
-        and target columns are ignored. Raises DataError naming unknown and absent columns, or row and column of a cell.
+        Cells are numbers, texts as in the CSV, or None for missing (but no image of an image model); images are paths,
+        bytes or u8 arrays. Identifier and target columns are ignored. Raises DataError naming unknown and absent
+        columns, or row and column of a cell.
         """
         columns = as_columns(rows)
         check_columns(self.schema, columns, where="rows")
@@ -73,7 +74,7 @@ class Predictor(NamedTuple):
 
         `whole`: rows of a table are padded to the largest bucket, however few they are: a program that others use.
         """
-        return concatenate([self._score(batch, whole=whole) for batch in _batches(self.schema, columns, label=False)])
+        return concatenate([self._score(batch, whole=whole) for batch in _batches(self, columns, label=False)])
 
     def _score(self, batch: Batch, *, whole: bool = False) -> Scores:
         # The last few of many rows of a table are padded to a whole bucket: cheaper than a program of their own
@@ -84,7 +85,7 @@ class Predictor(NamedTuple):
     def score_labelled(self, columns: Columns) -> tuple[Scores, Batch]:
         """Return the Scores of rows with answers, and a Batch of `label` and, where the model had them, `weight`."""
         scores, answers = [], []
-        for batch in _batches(self.schema, columns, label=True):
+        for batch in _batches(self, columns, label=True):
             scores.append(self._score(batch))
             answers.append({name: batch[name] for name in LABEL_FIELDS if name in batch})
         joined = {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
@@ -114,7 +115,7 @@ def _cells(values: Sequence[Any]) -> np.ndarray:
     return cells
 
 
-def _batches(schema: Schema, columns: Columns, *, label: bool) -> Iterator[Batch]:
+def _batches(predictor: Predictor, columns: Columns, *, label: bool) -> Iterator[Batch]:
     """Yield the encoded rows: a table at once, images by the bucket. DataError names rows as counted in `columns`."""
     lengths = {name: len(cells) for name, cells in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -122,13 +123,14 @@ def _batches(schema: Schema, columns: Columns, *, label: bool) -> Iterator[Batch
     rows = next(iter(lengths.values()), 0)
     if not rows:
         raise DataError("expected at least one row, got none")
+    schema, needed = predictor.schema, predictor.config.data.image is not None
     for start, stop in padded_slices(rows, LARGEST_BUCKET if schema.image else rows):
         piece = {name: cells[start:stop] for name, cells in columns.items()}
         try:
-            yield encode(schema, piece, label=label)
+            yield encode(schema, piece, label=label, image_needed=needed)
         except DataError:
             if stop - start < rows:  # once more, so that all problems are told, with rows counted from the first
-                encode(schema, columns, label=label)
+                encode(schema, columns, label=label, image_needed=needed)
             raise
 
 

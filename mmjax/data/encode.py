@@ -16,6 +16,7 @@ SHOWN = 20
 """How many bad cells, or unknown columns, are listed; the others are counted."""
 LONGEST_NAME = 200
 """Characters of an unknown column that a message shows: a request may name one of millions."""
+NEEDED_IMAGE = "an image, as the model looks at nothing else"
 _FALSE, _TRUE = (frozenset(words) for words in zip(*BOOLEAN_PAIRS, strict=True))
 _BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
 """So that no fraction of a cycle rounds to 1 in f32."""
@@ -28,7 +29,7 @@ class _Bad(NamedTuple):
     lines: list[str]
 
 
-def encode(schema: Schema, columns: Columns, *, label: bool = False) -> Batch:
+def encode(schema: Schema, columns: Columns, *, label: bool = False, image_needed: bool = False) -> Batch:
     """Return the Batch of these rows: `numeric f32[N, F]`, `category i32[N, C]`, images; absent where there is none.
 
     Columns that are `left_out` are missing in every row.
@@ -36,7 +37,7 @@ def encode(schema: Schema, columns: Columns, *, label: bool = False) -> Batch:
     With `label=True` also `label` (i32[N], i32[N, L] of several labels, or f32[N, 1] for regression) and, where the
     Schema names a weight column, `weight f32[N]`. Cells are texts, numbers or None; a missing number is NaN, a missing
     or unknown category 0. Numbers lose `Column.offset`, and labels `Target.offset`, in f64. DataError naming every
-    absent column, and column, row (from 1) and value of bad cells.
+    absent column, and column, row (from 1) and value of bad cells; with `image_needed` a missing image is one.
     """
     rows = _row_count(columns)
     columns = with_left_out(schema, columns)
@@ -50,6 +51,8 @@ def encode(schema: Schema, columns: Columns, *, label: bool = False) -> Batch:
             values[schema.weight_column] = _parse_weight(schema, columns, bad)
     batch = assemble(schema, values, rows, label=label)
     if schema.image is not None:
+        if image_needed:
+            _report_missing(schema, schema.image, columns, bad)
         batch["image"], batch["image_present"] = _images(schema, schema.image, columns, rows, bad)
     _refuse(bad)
     return batch
@@ -172,9 +175,10 @@ def _refuse(bad: list[_Bad]) -> None:
         raise DataError([*lines, f"and {more:,} more bad cells"] if more else lines)
 
 
-def _report(name: str, cells: np.ndarray, wrong: np.ndarray, expected: str, bad: list[_Bad]) -> None:
+def _report(name: str, cells: np.ndarray, wrong: np.ndarray, expected: str, bad: list[_Bad], instead: str = "") -> None:
     rows = np.flatnonzero(wrong)
-    lines = [f"column '{name}', row {i + 1}: expected {expected}, got {_shown(cells[i])}" for i in rows[:SHOWN]]
+    where = f"column '{name}', row"
+    lines = [f"{where} {i + 1}: expected {expected}, got {_shown(cells[i])}{instead}" for i in rows[:SHOWN]]
     bad.append(_Bad(len(rows), lines))
 
 
@@ -314,6 +318,13 @@ def _images(
         present[:, i] = given
         pixels.append(decoded if given.all() else _scatter(decoded, at, rows))
     return pixels[0][:, None] if len(pixels) == 1 else np.stack(pixels, axis=1), present
+
+
+def _report_missing(schema: Schema, spec: ImageSpec, columns: Columns, bad: list[_Bad]) -> None:
+    gaps = missing_texts(schema.missing_markers)
+    for name in spec.columns:
+        missing = np.array([_no_image(cell, gaps) for cell in columns[name]], dtype=bool)
+        _report(name, columns[name], missing, NEEDED_IMAGE, bad, instead="; give one, or leave the row out")
 
 
 def _scatter(decoded: np.ndarray, at: np.ndarray, rows: int) -> np.ndarray:

@@ -174,14 +174,13 @@ def image_spec(source: ImageSource, data: ImageData) -> ImageSpec:
 def spec_of(images: np.ndarray, columns: tuple[str, ...], settings: ImageData | TableImages) -> ImageSpec:
     """Return how these images, object[N], are brought to one size: as the settings say, or `default_image_size`."""
     size = default_image_size(images) if settings.image_size is msgspec.UNSET else settings.image_size
-    share = settings.crop_share if isinstance(settings, ImageData) else None
     return ImageSpec(
         columns=columns,
         height_px=size[0],
         width_px=size[1],
         resize=settings.resize,
         filter="bilinear" if settings.filter is msgspec.UNSET else settings.filter,
-        crop_share=msgspec.UNSET if share in (None, 1.0) else share,
+        crop_share=msgspec.UNSET if settings.crop_share in (None, 1.0) else settings.crop_share,
     )
 
 

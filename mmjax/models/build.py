@@ -15,7 +15,7 @@ from mmjax.models.activations import activation_function
 from mmjax.models.airbench import WHITENED_IMAGES, WIDTHS, AirNet
 from mmjax.models.base import Model, Variables
 from mmjax.models.efficientnet import B0_STAGES, EFFICIENTNETS, EfficientNet, norm_epsilon
-from mmjax.models.fusion import Join, make_fusion
+from mmjax.models.fusion import Join, images_trunk, make_fusion, with_images_trunk
 from mmjax.models.layers import BatchNorm, Inputs, folded_norm, model_from_linen, row_mask
 from mmjax.models.mlp import MLP, default_embedding_dim, make_mlp
 from mmjax.models.realmlp import EMBEDDING_DIM as REALMLP_EMBEDDING_DIM
@@ -60,13 +60,13 @@ def build_model(
 
     `cardinalities` are those of the batch's category columns, where a Transform leaves fewer than the schema has.
     `onehots` are the widths of the one-hot columns that its `dense` ends with (tabm).
-    `freeze` is `training.freeze`: what of an image network is as at inference in training too.
+    `freeze` is `training.freeze`: what of an image network (or trunk) is as at inference in training too.
     `served` networks take the variables of `served_variables`, and do not train.
     `precision` ("float32" or "bfloat16") is the compute type; parameters, batch statistics and outputs are f32.
     Raises ConfigError as `resolve_architecture` does.
     """
     if model.type == "multimodal":
-        return _multimodal(model, schema, outputs, precision, cardinalities, served)
+        return _multimodal(model, schema, outputs, precision, cardinalities, freeze, served)
     name = _resolved_name(model)
     shape: Any = resolve_architecture(model, schema)  # every field the family uses is set
     activation, dtype = activation_function(shape.activation), DTYPES[precision]
@@ -222,12 +222,9 @@ def served_variables(model: ModelConfig, variables: Variables, precision: str) -
     """
     if not served_otherwise(model, precision) or _is_served(variables):
         return variables
-    params, stats = variables["params"], variables["batch_stats"]
-    if model.type == "multimodal":
-        images, left = _served_trunk(model, params["images"], stats["images"])
-        return {"params": {**params, "images": images}, "batch_stats": {**stats, "images": left}}
-    params, stats = _served_trunk(model, params, stats)
-    return {"params": params, "batch_stats": stats}
+    trunk = images_trunk(variables)
+    params, stats = _served_trunk(model, trunk["params"], trunk["batch_stats"])
+    return with_images_trunk(variables, {"params": params, "batch_stats": stats})
 
 
 def _is_served(variables: Variables) -> bool:
@@ -272,15 +269,16 @@ def _multimodal(
     outputs: int,
     precision: str,
     cardinalities: tuple[int, ...] | None,
+    freeze: str | int,
     served: bool,
 ) -> Model:
     """Return the network of images and columns: the trunk that `model.name` names, an mlp, and their join.
 
-    `precision` is that of the images' trunk: all else is small, and f32.
+    `precision` and `freeze` are of the images' trunk: all else is small, and f32, and learns.
     """
     fusion: Any = model.fusion  # every field is set
-    trunk = ModelConfig(type="vision", name=model.name, architecture=model.architecture)
-    images = build_model(trunk, schema, outputs=fusion.width, precision=precision, served=served)
+    trunk = msgspec.structs.replace(model, type="vision")
+    images = build_model(trunk, schema, outputs=fusion.width, precision=precision, freeze=freeze, served=served)
     columns = None
     if schema.features:
         shape = Architecture(hidden_layers=fusion.hidden_layers, dropout=fusion.dropout)

@@ -142,6 +142,20 @@ def make_fusion(images: Model, columns: Model | None, join: Join) -> Model:
     return Model(init, apply)
 
 
+def images_trunk(variables: Variables) -> Variables:
+    """Return those of a network's variables (or of its parameters, their shapes ...) that look at images: the trunk of
+    the images where columns are joined with them, all of an image network.
+    """
+    return {part: tree["images"] if "join" in variables["params"] else tree for part, tree in variables.items()}
+
+
+def with_images_trunk(variables: Variables, trunk: Variables) -> Variables:
+    """Return the variables with others in the place of those that `images_trunk` returns."""
+    if "join" not in variables["params"]:
+        return trunk
+    return {part: {**tree, "images": trunk[part]} for part, tree in variables.items()}
+
+
 def _of(name: str, batch: Batch) -> Batch:
     """Return what one trunk sees of a batch: the columns, or each image as a row that counts where it is there."""
     if name == "columns":

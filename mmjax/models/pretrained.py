@@ -56,9 +56,12 @@ class Loaded(NamedTuple):
     """How many arrays of whose layout they are, and what became of the head."""
 
 
-def with_state_dict(name: ModelName, state: StateDict, variables: Variables, where: str) -> Loaded:
+def with_state_dict(
+    name: ModelName, state: StateDict, variables: Variables, where: str, *, new_head: bool = False
+) -> Loaded:
     """Return the variables with the values of the state dict, f32, and what to tell about it.
 
+    `new_head`: the head says something else than that of the file, even if it has as many outputs.
     Raises DataError, naming `where`, that lists what is missing, unknown, of another shape, no finite number, or
     a negative variance.
     """
@@ -66,7 +69,7 @@ def with_state_dict(name: ModelName, state: StateDict, variables: Variables, whe
     layout, source = _layout(name, state)
     names = {path: f"{source(path[1])}.{_LEAVES[path[2]]}" for path in paths}
     head = [path for path in paths if path[1] == "head"]
-    replaced = _other_head(state, variables, [names[path] for path in head], head)
+    replaced = _other_head(state, variables, [names[path] for path in head], new_head=new_head)
     wanted = {path: names[path] for path in paths if not (replaced and path in head)}
     problems = _differences(name, state, variables, wanted, {names[path] for path in head})
     if problems:
@@ -185,14 +188,15 @@ def _block(module: str) -> tuple[int, int, str]:
     return int(found[1]), int(found[2]) - 1, found[3]
 
 
-def _other_head(state: StateDict, variables: Variables, names: list[str], head: list[Any]) -> str:
-    """Return what is told where the head cannot be the file's: it has another number of outputs, or none."""
+def _other_head(state: StateDict, variables: Variables, names: list[str], *, new_head: bool) -> str:
+    """Return what is told where the head cannot be the file's: it has another number of outputs, or none, or is new."""
     outputs = variables["params"]["head"]["bias"].shape[0]
     if not any(name in state for name in names):
         return f"new head with {outputs} outputs: there is none in the file"
     sizes = {state[name].shape[:1] for name in names if name in state}
-    if len(sizes) == 1 and all(name in state for name in names) and sizes != {(outputs,)}:
-        return f"head replaced: {next(iter(sizes))[0]} outputs in the file, {outputs} needed"
+    whole = len(sizes) == 1 and all(name in state for name in names)
+    if whole and (new_head or sizes != {(outputs,)}):
+        return f"head replaced: {next(iter(sizes))[0]} outputs in the file, {outputs}{' new ones' * new_head} needed"
     return ""
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 import multipart
 
-from mmjax.data.encode import SHOWN, check_columns, with_left_out
+from mmjax.data.encode import NEEDED_IMAGE, SHOWN, check_columns, with_left_out
 from mmjax.data.images import objects
 from mmjax.errors import DataError
 from mmjax.schema import Columns, Schema
@@ -174,7 +174,7 @@ def _sound(schema: Schema, columns: Columns, wrong: list[str]) -> Columns:
                 if cell is not None:
                     probe_image(cell, max_pixels=MAX_PIXELS)
                 elif schema.modality == "image":
-                    raise DataError("expected an image, as the model looks at nothing else, got none")
+                    raise DataError(f"expected {NEEDED_IMAGE}, got none; send one, or leave the row out")
             except DataError as error:
                 wrong.append(f"column '{name}', row {row}: {error.problems[0].split(': ', 1)[-1]}")
     if wrong:

@@ -4,9 +4,11 @@ import re
 from typing import Any
 
 import jax
+from msgspec import UNSET
 
 from mmjax.config import Training
 from mmjax.models.base import Rates
+from mmjax.models.fusion import images_trunk, with_images_trunk
 from mmjax.training.optimizer import decayed
 
 _STAGE = re.compile(r"(?:stage|group)(\d+)_")
@@ -17,16 +19,21 @@ def fine_tuning_rates(training: Training, params: Any) -> Rates | None:
     """Return the Rates that `freeze` and `layer_decay` ask for; None where they ask for nothing.
 
     The part at depth d of D learns at `layer_decay ** (D - d)`: the head is D, the stem 0, as in BEiT's layer-wise
-    decay (arXiv 2106.08254) but by stage. Frozen parts have rate 0, which their decay is multiplied by too.
+    decay (arXiv 2106.08254) but by stage. Frozen parts have rate 0, which their decay is multiplied by too. Columns
+    that are joined with images, and the join, learn at full rate.
     """
-    if training.freeze == "none" and training.layer_decay == 1.0:
+    decay = 1.0 if training.layer_decay is UNSET else training.layer_decay
+    if training.freeze == "none" and decay == 1.0:
         return None
-    depths = depths_of(params)
+    trunk = images_trunk({"params": params})["params"]
+    depths = depths_of(trunk)
     last = max(depths.values())
     frozen = {"none": -1, "trunk": last - 1}.get(str(training.freeze), training.freeze)
     assert isinstance(frozen, int)
-    rates = {name: 0.0 if at <= frozen else training.layer_decay ** (last - at) for name, at in depths.items()}
-    factors = {name: jax.tree.map(lambda _, rate=rates[name]: rate, module) for name, module in params.items()}
+    rates = {name: 0.0 if at <= frozen else decay ** (last - at) for name, at in depths.items()}
+    slower = {name: jax.tree.map(lambda _, rate=rates[name]: rate, module) for name, module in trunk.items()}
+    full = {"params": jax.tree.map(lambda _: 1.0, params)}
+    factors = with_images_trunk(full, {"params": slower})["params"]
     return Rates(factors, jax.tree.map(float, decayed(params)))
 
 

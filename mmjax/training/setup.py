@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import UNSET
 
 from mmjax.backend import compile_ahead, compiled, platform, threads_in_use
-from mmjax.config import Config, Training, fold_count, image_settings
+from mmjax.config import Config, Training, fold_count, image_settings, table_images
 from mmjax.config_rules_images import NO_CUTMIX, size_problem
 from mmjax.data.pipeline import Picked, batch_rows, take
 from mmjax.data.prepare import Prepared
@@ -19,6 +19,7 @@ from mmjax.data.prepared import rows_to_learn
 from mmjax.data.split import Split
 from mmjax.errors import ConfigError, DataError
 from mmjax.models.build import count_parameters
+from mmjax.models.fusion import images_trunk, with_images_trunk
 from mmjax.models.pretrained import with_state_dict
 from mmjax.models.state_dict import load_state_dict, sha256_of
 from mmjax.parts import Parts, States
@@ -308,14 +309,19 @@ def _init_program(
 
 
 def _pretrained(config: Config, each: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    """Return the variables of each member with the values of `model.pretrained`, and what to tell about it."""
+    """Return the variables of each member with the values of `model.pretrained`, and what to tell about it.
+
+    Where columns are joined with images they are those of the images' trunk, whose head is of the join.
+    """
     path, name = config.model.pretrained, config.model.name
     if path is None:
         return each, ""
     assert name is not UNSET
     state, digest = load_state_dict(path), sha256_of(path)
-    loaded = [with_state_dict(name, state, own, f"model.pretrained: {path}") for own in each]
-    return [jax.tree.map(jnp.asarray, own.variables) for own in loaded], f"{loaded[0].note}; sha256 {digest}"
+    where, joined = f"model.pretrained: {path}", table_images(config) is not None
+    loaded = [with_state_dict(name, state, images_trunk(own), where, new_head=joined) for own in each]
+    found = [with_images_trunk(own, trunk.variables) for own, trunk in zip(each, loaded, strict=True)]
+    return [jax.tree.map(jnp.asarray, own) for own in found], f"{loaded[0].note}; sha256 {digest}"
 
 
 def _init_rows(rows: np.ndarray, most: int, seed: int, member: int) -> np.ndarray:

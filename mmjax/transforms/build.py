@@ -55,8 +55,7 @@ def build_transform(config: Config, schema: Schema) -> Transform:
         apart = config.model.name == "tabm"
         parts.append(table_transform(config.data.tabular.preprocessing, schema, codes_apart=apart))
     if images is not None:
-        image = config.data.image
-        mean, std = (image.channel_mean, image.channel_std) if image else (None, None)
+        mean, std = images.channel_mean, images.channel_std
         fixed = None if mean is None or std is None else (mean, std)
         parts.append(scale_image(normalize=images.augmentation.normalize, fixed=fixed))
     return chain(*parts)

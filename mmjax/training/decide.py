@@ -4,17 +4,21 @@ Fitted once training is done, on the validation rows, in this order: each rests 
 chosen the best epoch, so all of it comes out slightly too good; `docs/BENCHMARKS.md` says by how much.
 """
 
+import functools
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from mmjax.backend import compiled
+from mmjax.backend import compile_ahead, compiled
 from mmjax.config import Training
+from mmjax.data.pipeline import pad_rows, padded_slices
 from mmjax.errors import TrainingError
 from mmjax.schema import Batch, Schema, Target
 from mmjax.training.conformal import half_widths, least_probability, rows_needed, widening
 from mmjax.training.outputs import Output, Prediction
-from mmjax.training.scoring import Scores
+from mmjax.training.scoring import TABLE_ROWS, Scores
 from mmjax.training.threshold import best_threshold
 
 Facts = dict[str, dict[str, Any]]
@@ -45,7 +49,9 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
         scores, batch = rows
         state = output.calibrate(state, scores.outputs, batch["label"], batch.get("weight"))
         facts["calibration"] = {"temperature": float(state["temperature"]), "rows": len(batch["label"])}
-    found = None if rows is None else predicted(output, state, rows.scores.outputs)
+    asks = isinstance(training.threshold, str) and training.threshold != "none"
+    asks = asks or training.coverage is not None
+    found = predicted(output, state, rows.scores.outputs) if asks and rows is not None else None
     if training.threshold != "none" and schema.target.labels:
         state, facts["threshold"] = _label_thresholds(training.threshold, schema.target, state, found, rows)
     elif training.threshold != "none":
@@ -61,8 +67,23 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
 
 
 def predicted(output: Output, state: Any, outputs: np.ndarray) -> Prediction:
-    """Return the Prediction of raw outputs f32[N, O] under a state."""
-    return compiled(output.apply)(state, outputs)
+    """Return the Prediction, on the host, of raw outputs f32[N, O] under a state; any N is passes of one shape."""
+    apply, parts = _applied(output), []
+    for start, stop in padded_slices(len(outputs), TABLE_ROWS):
+        found = apply(state, pad_rows({"outputs": outputs[start:stop]}, TABLE_ROWS)["outputs"])
+        parts.append(jax.tree.map(lambda leaf, rows=stop - start: np.asarray(leaf)[:rows], found))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def start_predicting(output: Output, state: Any, outputs: jax.ShapeDtypeStruct) -> Future[None]:
+    """Return the Future of compiling what `predicted` runs on outputs of this kind."""
+    return compile_ahead(_applied(output), state, jax.ShapeDtypeStruct((TABLE_ROWS, *outputs.shape[1:]), outputs.dtype))
+
+
+@functools.lru_cache(maxsize=2)
+def _applied(output: Output) -> jax.stages.Wrapped:
+    """Return the Output's `apply`, compiled once for all that a run asks it."""
+    return compiled(output.apply)
 
 
 def abstaining(state: Any, below: float) -> Any:

@@ -14,6 +14,7 @@ import stat
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from msgspec import UnsetType
 
 from mmjax import numerics_programs
 from mmjax.errors import ConfigError
-from mmjax.numerics import Choice, Options, choose_options, find_wrong, remember, remembered
+from mmjax.numerics import COMPILERS, Choice, Options, choose_options, find_wrong, remember, remembered
 
 # What oneDNN takes part in cannot be written to the compile cache (`_bfloat16_candidates`): known, nothing to warn of.
 warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry for .*: MemoryError")
@@ -204,6 +205,24 @@ def compiled(
         static_argnames=tuple(static),
         compiler_options=dict(_compiling(jax.default_backend(), bfloat16=precision == "bfloat16").options),
     )
+
+
+def compile_ahead(program: jax.stages.Wrapped, *arguments: Any, **static: Any) -> Future[None]:
+    """Return the Future of compiling `program` in another thread for arguments like these, arrays or shapes.
+
+    A call of `program` after its `result()` finds it compiled. For programs that compile within seconds: a process
+    that ends waits for those under way.
+    """
+
+    def make() -> None:
+        program.lower(*arguments, **static).compile()
+
+    return _compilers().submit(make)
+
+
+@functools.cache
+def _compilers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(COMPILERS, thread_name_prefix="compiler")
 
 
 @functools.cache

@@ -2,13 +2,14 @@
 
 import datetime as dt
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmjax.analysis.baselines import Judgement, judge
-from mmjax.analysis.bootstrap import intervals, resample
+from mmjax.analysis.bootstrap import intervals, resample, start_resampling
 from mmjax.analysis.card import model_card
 from mmjax.analysis.evaluation import Evaluation, Leak, answers_of_scores, evaluate_scores, leak_of
 from mmjax.analysis.modalities import HIDES, Modalities, judge_modalities
@@ -27,7 +28,7 @@ from mmjax.data.prepared import class_counts, split_sizes
 from mmjax.data.split import PARTS
 from mmjax.parts import States
 from mmjax.recipe import Decision
-from mmjax.training.decide import Facts, Rows, decide, fits_on_validation, predicted
+from mmjax.training.decide import Facts, Rows, decide, fits_on_validation, predicted, start_predicting
 from mmjax.training.events import TrainResult
 from mmjax.training.setup import Setup
 
@@ -38,6 +39,26 @@ def fit_output(config: Config, setup: Setup, states: States) -> tuple[States, Fa
     rows = Rows(*setup.scorer.scores(states, "validation")) if fits_on_validation(training) else None
     output, facts = decide(training, schema, setup.output, states.output, rows)
     return states._replace(output=output), facts
+
+
+def start_compiling(config: Config, setup: Setup) -> tuple[Future[None], ...]:
+    """Return the Futures of compiling what a small model is judged with, to be made while it trains; else none.
+
+    All of them are to be done before it is judged.
+    """
+    scorer, schema = setup.scorer, setup.scorer.prepared.schema
+    if scorer.outputs is None:
+        return ()
+    split = next((name for name in ("test", "validation") if len(scorer.rows_of(name))), None)
+    weighted = "weight" in scorer.prepared.batch  # rows that weigh nothing are no rows of a draw
+    return (
+        *(
+            [start_predicting(setup.output, setup.fitted[1], scorer.outputs)]
+            if fits_on_validation(config.training)
+            else []
+        ),
+        *([start_resampling(schema.target, len(scorer.rows_of(split)))] if split and not weighted else []),
+    )
 
 
 class Evaluated(NamedTuple):

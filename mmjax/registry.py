@@ -240,14 +240,13 @@ def _compare_ways(
     from mmjax.artifact import parity, sample
     from mmjax.artifact.predictor import proven_predictor
     from mmjax.backend import platform
-    from mmjax.training.setup import largest_pass
 
     bundle = load_bundle(folder)
     contents, predictor = bundle.contents, proven_predictor(bundle, where=str(folder))
     config, schema = contents.config, contents.schema
     asked = sample.read_sample(config, schema, data, rows=rows) if data else sample.golden_sample(contents)
     served, notes = _compare_served(contents, predictor, asked, url)
-    bucket = parity.training_bucket(contents.report, largest_pass(schema))
+    bucket = parity.training_bucket(contents.report, schema)
     allowed = parity.rounding(contents, platform())
     with tempfile.TemporaryDirectory(prefix="mmjax-verify-") as made:
         scratch = Path(made)

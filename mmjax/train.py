@@ -55,6 +55,7 @@ from mmjax.outcome import (
     provenance_of,
     run_report,
     save_run_bundle,
+    start_compiling,
 )
 from mmjax.parts import States, build_parts
 from mmjax.recipe import Decision, as_yaml, before_data, decided, resolve_prepared, with_decisions
@@ -171,7 +172,10 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 _save_split(run_dir, prepared)
                 record.save(split_sizes=split_sizes(prepared))
             _save_decisions(run_dir, config, decisions)
+            judging = start_compiling(config, setup)
             result = _train(config, run, setup, backend, options)
+            for compiling in judging:
+                compiling.result()
         with record.stage("evaluate"):
             states = States(result.variables, *setup.fitted)
             members = members_report(setup, states, result)
@@ -201,7 +205,7 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             )
             for line in answer_lines(report):
                 options.tell(line)
-            predictor = make_predictor(config, prepared.schema, states)
+            predictor = make_predictor(config, prepared.schema, states, forward=setup.scorer.forward)
             provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **provenance_of(prepared, backend)}
             kept = kept_answers(answers["test"], config.evaluation.answer_rows) if "test" in answers else None
             bundle = save_run_bundle(run_dir, config, prepared, predictor, metrics, report, provenance, kept)

@@ -20,9 +20,11 @@ from mmjax.data.decode import encode_png
 from mmjax.errors import BundleError, ConfigError, DataError
 from mmjax.predict import predict_file
 from mmjax.registry import command
+from mmjax.schema import ImageSpec, Schema, Target
 from mmjax.serving.client import connected
 from mmjax.serving.parity import compare_live, compare_server
 from mmjax.train import fit
+from mmjax.training.scoring import IMAGE_ROWS, LARGEST_BUCKET, TABLE_ROWS
 from tests.doors import TABLE_YAML, door, image_config, process, start, write_csv, write_table
 
 WAYS = ["training path", "bundle, row by row", "batch door", "typed cells, encoded", "bundle, typed cells"]
@@ -88,10 +90,14 @@ def test_values_are_compared_relative_to_their_size_without_the_offset():
 
 
 def test_the_bucket_is_that_of_training():
+    target = Target(column="y", task="regression")
+    table, images = Schema(target=target), Schema(target=target, image=ImageSpec(height_px=8, width_px=8))
     sizes = {"train": 300, "validation": 20, "test": 9000}
-    assert training_bucket({"data": {"split_sizes": sizes}}, 4096) == 32
-    assert training_bucket({"data": {"split_sizes": sizes | {"validation": 0}}}, 256) == 256
-    assert training_bucket({}, 4096) == 4096
+    assert training_bucket({"data": {"split_sizes": sizes}}, table) == LARGEST_BUCKET
+    assert training_bucket({"data": {"split_sizes": sizes | {"validation": 9000}}}, table) == TABLE_ROWS
+    assert training_bucket({"data": {"split_sizes": sizes}}, images) == 32
+    assert training_bucket({"data": {"split_sizes": sizes | {"validation": 0}}}, images) == IMAGE_ROWS
+    assert training_bucket({}, images) == IMAGE_ROWS
 
 
 # ---- the command

@@ -15,7 +15,6 @@ import pytest
 from mmjax.artifact.bundle import load_bundle, save_bundle
 from mmjax.artifact.models import load_model, locate_model
 from mmjax.artifact.predictor import (
-    LARGEST_BUCKET,
     Predictor,
     as_columns,
     golden_problems,
@@ -27,6 +26,7 @@ from mmjax.artifact.registry import register
 from mmjax.errors import BundleError, DataError
 from mmjax.registry import command as registry_command
 from mmjax.train import FitResult, fit
+from mmjax.training.scoring import LARGEST_BUCKET
 from tests.doors import HEADER, REPOSITORY, door, table_config, table_rows, write_table
 
 
@@ -190,6 +190,12 @@ def test_the_number_of_rows_never_changes_an_answer(predictor: Predictor) -> Non
         np.testing.assert_allclose(some, together[:count], rtol=0, atol=1e-6)
     last = probabilities(predictor, given[-1:])
     np.testing.assert_allclose(last, together[-1:], rtol=0, atol=1e-6)
+
+
+def test_many_rows_and_the_golden_ones_are_one_program(result: FitResult) -> None:
+    loaded = load_predictor(result.bundle)
+    loaded.predict(rows(2 * LARGEST_BUCKET + 3))
+    assert loaded.forward._cache_size() == 1
 
 
 def test_a_bad_cell_is_named_by_its_row_however_far_down(predictor: Predictor) -> None:

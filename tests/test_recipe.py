@@ -174,7 +174,7 @@ def test_a_preset_chooses_the_network_of_a_table(preset: str, name: str) -> None
     assert resolve(named, SCHEMAS["classes"], train_rows=900, validation_rows=100)[0].model.name == "mlp"
 
 
-def test_the_fast_preset_plans_an_eighth_of_the_epochs() -> None:
+def test_the_fast_preset_plans_an_eighth_of_the_epochs_of_many_rows_half_of_that() -> None:
     asked = {"fast": config_for("classes", preset="fast"), "named": config_for("classes", model={"name": "realmlp_s"})}
     own = config_for("classes", preset="fast", training={"epochs": 7})
     found = {
@@ -182,6 +182,9 @@ def test_the_fast_preset_plans_an_eighth_of_the_epochs() -> None:
         for name, config in {**asked, "own": own}.items()
     }
     assert found == {"fast": 32, "named": 256, "own": 7}
+    for rows, epochs in ((8_192, 32), (8_193, 16)):
+        many, _ = resolve(asked["fast"], SCHEMAS["classes"], train_rows=rows, validation_rows=100)
+        assert many.training.epochs == epochs
 
 
 @pytest.mark.parametrize("name", ["realmlp", "realmlp_s"])

@@ -9,6 +9,7 @@ out of n, Bickel et al. 1997).
 
 import functools
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,8 @@ import numpy as np
 from mmjax.analysis.bootstrap_labels import LabelRows, label_draw, label_rows, label_values
 from mmjax.analysis.bootstrap_ranking import Ranked, area, ranked_rows
 from mmjax.artifact.answers import Answers, of_labels, take_answers
-from mmjax.backend import compiled
+from mmjax.backend import compile_ahead, compiled
+from mmjax.schema import Target
 from mmjax.training.classification_metrics import brier_rows, log_loss_rows, ranking_scores
 from mmjax.training.metrics import regression_metrics
 
@@ -152,27 +154,54 @@ class Units(NamedTuple):
     target: np.ndarray
 
 
-def _metrics_of_draws(answers: Answers, seed: int) -> dict[str, np.ndarray]:
-    """Return each metric of each draw, f64[RESAMPLES]."""
+def start_resampling(target: Target, rows: int) -> Future[None]:
+    """Return the Future of compiling what `resample` runs on so many rows, all of them of some weight."""
+    n, k = min(rows, MOST_ROWS), len(target.classes)
+    label = np.zeros(n if target.task == "classification" else (n, k or 1), np.int64)
+    probabilities = np.full((n, k), 0.5, np.float32) if k else None
+    parts, weight, binary = _draw_arguments(Answers(np.arange(n), label, label, probabilities, None, n))
+    drawn = jax.ShapeDtypeStruct((_block(len(weight)), len(weight)), jnp.int32)
+    return compile_ahead(_program(), parts.rows, weight, drawn, binary=binary)
+
+
+class _Parts(NamedTuple):
+    """What draws are made of, and what numbers were divided by."""
+
+    rows: ClassRows | NumberRows | LabelRows
+    units: Units | None
+
+
+def _draw_arguments(answers: Answers) -> tuple[_Parts, np.ndarray, bool]:
+    """Return the rows padded, their weights f32[padded], and whether there are two classes."""
     n = len(answers.row)
     padded = max(32, 1 << (n - 1).bit_length())  # few shapes, few compilations
     weight = np.zeros(padded, np.float32)
     weight[:n] = 1.0 if answers.weight is None else answers.weight / answers.weight.mean()
     if answers.probabilities is None:
-        rows, units = _number_rows(answers, padded)
-        return _number_metrics(_of_draws(rows, weight, n, seed), units)
+        return _Parts(*_number_rows(answers, padded)), weight, False
     if of_labels(answers):
-        return _of_draws(label_rows(answers, padded), weight, n, seed)
-    binary = answers.probabilities.shape[1] == 2
-    return _of_draws(_class_rows(answers, padded), weight, n, seed, binary=binary)
+        return _Parts(label_rows(answers, padded), None), weight, False
+    return _Parts(_class_rows(answers, padded), None), weight, answers.probabilities.shape[1] == 2
+
+
+def _metrics_of_draws(answers: Answers, seed: int) -> dict[str, np.ndarray]:
+    """Return each metric of each draw, f64[RESAMPLES]."""
+    parts, weight, binary = _draw_arguments(answers)
+    found = _of_draws(parts.rows, weight, len(answers.row), seed, binary=binary)
+    return found if parts.units is None else _number_metrics(found, parts.units)
+
+
+def _block(padded: int) -> int:
+    """Return the draws at a time of so many rows."""
+    return next((block for block in BLOCKS if block * padded <= AT_ONCE), BLOCKS[-1])
 
 
 def _of_draws(
-    rows: ClassRows | NumberRows | LabelRows, weight: np.ndarray, n: int, seed: int, *, binary: bool = False
+    rows: ClassRows | NumberRows | LabelRows, weight: np.ndarray, n: int, seed: int, *, binary: bool
 ) -> dict[str, np.ndarray]:
     """Return what each metric is made of, by draw f64[RESAMPLES, ...]; rows from `n` on are padding."""
     padded, random, parts = len(weight), np.random.default_rng(seed), []
-    block = next((block for block in BLOCKS if block * padded <= AT_ONCE), BLOCKS[-1])
+    block = _block(padded)
     for _ in range(RESAMPLES // block):
         drawn = np.full((block, padded), padded, np.int32)  # what is out of bounds counts for no row
         # Drawn on the host: that takes a tenth of the time, and JAX's generator doubles that of compiling.

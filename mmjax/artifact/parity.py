@@ -31,7 +31,7 @@ from mmjax.data.images import objects
 from mmjax.data.pipeline import batch_rows
 from mmjax.errors import BundleError
 from mmjax.schema import Batch, Columns, Schema, Target
-from mmjax.training.scoring import bucket_of, score
+from mmjax.training.scoring import pass_rows, score
 
 ONE_CALL = "bundle, one call"
 ROW_BY_ROW = "bundle, row by row"
@@ -154,11 +154,10 @@ def training_path(predictor: Predictor, columns: Columns, *, bucket: int) -> Ans
     return answers_of(to_predictions(predictor.schema, scores))
 
 
-def training_bucket(report: Mapping[str, Any], largest: int) -> int:
-    """Return the rows of a pass when the model of this report was trained; `largest` where it does not say."""
+def training_bucket(report: Mapping[str, Any], schema: Schema) -> int:
+    """Return the rows of a pass when the model of this report was trained; the most where it does not say."""
     sizes = report.get("data", {}).get("split_sizes", {})
-    rows = sizes.get("validation", 0) or sizes.get("train", 0)
-    return bucket_of(rows, largest) if rows else largest
+    return pass_rows(schema, sizes.get("validation", 0) or sizes.get("train", 0))
 
 
 def batch_door(bundle: Path, schema: Schema, source: Path, scratch: Path) -> Answers:

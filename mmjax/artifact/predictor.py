@@ -14,16 +14,13 @@ from mmjax.artifact.bundle import Bundle, Golden, load_bundle
 from mmjax.backend import compiled, platform, reference_mode
 from mmjax.config import Config
 from mmjax.data.encode import check_columns, columns_from_rows, encode
-from mmjax.data.pipeline import padded_slices
+from mmjax.data.pipeline import batch_rows, padded_slices
 from mmjax.errors import BundleError, ConfigError, DataError, TrainingError
 from mmjax.models.build import served_otherwise, served_variables
 from mmjax.parts import States, build_parts
 from mmjax.schema import Batch, Columns, Schema
 from mmjax.training.decide import abstain_problems, abstaining
-from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, score
-
-LARGEST_BUCKET = 256
-"""Rows of the largest compiled batch (images, where a row has several); smaller requests pad to a power of two."""
+from mmjax.training.scoring import LABEL_FIELDS, LARGEST_BUCKET, Forward, Scores, score
 
 REFERENCE_TOLERANCE = 1e-5
 """Largest difference from the golden answers when replayed in reference mode on any CPU (f32 sums in another order)."""
@@ -72,16 +69,24 @@ class Predictor(NamedTuple):
         check_columns(self.schema, columns, where="rows")
         return to_predictions(self.schema, self.score(columns))
 
-    def score(self, columns: Columns) -> Scores:
-        """Return raw Scores of rows as read; of images at most a bucket is decoded at a time."""
-        batches, largest = _batches(self, columns, label=False), self.schema.rows_of_images(LARGEST_BUCKET)
-        return concatenate([score(self.forward, self.states, batch, largest=largest) for batch in batches])
+    def score(self, columns: Columns, *, whole: bool = False) -> Scores:
+        """Return raw Scores of rows as read; of images at most a bucket is decoded at a time.
+
+        `whole`: rows of a table are padded to the largest bucket, however few they are: a program that others use.
+        """
+        return concatenate([self._score(batch, whole=whole) for batch in _batches(self, columns, label=False)])
+
+    def _score(self, batch: Batch, *, whole: bool = False) -> Scores:
+        # The last few of many rows of a table are padded to a whole bucket: cheaper than a program of their own
+        largest = self.schema.rows_of_images(LARGEST_BUCKET)
+        whole = self.schema.image is None and (whole or batch_rows(batch) > largest)
+        return score(self.forward, self.states, batch, largest=largest, smallest=largest if whole else 1)
 
     def score_labelled(self, columns: Columns) -> tuple[Scores, Batch]:
         """Return the Scores of rows with answers, and a Batch of `label` and, where the model had them, `weight`."""
-        scores, answers, largest = [], [], self.schema.rows_of_images(LARGEST_BUCKET)
+        scores, answers = [], []
         for batch in _batches(self, columns, label=True):
-            scores.append(score(self.forward, self.states, batch, largest=largest))
+            scores.append(self._score(batch))
             answers.append({name: batch[name] for name in LABEL_FIELDS if name in batch})
         joined = {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
         return concatenate(scores), joined
@@ -161,9 +166,11 @@ def set_texts(classes: Sequence[str], sets: np.ndarray) -> list[list[str]]:
     return [[name for name, inside in zip(classes, row, strict=True) if inside] for row in sets.tolist()]
 
 
-def make_predictor(config: Config, schema: Schema, states: States, *, digest: str = "") -> Predictor:
-    """Return a Predictor of fitted states."""
-    forward = compiled(build_parts(config, schema).forward, precision=config.precision)
+def make_predictor(
+    config: Config, schema: Schema, states: States, *, digest: str = "", forward: Forward | None = None
+) -> Predictor:
+    """Return a Predictor of fitted states; `forward` is that of `config`, where it was compiled before."""
+    forward = forward or compiled(build_parts(config, schema).forward, precision=config.precision)
     return Predictor(schema, config, states, forward, digest)
 
 
@@ -236,13 +243,15 @@ def reference_config(config: Config) -> Config:
 def make_golden(predictor: Predictor, columns: Columns) -> Golden:
     """Return golden rows with the answers of reference mode, and the tolerance that compiled answers need.
 
-    The tolerance is four times what was measured on this backend, at least 1e-5.
+    The tolerance is four times what was measured on this backend, at least 1e-5. In f32 on a CPU the compiled answers
+    are those of reference mode: products are whole there at any precision (`tests/test_precision.py`).
     """
-    columns = self_contained(predictor.schema, columns)
-    reference = make_predictor(reference_config(predictor.config), predictor.schema, predictor.states)
-    with reference_mode():
-        expected = golden_answers(reference, columns)
-    compiled_answers = golden_answers(served_predictor(predictor), columns)
+    columns, served = self_contained(predictor.schema, columns), served_predictor(predictor)
+    compiled_answers = expected = golden_answers(served, columns)
+    if platform() != "cpu" or predictor.config.precision != "float32" or served is not predictor:
+        reference = make_predictor(reference_config(predictor.config), predictor.schema, predictor.states)
+        with reference_mode():
+            expected = golden_answers(reference, columns)
     if not all(np.isfinite(answers[name]).all() for answers in (expected, compiled_answers) for name in expected):
         raise TrainingError(
             f"golden rows: expected finite answers, got NaN or infinity (precision {predictor.config.precision}); look "
@@ -287,7 +296,7 @@ def _states(bundle: Bundle) -> States:
 
 def golden_answers(predictor: Predictor, columns: Columns) -> dict[str, np.ndarray]:
     """Return what a Golden expects for these rows; see `expected_of`."""
-    return expected_of(predictor.score(columns))
+    return expected_of(predictor.score(columns, whole=True))
 
 
 def expected_of(scores: Scores) -> dict[str, np.ndarray]:

@@ -4,20 +4,23 @@ Fitted once training is done, on the validation rows, in this order: each rests 
 chosen the best epoch, so all of it comes out slightly too good; `docs/BENCHMARKS.md` says by how much.
 """
 
+import functools
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
-from mmjax.backend import compiled
+from mmjax.backend import compile_ahead, compiled
 from mmjax.config import Training
+from mmjax.data.pipeline import pad_rows, padded_slices
 from mmjax.errors import TrainingError
 from mmjax.schema import Batch, Schema, Target
-from mmjax.training.calibration import best_doubt
+from mmjax.training.calibration import best_doubt, doubted, tempered
 from mmjax.training.conformal import half_widths, least_probability, rows_needed, widening
 from mmjax.training.matrix_scaling import choose_mixing
 from mmjax.training.outputs import Output, Prediction
-from mmjax.training.scoring import Scores
+from mmjax.training.scoring import TABLE_ROWS, Scores
 from mmjax.training.threshold import best_threshold
 
 Facts = dict[str, dict[str, Any]]
@@ -52,9 +55,11 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
         scores, batch = rows
         state = output.calibrate(state, scores.outputs, batch["label"], batch.get("weight"))
         facts["calibration"] = {"temperature": float(state["temperature"]), "rows": len(batch["label"])}
-    found = None if rows is None else predicted(output, state, rows.scores.outputs)
+    asks = isinstance(training.threshold, str) and training.threshold != "none"
+    asks = asks or training.coverage is not None or training.calibration == "matrix"
+    found = predicted(output, state, rows.scores.outputs) if asks and rows is not None else None
     if training.calibration == "matrix" and found is not None and rows is not None:
-        state, found, added = _mixing(output, state, found, rows)
+        state, found, added = _mixing(state, found, rows.batch)
         facts["calibration"] |= added
     if training.threshold != "none" and schema.target.labels:
         state, facts["threshold"] = _label_thresholds(training.threshold, schema.target, state, found, rows)
@@ -70,32 +75,45 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
     return state, facts
 
 
-def _mixing(output: Output, state: Any, found: Prediction, rows: Rows) -> tuple[Any, Prediction, dict[str, Any]]:
+def _mixing(state: Any, found: Prediction, batch: Batch) -> tuple[Any, Prediction, dict[str, Any]]:
     """Return the state with doubt and a Mixing, each if it helps, the Prediction of rows held out from it, and facts.
 
     Bounds and thresholds that rested on probabilities of the very rows that K x K numbers are fitted to would be too
     tight.
     """
-    labels, weight = rows.batch["label"], rows.batch.get("weight")
-    doubt = best_doubt(np.asarray(found.probabilities), labels, weight)
+    labels, weight, probabilities = batch["label"], batch.get("weight"), np.asarray(found.probabilities)
     facts: dict[str, Any] = {"doubt": None, "matrix": None}
-    if doubt is not None:
-        temperature = np.float32(state["temperature"] * doubt[0])
-        state = state | {"temperature": temperature, "doubt": np.float32(doubt[1])}
-        found = predicted(output, state, rows.scores.outputs)
-        facts |= {"temperature": float(temperature), "doubt": doubt[1]}
-    chosen = choose_mixing(np.asarray(found.probabilities), labels, weight)
-    if chosen is not None:
+    if (both := best_doubt(probabilities, labels, weight)) is not None:
+        temperature, doubt = np.float32(state["temperature"] * both[0]), np.float32(both[1])
+        state = state | {"temperature": temperature, "doubt": doubt}
+        probabilities = doubted(tempered(probabilities, both[0]), both[1])
+        facts |= {"temperature": float(temperature), "doubt": float(doubt)}
+    if (chosen := choose_mixing(probabilities, labels, weight)) is not None:
         matrix, offsets = (values.astype(np.float32) for values in chosen.mixing)
-        state = state | {"mixing": matrix, "offsets": offsets}
-        found = found._replace(probabilities=jnp.asarray(chosen.held_out, jnp.float32))
+        state, probabilities = state | {"mixing": matrix, "offsets": offsets}, chosen.held_out
         facts["matrix"] = {"log_loss_before": chosen.before, "log_loss_after": chosen.after}
-    return state, found, facts
+    held_out: Any = probabilities.astype(np.float32)
+    return state, found._replace(probabilities=held_out), facts
 
 
 def predicted(output: Output, state: Any, outputs: np.ndarray) -> Prediction:
-    """Return the Prediction of raw outputs f32[N, O] under a state."""
-    return compiled(output.apply)(state, outputs)
+    """Return the Prediction, on the host, of raw outputs f32[N, O] under a state; any N is passes of one shape."""
+    apply, parts = _applied(output), []
+    for start, stop in padded_slices(len(outputs), TABLE_ROWS):
+        found = apply(state, pad_rows({"outputs": outputs[start:stop]}, TABLE_ROWS)["outputs"])
+        parts.append(jax.tree.map(lambda leaf, rows=stop - start: np.asarray(leaf)[:rows], found))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def start_predicting(output: Output, state: Any, outputs: jax.ShapeDtypeStruct) -> Future[None]:
+    """Return the Future of compiling what `predicted` runs on outputs of this kind."""
+    return compile_ahead(_applied(output), state, jax.ShapeDtypeStruct((TABLE_ROWS, *outputs.shape[1:]), outputs.dtype))
+
+
+@functools.lru_cache(maxsize=2)
+def _applied(output: Output) -> jax.stages.Wrapped:
+    """Return the Output's `apply`, compiled once for all that a run asks it."""
+    return compiled(output.apply)
 
 
 def abstaining(state: Any, below: float) -> Any:

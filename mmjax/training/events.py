@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from mmjax.backend import compiled
+from mmjax.backend import compile_ahead, compiled, platform
 from mmjax.config import MemberLoop, Training
 from mmjax.data.pipeline import epoch_batches, take
 from mmjax.data.stream import window_steps
@@ -116,6 +116,8 @@ class Task(NamedTuple):
     """(last epoch, learner) of epochs that train at smaller images first, in order; `learner` is that of the others."""
     members: Members | None = None
     """None: one model. Else state, fitted Transform (with folds) and best weights have a leading axis."""
+    chunk: Chunk | None = None
+    """The steps of `learner`, where they are being compiled already (`start_compiling`)."""
 
     @property
     def models(self) -> int:
@@ -151,7 +153,7 @@ def train_events(
         may_stop=plan.training.early_stopping.enabled is True,
     )
     started = time.perf_counter()
-    program, clock, finite = _make_program(task, plan), _Clock(batch_size * task.models), compiled(_all_finite)
+    program, clock = _make_program(task, plan), _Clock(batch_size * task.models)
     stop = init_stop(direction, members=task.models if task.members else None)
     first = Position(epoch=1, batch=0, history=(), best_epoch=0, stop=stop, over=False)
     now = _on_device(resumed or Snapshot(state, empty_totals(state.step.shape), None, first))
@@ -161,7 +163,7 @@ def train_events(
         now, clock = yield from _run_epoch(program, now, clock, plan)
         state, totals = now.state, now.totals
         bad = _first_bad(totals)
-        if bad >= 0 or not bool(finite((state.params, state.batch_stats, state.ema))):
+        if bad >= 0 or not all_finite((state.params, state.batch_stats, state.ema)):
             yield good._replace(last=True)
             raise TrainingError(_not_finite(bad, steps_done(state), epoch, plan.training))
         now, improved = _after_epoch(now, _measured(now, task), plan, direction)
@@ -266,8 +268,33 @@ def _make_program(task: Task, plan: Plan) -> _Program:
     return _Program(chunks, windows, task.fitted, plan.loop, task.epoch_rows // batch_size)
 
 
-def _chunk(learner: Learner, task: Task, plan: Plan) -> Chunk:
+def start_compiling(task: Task, plan: Plan, state: TrainState) -> Task:
+    """Return the Task of one model in memory with its steps being compiled meanwhile; `state` may be shapes.
+
+    Nothing waits for it until the steps are run: so initial weights can be made beside it.
+    """
+    batch_size = _decided(plan.training.batch_size)
+    chunk, rows = _chunk(task.learner, task, plan), (task.epoch_rows // batch_size, batch_size)
+    data = {name: shaped(values, len(task.rows)) for name, values in task.data.items()}
+    rest = (empty_totals(), data, *task.fitted, jax.ShapeDtypeStruct(rows, jnp.int32), 0, 1)
+    ready = compile_ahead(chunk, state, *rest)
+
+    def run(*arguments: Any) -> tuple[TrainState, Totals]:
+        ready.result()
+        return chunk(*arguments)
+
+    return task._replace(chunk=run)
+
+
+def shaped(values: np.ndarray, rows: int) -> jax.ShapeDtypeStruct:
+    """Return what so many rows of a host array are on the device, without values."""
+    return jax.ShapeDtypeStruct((rows, *values.shape[1:]), jax.dtypes.canonicalize_dtype(values.dtype))
+
+
+def _chunk(learner: Learner, task: Task, plan: Plan) -> Any:
     """Return the compiled steps of a learner; they are compiled when they first run."""
+    if task.chunk is not None and learner is task.learner:
+        return task.chunk
     if task.members is None:
         steps = make_train_chunk(learner, seed=plan.seed, loop=plan.loop)
         return compiled(steps, donate=(0, 1), precision=plan.precision)
@@ -390,7 +417,7 @@ def _run_epoch(
             now = now._replace(state=state, totals=totals, position=now.position._replace(batch=done))
             if time.perf_counter() - clock.reported >= CHUNK_S:
                 clock = clock._replace(reported=time.perf_counter())
-                loss = float(jnp.sum(totals.loss)) / max(float(jnp.sum(totals.rows)), 1e-9)
+                loss = float(np.asarray(totals.loss).sum()) / max(float(np.asarray(totals.rows).sum()), 1e-9)
                 step = (epoch - 1) * program.batches + done
                 yield Progressed(epoch, epochs, step, epochs * program.batches, clock.rate(), loss)
             if done < program.batches and _first_bad(totals) < 0:
@@ -525,10 +552,22 @@ def _not_finite(bad_step: int, reached: int, epoch: int, training: Training) -> 
     )
 
 
-def _all_finite(tree: Any) -> jax.Array:
-    """Return bool[]: every number in the tree is finite. The last step's update shows in no loss of its epoch."""
-    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
-    return jnp.stack(leaves).all()
+def all_finite(tree: Any) -> bool:
+    """Return whether every number in the tree is finite. The last step's update shows in no loss of its epoch.
+
+    On a CPU NumPy looks at the arrays where they are: a program for that takes as long to compile as a small epoch.
+    """
+    if platform() == "cpu":
+        return all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in jax.tree.leaves(tree))
+    return bool(_finite_on_device()(tree))
+
+
+@functools.cache
+def _finite_on_device() -> Callable[[Any], jax.Array]:
+    def finite(tree: Any) -> jax.Array:
+        return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+    return compiled(finite)
 
 
 def _copy(tree: Any) -> Any:
@@ -544,7 +583,8 @@ def _copier() -> Callable[[Any], Any]:
 
 def _kept(now: Snapshot) -> Snapshot:
     """Return the Snapshot with copies of what the next step takes over."""
-    return now._replace(state=_copy(now.state), totals=_copy(now.totals))
+    state, totals = _copy((now.state, now.totals))
+    return now._replace(state=state, totals=totals)
 
 
 def on_host(tree: Any) -> Any:

@@ -19,6 +19,15 @@ from mmjax.transforms.base import Transform
 
 LABEL_FIELDS = ("label", "weight")
 
+LARGEST_BUCKET = 256
+"""Rows of the largest compiled batch of a Predictor (images, where a row has several)."""
+TABLE_ROWS = 4096
+"""Rows of one forward pass when many rows of a table are scored in training."""
+FEW_ROWS = 8192
+"""Up to so many rows are scored in a Predictor's batches: another program would cost more than it saves."""
+IMAGE_ROWS = 256
+"""Images of one forward pass in training: their activations are large."""
+
 
 class Scores(NamedTuple):
     """What a model says of N rows, on the host."""
@@ -92,6 +101,17 @@ def bucket_of(rows: int, largest: int) -> int:
     [1, 4, 256, 256]
     """
     return min(1 << max(rows - 1, 0).bit_length(), largest)
+
+
+def pass_rows(schema: Schema, rows: int) -> int:
+    """Return the rows of each forward pass over `rows` rows that training looks at; of images the most, where it is 0.
+
+    Few rows of a table fill a Predictor's batch, however few they are: it is the same program.
+    """
+    if schema.image is None:
+        return LARGEST_BUCKET if rows <= FEW_ROWS else TABLE_ROWS
+    largest = schema.rows_of_images(IMAGE_ROWS)
+    return bucket_of(rows, largest) if rows else largest
 
 
 def score(

@@ -1,6 +1,8 @@
 """From a resolved config and prepared rows to what `train_events` needs: the learner, fitted states, who measures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from msgspec import UNSET
 
-from mmjax.backend import compiled, platform, threads_in_use
+from mmjax.backend import compile_ahead, compiled, platform, threads_in_use
 from mmjax.config import Config, Training, fold_count, image_settings, table_images
 from mmjax.config_rules_images import NO_CUTMIX, size_problem
 from mmjax.data.pipeline import Picked, batch_rows, take
@@ -23,7 +25,7 @@ from mmjax.models.state_dict import load_state_dict, sha256_of
 from mmjax.parts import Parts, States
 from mmjax.schema import Batch, Schema
 from mmjax.training.decide import CALIBRATED, decision_problems
-from mmjax.training.events import Measure, Plan, Task
+from mmjax.training.events import Measure, Plan, Task, shaped, start_compiling
 from mmjax.training.fine_tuning import fine_tuning_rates
 from mmjax.training.losses import Loss, class_weight_array, label_weight_array, make_loss
 from mmjax.training.matrix_scaling import MOST_CLASSES
@@ -31,37 +33,54 @@ from mmjax.training.members import Members, member_of, stacked
 from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
 from mmjax.training.outputs import Output, Prediction
-from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, bucket_of, inputs_of, metrics_of, score
-from mmjax.training.state import TrainState, init_state
+from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, inputs_of, metrics_of, pass_rows, score
+from mmjax.training.state import TrainState, eval_variables, init_state
 from mmjax.training.steps import Learner
 from mmjax.transforms.base import stack_states
 from mmjax.transforms.build import build_augment, progressive_sizes
-
-TABLE_ROWS = 4096
-"""Rows of one forward pass when a table is scored."""
-IMAGE_ROWS = 256
-"""The same for images: their activations are large."""
-
-
-def largest_pass(schema: Schema) -> int:
-    """Return the rows of the largest pass; where a row has several images, fewer."""
-    return schema.rows_of_images(IMAGE_ROWS) if schema.image else TABLE_ROWS
 
 
 class Scorer(NamedTuple):
     """Scores rows with one compiled shape."""
 
     prepared: Prepared
-    forward: Forward
+    forward: jax.stages.Wrapped
     """Of all members together."""
     member: Forward
     """Of one of them; the same where there is one model."""
     answer: Callable[[Any, np.ndarray], Prediction]
     """The Output's `apply`, compiled."""
-    loss: Callable[[np.ndarray, Batch], float]
+    total: jax.stages.Wrapped
+    """The mean loss of outputs, labels and weights or None, compiled."""
     rows: int
     """Rows of every forward pass: as many as there are to look at after each epoch, up to a limit."""
     members: Members | None
+    under_way: Mapping[Any, Future[None]] = MappingProxyType({})
+    """What is being compiled: "forward", and the loss by its number of rows; see `started`."""
+    outputs: jax.ShapeDtypeStruct | None = None
+    """What `forward` returns of a pass, where that is being compiled."""
+
+    def started(self, states: States) -> "Scorer":
+        """Return the Scorer of one model with what it will run being compiled meanwhile; the states may be shapes."""
+        fields = {name: shaped(values, self.rows) for name, values in self.prepared.batch.items()}
+        outputs, _ = jax.eval_shape(self.forward, *states, inputs_of(fields))
+        under_way: dict[Any, Future[None]] = {"forward": compile_ahead(self.forward, *states, inputs_of(fields))}
+        for split in ("validation", "train", "test"):
+            rows = len(self.rows_of(split))
+            each = (jax.ShapeDtypeStruct((rows, *like.shape[1:]), like.dtype) for like in (outputs, fields["label"]))
+            weight = jax.ShapeDtypeStruct((rows,), jnp.float32) if "weight" in fields else None
+            if rows and rows not in under_way:
+                under_way[rows] = compile_ahead(self.total, *each, weight)
+        return self._replace(under_way=under_way, outputs=outputs)
+
+    def loss(self, outputs: np.ndarray, batch: Batch) -> float:
+        """Return the mean loss of raw outputs."""
+        self._wait(len(outputs))
+        return float(self.total(outputs, batch["label"], batch.get("weight")))
+
+    def _wait(self, what: Any) -> None:
+        if what in self.under_way:
+            self.under_way[what].result()
 
     def scores(self, states: States, split: str) -> tuple[Scores, Batch]:
         """Return the Scores of a split and its labels and weights; `split` is `train`, `validation` or `test`.
@@ -100,6 +119,7 @@ class Scorer(NamedTuple):
     def _score(
         self, forward: Forward, states: States, rows: np.ndarray, change: Callable[[Batch], Batch] = lambda batch: batch
     ) -> Scores:
+        self._wait("forward")
         return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows, change=change)
 
     def _of(self, states: States, index: int) -> States:
@@ -154,15 +174,18 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     _refuse_useless(config, prepared)
     members = make_members(config, prepared.split)
     train = _training_rows(prepared, prepared.split.train)
-    transform_state = jax.tree.map(jnp.asarray, _fit_transform(parts, prepared, members, train))
-    output_state = jax.tree.map(jnp.asarray, parts.output.fit(train["label"]))
+    transform_state = jax.device_put(_fit_transform(parts, prepared, members, train))
+    output_state = jax.device_put(parts.output.fit(train["label"]))
     fitted = (transform_state, output_state)
     plan = make_plan(config)
     rows = members.shortest if members else batch_rows(train)
     steps = _updates(config, rows)
-    each = _init_each(parts, prepared, members, transform_state, config.seed)
-    each, loaded = _pretrained(config, each)
-    params = each[0]["params"]
+    init, drawn = _init_program(parts, prepared, members, transform_state, config.seed)
+    shapes = jax.eval_shape(init, *drawn[0])
+    params = shapes["params"]
+    # Compiling is most of a small run: initial weights while the rest is traced, then what is needed first
+    small = members is None and not prepared.streamed and prepared.schema.image is None
+    ready = [compile_ahead(init, *drawn[0])] if small else []
     rates = parts.model.rates(params) if parts.model.rates else fine_tuning_rates(config.training, params)
     optimizer = make_optimizer(config.training, total_steps=steps[-1], params=params, rates=rates)
     loss = _loss(config, prepared, train)
@@ -182,8 +205,6 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     if learner.epoch_steps:
         data = {**data, "row": np.arange(len(data["label"]), dtype=np.int32)}
     begin, ema = compiled(optimizer.init), config.training.ema_decay is not None
-    numbers = members.numbers if members else (0,)
-    states = [init_state(own, begin(own["params"]), ema=ema, member=n) for own, n in zip(each, numbers, strict=True)]
     scorer = _scorer(prepared, parts, loss, output_state, plan.precision, members)
     schedule = make_schedule(config.training, total_steps=steps[-1])
     task = Task(
@@ -196,11 +217,27 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         measure=_measure(scorer, fitted, plan.monitor),
         members=members,
         learning_rates=np.asarray(compiled(jax.vmap(lambda count: jnp.float32(schedule(count))))(steps - 1)),
-        parameters=sum(map(count_parameters, each)),
+        parameters=count_parameters(shapes) * len(drawn),
         validation_rows=rows_to_learn(prepared.split)[1],
     )
+    if small:
+        task, scorer = _started(task, plan, scorer, shapes)
+    for program in ready:
+        program.result()
+    each, loaded = _pretrained(config, [init(*own) for own in drawn])
+    numbers = members.numbers if members else (0,)
+    states = [init_state(own, begin(own["params"]), ema=ema, member=n) for own, n in zip(each, numbers, strict=True)]
     state = stacked(states) if members else states[0]
     return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output, loaded)
+
+
+def _started(task: Task, plan: Plan, scorer: Scorer, variables: dict[str, Any]) -> tuple[Task, Scorer]:
+    """Return both with their programs being compiled, the longest first; `variables` may be shapes."""
+    optimizer, ema = task.learner.optimizer, task.learner.ema_decay is not None
+    first = jax.eval_shape(lambda own: init_state(own, optimizer.init(own["params"]), ema=ema), variables)
+    task = start_compiling(task, plan, first)
+    scorer = scorer.started(States(eval_variables(first), *task.fitted))
+    return task._replace(measure=_measure(scorer, task.fitted, plan.monitor)), scorer
 
 
 def _augmented(learner: Learner, config: Config, epoch_steps: int) -> list[tuple[int, Learner]]:
@@ -253,23 +290,23 @@ def _fit_transform(parts: Parts, prepared: Prepared, members: Members | None, tr
     return stack_states([fitted[index // members.of_fold] for index in range(len(members.numbers))])
 
 
-def _init_each(
+def _init_program(
     parts: Parts, prepared: Prepared, members: Members | None, transform_state: Any, seed: int
-) -> list[dict[str, Any]]:
-    """Return the initial variables of each member, or of the one model."""
+) -> tuple[jax.stages.Wrapped, list[tuple[Any, ...]]]:
+    """Return the compiled maker of initial variables, and its arguments for each member, or for the one model."""
 
     def of_batch(key: jax.Array, fitted: Any, batch: Batch) -> dict[str, Any]:
         return parts.model.init(key, parts.transform.apply(fitted, batch))
 
-    init, key = compiled(of_batch), jax.random.key(seed)
+    key = jax.random.key(seed)
     most = parts.model.images_to_start if "image" in prepared.batch else INIT_ROWS
     who = zip(members.numbers, members.rows, strict=True) if members else [(0, prepared.split.train)]
-    found = []
+    drawn = []
     for index, (number, rows) in enumerate(who):
         own = members.transform_of(transform_state, index) if members else transform_state
         sample = take(inputs_of(prepared.batch), _init_rows(rows, most, seed, number))
-        found.append(init(jax.random.fold_in(key, number) if number else key, own, sample))
-    return found
+        drawn.append((jax.random.fold_in(key, number) if number else key, own, sample))
+    return compiled(of_batch), drawn
 
 
 def _pretrained(config: Config, each: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
@@ -404,19 +441,17 @@ def _loss(config: Config, prepared: Prepared, train: Batch) -> Loss:
 def _scorer(
     prepared: Prepared, parts: Parts, loss: Loss, output_state: Any, precision: str, members: Members | None
 ) -> Scorer:
-    largest = largest_pass(prepared.schema)
     held = members.held if members else (prepared.split.validation,)
-    rows = bucket_of(max(map(len, held)) or len(prepared.split.train), largest)
+    rows = pass_rows(prepared.schema, max(map(len, held)) or len(prepared.split.train))
 
     @compiled
     def total(outputs: jax.Array, label: jax.Array, weight: jax.Array | None) -> jax.Array:
         return loss(outputs, parts.output.targets(output_state, label), weight)
 
-    def mean_loss(outputs: np.ndarray, batch: Batch) -> float:
-        return float(total(outputs, batch["label"], batch.get("weight")))
-
-    whole, member = (compiled(forward, precision=precision) for forward in (parts.forward, parts.member))
-    return Scorer(prepared, whole, member, compiled(parts.held_out.apply), mean_loss, rows, members)
+    whole = member = compiled(parts.forward, precision=precision)
+    if parts.member is not parts.forward:
+        member = compiled(parts.member, precision=precision)
+    return Scorer(prepared, whole, member, compiled(parts.held_out.apply), total, rows, members)
 
 
 _WHILE_TRAINING = ("loss", "accuracy", "subset_accuracy")

@@ -50,6 +50,9 @@ def fine_tuning_conflicts(config: Config) -> Iterator[Conflict]:
     if training.layer_decay not in (1.0, UNSET) and images is None:
         told = f"has no effect: expected {_IMAGE} or {_COLUMNS} with it, got neither; remove this"
         yield Conflict(("training.layer_decay", "data.tabular"), told, idle=True)
+    if training.layer_decay not in (1.0, UNSET) and training.freeze == "trunk" and path is not None:
+        told = "has no effect beside `freeze: trunk`, as only the head learns; remove one of them"
+        yield Conflict(("training.layer_decay", "training.freeze"), told, idle=True)
 
 
 def _other_weights(path: str) -> str:

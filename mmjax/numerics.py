@@ -61,13 +61,21 @@ def find_wrong(programs: Sequence[Program], options: Options) -> tuple[Wrong, ..
 
 
 def _differences(programs: Sequence[Program], options: Options) -> list[tuple[Program, float]]:
-    """Return how far each program is off, all of them compiled as one: each alone costs half as much again."""
+    """Return how far each program is off, all of them compiled as one: each alone costs half as much again.
+
+    NaN for one that XLA does not compile, or run.
+    """
 
     def run(inputs: Sequence[Sequence[jax.Array]]) -> list[Any]:
         return [program.run(*own) for program, own in zip(programs, inputs, strict=True)]
 
     inputs = [program.inputs for program in programs]
-    found = jax.jit(run).lower(inputs).compile(compiler_options=dict(options))(inputs)  # as others compile
+    try:
+        found = jax.jit(run).lower(inputs).compile(compiler_options=dict(options))(inputs)  # as others compile
+    except jax.errors.JaxRuntimeError:
+        if len(programs) == 1:
+            return [(programs[0], float("nan"))]
+        return [each for program in programs for each in _differences([program], options)]
     return [(program, _difference(program, got)) for program, got in zip(programs, found, strict=True)]
 
 

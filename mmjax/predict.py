@@ -30,6 +30,7 @@ from mmjax.cli import echo, json_option, run
 from mmjax.config import TabularData
 from mmjax.data.audit_rows import counted
 from mmjax.data.encode import check_columns, unknown_categories
+from mmjax.data.folders import IMAGE_SUFFIXES
 from mmjax.data.idx import find_idx
 from mmjax.data.image_paths import IMAGES_HELP, expect_folder, image_folder, refuse_images, with_paths
 from mmjax.data.images import list_images, read_images, read_unlabelled_table, scan_images
@@ -183,6 +184,10 @@ def open_input(predictor: Predictor, source: Path, images: Path | None = None) -
         paths, notes = list_images(source)
         files = np.array([str(source / path) for path in paths], dtype=object)
         return Input("path", _image_chunks(source, paths, files, column), (), notes)
+    if source.suffix.lower() in IMAGE_SUFFIXES:
+        raise DataError(
+            f"{source}: expected a folder of images, or a CSV of their paths, got an image; give its folder"
+        )
     listed = read_unlabelled_table(str(source), image_column=column)
     named = schema.id_column if schema.id_column in listed.columns else None
     names = listed.columns[named] if named else listed.names

@@ -91,6 +91,13 @@ class FitResult(NamedTuple):
     seconds: dict[str, float]
     """stage -> wall clock, all stages."""
 
+    def __repr__(self) -> str:
+        """Where it is and how good, in a line: the report and the weights would fill a notebook."""
+        split = "test" if "test" in self.metrics else "validation"
+        told = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.get(split, {}).items())
+        version = "not registered" if self.version is None else f"version {self.version}"
+        return f"FitResult({self.name}, {version}, {self.run_dir}; {split}: {told})"
+
 
 def fit(
     config: Config,

@@ -72,6 +72,8 @@ LAYERS = {
     "pixels left over": ((8, 8), (3, 3, 8, 6), Geometry(3, ((0, 0), (0, 0)), 1)),
     "pads beyond the kernel": ((5, 5), (2, 2, 8, 6), Geometry(1, ((3, 0), (0, 4)), 1)),
     "pointwise": ((5, 4), (1, 1, 8, 6), Geometry(1, ((0, 0), (0, 0)), 1)),
+    "one pixel, strided": ((1, 1), (3, 3, 8, 6), Geometry(2, ((1, 1), (1, 1)), 1)),
+    "one row, stride beyond the image": ((1, 4), (7, 7, 8, 6), Geometry(3, ((3, 3), (3, 3)), 1)),
     "few channels": ((6, 7), (3, 3, 3, 6), Geometry(1, ((1, 1), (1, 1)), 1)),
     "depthwise": ((7, 6), (3, 3, 1, 8), Geometry(1, ((1, 1), (1, 1)), 8)),
     "depthwise, strided": ((7, 6), (5, 5, 1, 8), Geometry(2, ((2, 2), (2, 2)), 8)),
@@ -92,7 +94,10 @@ def forms_of(layer: str, forms: Any) -> dict[str, Any]:
     ("layer", "dtype"),
     [
         *((layer, jnp.float32) for layer in LAYERS),
-        *((layer, jnp.bfloat16) for layer in ("dense", "strided", "pointwise", "few channels", "depthwise")),
+        *(
+            (layer, jnp.bfloat16)
+            for layer in ("dense", "strided", "one pixel, strided", "pointwise", "few channels", "depthwise")
+        ),
     ],
 )
 def test_every_form_equals_lax(layer: str, dtype: Any) -> None:
@@ -217,3 +222,21 @@ def test_a_form_that_is_wrong_here_is_not_used(group: int, tmp_path: Path, monke
     monkeypatch.undo()
     wrong_forms.cache_clear()
     assert wrong_forms("float32") == frozenset()
+
+
+def test_no_images_have_no_gradient() -> None:
+    kernel, geometry = (3, 3, 8, 6), Geometry(2, ((1, 1), (1, 1)), 1)
+    for name in ("rows", "taps"):
+        found = WEIGHT_FORMS[name](jnp.zeros((0, 6, 6, 8)), jnp.zeros((0, 3, 3, 6)), kernel, geometry)
+        np.testing.assert_array_equal(found, np.zeros(kernel))
+
+
+def test_a_form_that_does_not_compile_is_wrong() -> None:
+    def refused(x: jax.Array) -> tuple[jax.Array]:
+        raise jax.errors.JaxRuntimeError("INTERNAL: no such thing")
+
+    programs = form_programs("float32")[:3]
+    broken = programs[1]._replace(run=lambda *inputs: refused(inputs[0]))
+    wrong = find_wrong([programs[0], broken, programs[2]], backend._compiling("cpu").options)
+    assert [each.program for each in wrong] == [broken.name]
+    assert np.isnan(wrong[0].difference)

@@ -167,3 +167,15 @@ def test_a_crop_share_travels_in_the_schema_and_is_absent_where_it_is_none() -> 
     assert schema_from_json(schema_to_json(schema), "s") == schema
     whole = Schema(target=SCHEMA.target, image=ImageSpec(height_px=8, width_px=8))
     assert b"crop_share" not in schema_to_json(whole)
+
+
+def test_a_decay_of_layers_that_are_all_frozen_is_refused() -> None:
+    document = {
+        "name": "f",
+        "data": {"image": {"path": "images"}},
+        "model": {"name": "resnet18", "pretrained": "weights.npz"},
+        "training": {"freeze": "trunk", "layer_decay": 0.5},
+    }
+    with pytest.raises(ConfigError, match=r"training\.layer_decay: has no effect beside `freeze: trunk`"):
+        config_from_dict(document, "a test")
+    config_from_dict({**document, "training": {"freeze": 1, "layer_decay": 0.5}}, "a test")

@@ -217,7 +217,7 @@ def test_a_bad_cell_is_named_by_its_row_however_far_down(predictor: Predictor) -
         ({"size": [], "colour": [], "open": [], "when": []}, "expected at least one row, got none"),
         (
             ["size"],
-            r"rows: expected a list of dicts, or a dict of lists, by column name, got list; of a data frame give",
+            r"rows: expected a list of dicts, or a dict of lists, by column name, got list of str; of a data",
         ),
         (3, "rows: expected a list of dicts, or a dict of lists, by column name, got int"),
         ([{"size": 1, "colour": "red", "open": "no"}], "rows: expected column 'when', got none of that name"),
@@ -261,3 +261,11 @@ def test_golden_answers_are_those_of_f32_whatever_the_compute_type(predictor: Pr
     golden = make_golden(predictor, given)
     np.testing.assert_allclose(golden.expected["probabilities"], probabilities(predictor, given), atol=1e-5)
     assert jax.config.jax_default_matmul_precision is None
+
+
+def test_a_predictor_tells_what_it_is_in_a_line(predictor: Predictor) -> None:
+    told = repr(predictor)
+    assert "\n" not in told
+    assert len(told) < 200
+    for part in (predictor.schema.target.column, "4 column(s)", "parameters"):
+        assert part in told

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import msgspec
 import numpy as np
 
@@ -58,6 +59,16 @@ class Predictor(NamedTuple):
     """Compiled."""
     digest: str = ""
 
+    def __repr__(self) -> str:
+        """What it answers from what, in a line: the arrays would fill a notebook."""
+        schema, weights = self.schema, sum(np.size(leaf) for leaf in jax.tree.leaves(self.states.variables["params"]))
+        images = [f"{len(schema.image.columns)} image(s)"] if schema.image else []
+        columns = [f"{len(schema.features)} column(s)"] if schema.features else []
+        return (
+            f"Predictor({self.config.name}: {schema.target.task} of {schema.target.column!r} from "
+            f"{' and '.join([*images, *columns])}, {self.config.model.name}, {weights:,} parameters)"
+        )
+
     def predict(self, rows: Mapping[str, Sequence[Any] | np.ndarray] | Sequence[Mapping[str, Any]]) -> Predictions:
         """Return Predictions for rows: mappings from column name to cell, or lists or arrays by column name.
 
@@ -99,9 +110,12 @@ def as_columns(rows: Mapping[str, Sequence[Any] | np.ndarray] | Sequence[Mapping
     elif isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
         columns = columns_from_rows(rows)
     else:
+        got = type(rows).__name__
+        if isinstance(rows, Sequence) and not isinstance(rows, str):
+            got += f" of {next(type(row).__name__ for row in rows if not isinstance(row, Mapping))}"
         raise DataError(
-            f"rows: expected a list of dicts, or a dict of lists, by column name, got {type(rows).__name__}; "
-            "of a data frame give frame.to_dict('list')"
+            f"rows: expected a list of dicts, or a dict of lists, by column name, got {got}; of a data frame give "
+            "frame.to_dict('list'), of images [{'image': path}, ...]"
         )
     if not columns:
         raise DataError("rows: expected at least one row, got none")

@@ -10,7 +10,9 @@ from mmjax.config import Activation
 
 
 def activation_function(name: Activation) -> Callable[[jax.Array], jax.Array]:
-    """Return the elementwise function of that name, in the dtype of its argument."""
+    """Return the elementwise function of that name, in the dtype of its argument. In bfloat16 with reverse-mode
+    gradients only.
+    """
     match name:
         case "relu":
             return jax.nn.relu

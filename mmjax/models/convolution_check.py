@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax import numerics, numerics_programs
 from mmjax.backend import wrong_programs
 from mmjax.models import convolution_forms
 from mmjax.models.convolution_forms import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry
@@ -69,7 +70,8 @@ def wrong_forms(precision: str) -> frozenset[tuple[str, str]]:
     return frozenset(found)
 
 
-_SOURCE = b"".join(Path(str(file)).read_bytes() for file in (__file__, convolution_forms.__file__))
+_MADE_OF = (convolution_forms, numerics_programs, numerics)
+_SOURCE = b"".join(Path(str(file)).read_bytes() for file in (__file__, *(module.__file__ for module in _MADE_OF)))
 
 
 def form_programs(precision: str) -> tuple[Program, ...]:

@@ -144,11 +144,13 @@ def _taps_of_phase(
         taps.append(len(range(first, kernel_shape[axis], stride)))
         low = max(-((first - geometry.pads[axis][0]) // stride), 0)
         pixels = weights.shape[axis] + taps[axis] - 1 - low
-        start = stride * low + first - geometry.pads[axis][0]
+        start = min(stride * low + first - geometry.pads[axis][0], image.shape[axis])
         stop = min(start + stride * (pixels - 1) + 1, image.shape[axis])
         image = lax.slice_in_dim(image, start, stop, stride, axis)
         sides.append((low, pixels - image.shape[axis]))
         between.append((first, kernel_shape[axis] - first - stride * (taps[axis] - 1) - 1, stride - 1))
+    if image.size == 0:  # only padding, or no images
+        return jnp.zeros(kernel_shape, image.dtype)
     found = lax.conv_general_dilated(
         image.reshape(1, image.shape[0], -1, image.shape[3]),
         weights,

@@ -148,11 +148,16 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=100, help="train for at most so many of the folds [all]")
     parser.add_argument("--epochs", type=int, help="of the models that see images [as in CASES]")
     parser.add_argument("--size", type=int, help="pixels of the images' sides [as in CASES]")
+    parser.add_argument("--width", type=int, help="channels of the first stage of the images' trunk [as in CASES]")
     arguments = parser.parse_args()
     figures, details = [], {}
     for case in (case for case in CASES if arguments.case is None or case.name in arguments.case):
         skip_if_absent(SHARED_DATA / "multimodal" / case.name)
-        case = case._replace(epochs=arguments.epochs or case.epochs, size_px=arguments.size or case.size_px)
+        case = case._replace(
+            epochs=arguments.epochs or case.epochs,
+            size_px=arguments.size or case.size_px,
+            width=arguments.width or case.width,
+        )
         kinds = tuple(kind for kind in KINDS if arguments.kind is None or kind in arguments.kind)
         values: dict[str, list[float]] = {kind: [] for kind in kinds}
         taken: dict[str, list[float]] = {kind: [] for kind in kinds}

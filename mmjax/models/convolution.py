@@ -8,14 +8,16 @@ not the fastest. What it found (two cores with AVX-512 BF16, jaxlib 0.12, ms, f3
 |---|---|---|---|
 | 3x3, 64 channels, 32 px, 64 | input gradient | 49 / 26 | phases: 48 / 12 |
 | the same to 128, stride 2 | input gradient | 45 / 44 | phases: 24 / 9.9 |
+| 3x3, 64 channels, 32 px, 64 | weight gradient | - / 31 | rows: - / 18 |
+| 3x3, 512 channels, 4 px, 64 | weight gradient | - / 17 | rows: - / 9.4 |
 | 1x1, 64 to 256, 16 px, 64 | weight gradient | 9.8 / 6.5 | taps: 5.8 / 2.8 |
 | 3x3, 3 to 64 channels, 32 px, 64 | weight gradient | 5.3 / 8.9 | taps: 4.6 / 3.0 |
 | depthwise 5x5, 240 channels, 16 px, 32 | forward | 133 / 52 | shifted: 3.8 / 3.4 |
 | | input gradient | 160 / 2.2 | phases: 4.1 / 2.4 |
 | | weight gradient | 135 / 128 | summed: 13 / 16 |
 
-In bfloat16 the forward form goes to oneDNN (`mmjax.backend`), which XLA gives no gradient: written as a forward
-convolution, the gradient of the input goes there too. The forms: `mmjax.models.convolution_forms`; each is checked on
+In bfloat16 the forward form goes to oneDNN (`mmjax.backend`), which XLA gives no gradient: written as forward
+convolutions, the gradients of input and weights go there too. The forms: `mmjax.models.convolution_forms`; each is checked on
 the CPU at hand before it is used (`mmjax.models.convolution_check`).
 """
 

@@ -114,9 +114,11 @@ def test_norms_are_folded_with_their_own_epsilon(name: ModelName, epsilon: float
 
 def test_only_images_in_bfloat16_are_changed() -> None:
     kernel = {"head": {"kernel": np.ones(2, np.float32)}}
-    variables = {"params": {"images": kernel, "columns": kernel}, "batch_stats": {"images": {}, "columns": {}}}
+    params = {"images": kernel, "columns": kernel, "join": kernel}
+    variables = {"params": params, "batch_stats": {"images": {}, "columns": {}}}
     fused = served_variables(ModelConfig(type="multimodal", name="resnet"), variables, "bfloat16")["params"]
-    assert [str(fused[trunk]["head"]["kernel"].dtype) for trunk in ("images", "columns")] == ["bfloat16", "float32"]
+    dtypes = [str(fused[part]["head"]["kernel"].dtype) for part in params]
+    assert dtypes == ["bfloat16", "float32", "float32"]
     assert served_variables(ModelConfig(type="vision", name="resnet"), variables, "float32") is variables
     assert served_variables(ModelConfig(type="tabular", name="mlp"), variables, "bfloat16") is variables
 

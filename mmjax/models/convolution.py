@@ -17,8 +17,8 @@ not the fastest. What it found (two cores with AVX-512 BF16, jaxlib 0.12, ms, f3
 | | weight gradient | 135 / 128 | summed: 13 / 16 |
 
 In bfloat16 the forward form goes to oneDNN (`mmjax.backend`), which XLA gives no gradient: written as forward
-convolutions, the gradients of input and weights go there too. The forms: `mmjax.models.convolution_forms`; each is checked on
-the CPU at hand before it is used (`mmjax.models.convolution_check`).
+convolutions, the gradients of input and weights go there too. The forms: `mmjax.models.convolution_forms`; each is
+checked on the CPU at hand before it is used (`mmjax.models.convolution_check`).
 """
 
 from functools import partial

@@ -259,11 +259,9 @@ def _compiling(platform: str, *, bfloat16: bool = False) -> Choice:
         return Choice(candidates[0])
 
     def choose() -> Choice:
-        on_cpu = platform == "cpu"
-        programs = (
-            numerics_programs.bfloat16_programs() if bfloat16 else numerics_programs.check_programs(on_cpu=on_cpu)
-        )
-        return choose_options(programs, candidates, on=_where(platform))
+        usual = functools.partial(numerics_programs.check_programs, on_cpu=platform == "cpu")
+        programs = numerics_programs.bfloat16_programs if bfloat16 else usual
+        return choose_options(programs(), candidates, on=_where(platform))
 
     return _checked(choose, platform, candidates, Path(numerics_programs.__file__).read_bytes())
 

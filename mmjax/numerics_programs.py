@@ -46,7 +46,7 @@ def check_programs(*, on_cpu: bool) -> tuple[Program, ...]:
     rows = (normal(20, 5), rng.integers(0, 20, 50).astype(np.int32), normal(50, 5))
     return (
         Program("bfloat16 convolutions with norms", _chain, chain, _chain_numpy, ROUGH),
-        Program("a convolution and its gradients", _convolution, images, _convolution_numpy, exact),
+        Program("a convolution and its gradients", _convolution, images, convolution_numpy, exact),
         Program("the logarithm of a softmax", _log_softmax, (10 * normal(9, 30),), _log_softmax_numpy, exact),
         Program("gather and scatter-add", _gather, rows, _gather_numpy, exact),
         Program(
@@ -72,7 +72,7 @@ def bfloat16_programs() -> tuple[Program, ...]:
     images = (normal(2, 9, 9, 16), normal(3, 3, 16, 32), normal(2, 5, 5, 32))
     return (
         Program("bfloat16 convolutions with norms", _chain, chain, _chain_numpy, ROUGH),
-        Program("a bfloat16 convolution and its gradients", _narrow_convolution, images, _convolution_numpy, ROUGH),
+        Program("a bfloat16 convolution and its gradients", _narrow_convolution, images, convolution_numpy, ROUGH),
         Program("a bfloat16 matrix product", _product, (normal(37, 70), normal(70, 33)), _product_numpy, ROUGH),
     )
 
@@ -151,13 +151,14 @@ def _taps(x: np.ndarray, stride: int) -> list[np.ndarray]:
     return [x[:, i : i + height + 1 : stride, j : j + width + 1 : stride] for i in range(3) for j in range(3)]
 
 
-def _convolution_numpy(x: np.ndarray, kernel: np.ndarray, cotangent: np.ndarray) -> Arrays:
+def convolution_numpy(x: np.ndarray, kernel: np.ndarray, cotangent: np.ndarray, stride: int = 2) -> Arrays:
+    """Return `x [B, H, W, C]`, padded by one, convolved with a 3x3 kernel, and the gradients of both."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     towards_x = np.zeros_like(padded)
-    for taps, weights in zip(_taps(towards_x, 2), kernel.reshape(9, *kernel.shape[2:]), strict=True):
+    for taps, weights in zip(_taps(towards_x, stride), kernel.reshape(9, *kernel.shape[2:]), strict=True):
         taps += cotangent @ weights.T
-    towards_kernel = np.stack([np.tensordot(taps, cotangent, ([0, 1, 2], [0, 1, 2])) for taps in _taps(padded, 2)])
-    return _conv_numpy(x, kernel, 2), towards_x[:, 1:-1, 1:-1], towards_kernel.reshape(kernel.shape)
+    towards_kernel = np.stack([np.tensordot(taps, cotangent, ([0, 1, 2], [0, 1, 2])) for taps in _taps(padded, stride)])
+    return _conv_numpy(x, kernel, stride), towards_x[:, 1:-1, 1:-1], towards_kernel.reshape(kernel.shape)
 
 
 def _conv_numpy(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:

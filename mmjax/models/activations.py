@@ -17,15 +17,15 @@ def activation_function(name: Activation) -> Callable[[jax.Array], jax.Array]:
         case "relu":
             return jax.nn.relu
         case "gelu":
-            return _rounded_once(jax.nn.gelu, jax.nn.gelu)
+            return _rounded_once(jax.nn.gelu)
         case "silu":
             return _rounded_once(jax.nn.silu, _silu_by_tanh)
         case "selu":
-            return _rounded_once(jax.nn.selu, jax.nn.selu)
+            return _rounded_once(jax.nn.selu)
         case "mish":
-            return _rounded_once(jax.nn.mish, jax.nn.mish)
+            return _rounded_once(jax.nn.mish)
         case "tanh":
-            return _rounded_once(jnp.tanh, jnp.tanh)
+            return _rounded_once(jnp.tanh)
         case _:
             assert_never(name)
 
@@ -36,22 +36,24 @@ def _silu_by_tanh(x: jax.Array) -> jax.Array:
 
 
 def _rounded_once(
-    exact: Callable[[jax.Array], jax.Array], narrow: Callable[[jax.Array], jax.Array]
+    exact: Callable[[jax.Array], jax.Array], narrow: Callable[[jax.Array], jax.Array] | None = None
 ) -> Callable[[jax.Array], jax.Array]:
-    """Return `exact` for f32, and for bfloat16 `narrow` computed in f32, whose gradient keeps `x` only.
+    """Return `exact` for f32, and for bfloat16 `narrow` (or `exact`) computed in f32, whose gradient keeps `x` only.
 
     Step by step in bfloat16 each step would be rounded, on a CPU in code that is slower than f32's.
     """
 
+    wide = narrow or exact
+
     @jax.custom_vjp
     def apply(x: jax.Array) -> jax.Array:
-        return narrow(x.astype(jnp.float32)).astype(x.dtype)
+        return wide(x.astype(jnp.float32)).astype(x.dtype)
 
     def forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return apply(x), x
 
     def backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-        _, back = jax.vjp(narrow, x.astype(jnp.float32))
+        _, back = jax.vjp(wide, x.astype(jnp.float32))
         return (back(gradient.astype(jnp.float32))[0].astype(x.dtype),)
 
     apply.defvjp(forward, backward)

@@ -22,7 +22,7 @@ checked on the CPU at hand before it is used (`mmjax.models.convolution_check`).
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,19 +76,21 @@ def chosen_forms(kernel_shape: tuple[int, ...], geometry: Geometry, *, narrow: b
     return Forms("lax", "phases", "taps" if geometry.stride == 1 else "lax")
 
 
-def _sound_forms(kernel: jax.Array, geometry: Geometry) -> Forms:
-    """The fastest forms, `lax` in place of those that this CPU computes wrongly."""
+def _sound_form(part: Literal["forward", "input", "weight"], kernel: jax.Array, geometry: Geometry) -> str:
+    """The fastest form of one part, or `lax` where this CPU computes that one wrongly.
+
+    What is not taken is not checked: a network that only answers waits for no gradient's form.
+    """
     bfloat16 = kernel.dtype == jnp.bfloat16
-    chosen = chosen_forms(kernel.shape, geometry, narrow=bfloat16 and fast_bfloat16())
-    if set(chosen) == {"lax"}:
-        return chosen
-    wrong = wrong_forms("bfloat16" if bfloat16 else "float32")
-    return Forms(*("lax" if pair in wrong else pair[1] for pair in chosen._asdict().items()))
+    narrow = part == "weight" and bfloat16 and fast_bfloat16()  # no other part depends on it
+    form: str = getattr(chosen_forms(kernel.shape, geometry, narrow=narrow), part)
+    wrong = form != "lax" and (part, form) in wrong_forms("bfloat16" if bfloat16 else "float32")
+    return "lax" if wrong else form
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _on_cpu(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    return FORWARD_FORMS[_sound_forms(kernel, geometry).forward](x, kernel, geometry)
+    return FORWARD_FORMS[_sound_form("forward", kernel, geometry)](x, kernel, geometry)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -99,10 +101,9 @@ def _backward(
     geometry: Geometry, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    forms = _sound_forms(kernel, geometry)
     return (
-        INPUT_FORMS[forms.input](gradient, kernel, x.shape, geometry),
-        WEIGHT_FORMS[forms.weight](x, gradient, kernel.shape, geometry),
+        INPUT_FORMS[_sound_form("input", kernel, geometry)](gradient, kernel, x.shape, geometry),
+        WEIGHT_FORMS[_sound_form("weight", kernel, geometry)](x, gradient, kernel.shape, geometry),
     )
 
 

@@ -18,7 +18,7 @@ from mmjax import numerics, numerics_programs
 from mmjax.backend import wrong_programs
 from mmjax.models import convolution_forms
 from mmjax.models.convolution_forms import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry
-from mmjax.numerics_programs import EXACT, ROUGH, Program
+from mmjax.numerics_programs import EXACT, ROUGH, Program, convolution_numpy
 
 _PADS = ((1, 1), (1, 1))
 
@@ -111,19 +111,9 @@ def _inputs(layer: _Layer) -> tuple[np.ndarray, ...]:
 
 
 def _expected(part: str, layer: _Layer, x: np.ndarray, kernel: np.ndarray, gradient: np.ndarray) -> Any:
-    """The sum over taps that a convolution is, and its gradients, in NumPy; a depthwise one as a dense one."""
+    """That of NumPy; a depthwise layer as a dense one."""
     diagonal = np.eye(layer.outputs) if layer.depthwise else 1.0
-    weights = kernel * diagonal
-    padded = np.pad(x, ((0, 0), *_PADS, (0, 0)))
-    towards_x = np.zeros_like(padded)
-    under = [slice(tap, tap + 9, layer.stride) for tap in range(3)]
-    spans = [(i, j, under[i], under[j]) for i in range(3) for j in range(3)]
-    if part == "forward":
-        return (sum(padded[:, rows, columns] @ weights[i, j] for i, j, rows, columns in spans),)
-    if part == "input":
-        for i, j, rows, columns in spans:
-            towards_x[:, rows, columns] += gradient @ weights[i, j].T
-        return (towards_x[:, 1:-1, 1:-1],)
-    taps = [np.tensordot(padded[:, rows, columns], gradient, ([0, 1, 2], [0, 1, 2])) for _, _, rows, columns in spans]
-    found = np.stack(taps).reshape(3, 3, layer.inputs, layer.outputs)
-    return ((found * diagonal).sum(2, keepdims=True) if layer.depthwise else found,)
+    output, towards_x, towards_kernel = convolution_numpy(x, kernel * diagonal, gradient, layer.stride)
+    if part == "weight" and layer.depthwise:
+        return ((towards_kernel * diagonal).sum(2, keepdims=True),)
+    return ({"forward": output, "input": towards_x, "weight": towards_kernel}[part],)

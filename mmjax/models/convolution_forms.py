@@ -121,8 +121,8 @@ def _weight_by_rows(x: jax.Array, gradient: jax.Array, kernel_shape: tuple[int, 
     With stride, one such convolution for each phase, as in `_input_by_phases`.
     """
     image, weights = _images_last(x), gradient.transpose(1, 2, 0, 3)
-    phases = [(r, q) for r in range(geometry.stride) for q in range(geometry.stride)]
-    taps = [_taps_of_phase(image, weights, kernel_shape, phase, geometry) for phase in phases]
+    rows, columns = (range(min(geometry.stride, size)) for size in kernel_shape[:2])
+    taps = [_taps_of_phase(image, weights, kernel_shape, (r, q), geometry) for r in rows for q in columns]
     return sum(taps[1:], taps[0])
 
 
@@ -134,9 +134,7 @@ def _taps_of_phase(
     Of `image [H, W, C, B]` and the gradient `weights [H', W', B, O]`. Tap `stride t + r` met pixel
     `stride (o + t) + r - pad` for output `o`: a plain convolution of every `stride`-th pixel.
     """
-    stride, (height, width, inputs, outputs) = geometry.stride, kernel_shape
-    if phase[0] >= height or phase[1] >= width:  # a stride beyond the kernel
-        return jnp.zeros(kernel_shape, image.dtype)
+    stride, inputs, outputs = geometry.stride, *kernel_shape[2:]
     taps: list[int] = []
     sides: list[tuple[int, int]] = []
     between: list[tuple[int, int, int]] = []

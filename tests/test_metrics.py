@@ -247,16 +247,25 @@ def test_an_unknown_metric_is_refused_with_a_hint():
         metric_direction("val_acuracy")
 
 
-@pytest.mark.parametrize(("n", "k", "budget_ms"), [(12_000, 10, 30), (10_000, 2, 10)])
-def test_all_metrics_are_quick(n, k, budget_ms):
+@pytest.mark.parametrize(("n", "k"), [(12_000, 10), (10_000, 2)])
+def test_all_metrics_cost_little_more_than_one_sort(n, k):
     random = np.random.default_rng(0)
     probabilities, labels = random.dirichlet(np.ones(k), n), random.integers(0, k, n)
-    seconds = []
-    for _ in range(7):
-        start = time.process_time()
-        classification_metrics(probabilities, labels)
-        seconds.append(time.process_time() - start)
-    assert min(seconds) * 1000 <= budget_ms
+
+    def yardstick():
+        probabilities.argsort(axis=0), np.exp(probabilities), np.exp(probabilities)
+
+    metrics, unit = [], []
+    for _ in range(15):
+        metrics.append(_cpu_seconds(lambda: classification_metrics(probabilities, labels)))
+        unit.append(_cpu_seconds(yardstick))
+    assert min(metrics) <= 7 * min(unit)  # 5.1 on an AMD EPYC: 25 and 4 ms
+
+
+def _cpu_seconds(work):
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
 
 @pytest.mark.parametrize("rows", [1, 20, 300, 5_000])

@@ -10,35 +10,45 @@ LARGEST = 100.0
 """Temperatures lie within `[1 / LARGEST, LARGEST]`."""
 MOST_ROWS = 10_000
 """Rows that more than a temperature is fitted to, drawn at random of more."""
-_STEPS, _EM_STEPS = 60, 50
+_STEPS, _EM_STEPS, _NEAR = 60, 50, 1e-5
 
 
 def best_temperature(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None) -> float:
     """Return the temperature with the least log loss of `softmax(logits f64[N, K] / temperature)`.
 
     Labels are smoothed by one row's worth, `1 / (n + 1)`, so that a few rows that are all right do not ask for
-    certainty. 1 where there are no rows, or no finite logits. `weight f64[N]` counts rows.
+    certainty. 1 where there are no rows, or no finite logits. `weight f64[N]` counts rows. Newton's method on the
+    logarithm of the inverse, within a bracket that is halved where a step would leave it.
     """
     weight = np.ones(len(labels)) if weight is None else np.asarray(weight, np.float64)
     z = np.asarray(logits, np.float64)
     if not weight.sum() > 0 or not np.isfinite(z).all():
         return 1.0
     z = z - z.max(axis=1, keepdims=True)
-    smooth = 1.0 / (weight.sum() + 1.0)
+    smooth, share = 1.0 / (weight.sum() + 1.0), weight / weight.sum()
     wanted = (1.0 - smooth) * np.take_along_axis(z, labels[:, None], axis=1)[:, 0] + smooth * z.mean(axis=1)
 
-    def slope(inverse: float) -> float:
-        """Derivative of the mean log loss by the inverse temperature, in which it is convex."""
-        e = np.exp(inverse * z)
-        return float(np.average(np.einsum("nk,nk->n", e, z) / e.sum(axis=1) - wanted, weights=weight))
+    squared = z * z
 
-    low, high = np.log(1.0 / LARGEST), np.log(LARGEST)
+    def slope_and_curve(inverse: float) -> tuple[float, float]:
+        """Derivatives of the mean log loss by the inverse temperature, in which it is convex."""
+        e = np.exp(inverse * z)
+        total = np.einsum("nk->n", e)
+        mean = np.einsum("nk,nk->n", e, z) / total
+        variance = np.einsum("nk,nk->n", e, squared) / total - mean * mean
+        return float(share @ (mean - wanted)), float(share @ variance)
+
+    least, most, at = np.log(1.0 / LARGEST), np.log(LARGEST), 0.0
+    low, high = least - _NEAR, most + _NEAR
     for _ in range(_STEPS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if slope(float(np.exp(middle))) < 0 else (low, middle)
-        if high - low < 1e-4:
+        slope, curve = slope_and_curve(float(np.exp(at)))
+        low, high = (at, high) if slope < 0 else (low, at)
+        step = -slope / (np.exp(at) * curve) if curve > 0 else -np.inf
+        if high - low <= 2 * _NEAR or abs(step) < _NEAR:
             break
-    return float(np.exp(-0.5 * (low + high)))
+        newton = float(np.clip(at + step, least, most))
+        at = newton if low < newton < high else 0.5 * (low + high)
+    return float(np.exp(-at))
 
 
 def best_doubt(

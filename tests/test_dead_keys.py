@@ -443,7 +443,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         jax.config.update("jax_compilation_cache_dir", None)
         jax.config.update("jax_default_prng_impl", "rbg")  # in place of threefry, which is slow to lower
         configure()
+        # Whether programs differ is asked here, not what they compute: compiled so, they take two thirds of the time.
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", True)
         yield
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()
         for name, value in before.items():
             jax.config.update(name, value)
 

@@ -5,7 +5,9 @@ statistics), and through inference? mmjax: its own compiled step as `mmjax.fit` 
 u8 images and standardises them, and the forward pass of a Predictor, from u8 on the host to probabilities on the host;
 in f32 and, where the CPU is fast at it, bfloat16. PyTorch: the twin of torch_twins.py in f32 and bfloat16 autocast
 (what favours it: cpu_images_torch.py). flax: the same ResNet-18 written with nn.Conv and nn.BatchNorm, f32.
-Under 96 px all have the stem of mmjax's small images: stride 1, no pool.
+Under 96 px all have the stem of mmjax's small images: stride 1, no pool. mmjax and PyTorch get memory in huge pages, as
+mmjax's front doors ask for it where they start (PyTorch, which keeps its memory, is as fast without); flax is started
+plainly.
 Hardware: two cores (AMD EPYC, AVX-512 with BF16), two threads each side. Versions: Python 3.13, jax 0.12, torch 2.13.0.
 Each side is a process, made ready once (two steps of each kind done); they take turns, n = 3 (`--turns`), each the
 median of 5 steps after another.
@@ -24,8 +26,11 @@ from harness import ROOT, Figure, save_results
 from make_peers import NoPeer, peer_python
 from turns import Side
 
+from mmjax.huge_pages import TUNABLE
+
 HERE = Path(__file__).resolve().parent
 THREADS, CLASSES = 2, 10
+HUGE_PAGES = {"GLIBC_TUNABLES": f"{TUNABLE}=1"}
 SMALL_PX = 96
 """Under which mmjax's stems keep the resolution."""
 
@@ -57,7 +62,11 @@ def measure(case: Case, python: str, peer: Path, turns: int) -> tuple[Rates, dic
     with contextlib.ExitStack() as stack:
         sides = {
             side: stack.enter_context(
-                Side([interpreter, HERE / f"cpu_images_{name}.py"], asked, {"PYTHONPATH": str(ROOT)})
+                Side(
+                    [interpreter, HERE / f"cpu_images_{name}.py"],
+                    asked,
+                    {"PYTHONPATH": str(ROOT)} | ({} if side == "flax" else HUGE_PAGES),
+                )
             )
             for side, (interpreter, name) in commands.items()
         }

@@ -23,6 +23,7 @@ import click
 from mmjax.analysis.tables import Table, printable, table_lines
 from mmjax.artifact.files import plain, to_json
 from mmjax.errors import BundleError, ConfigError, DataError, MmjaxError, TrainingError, did_you_mean
+from mmjax.huge_pages import start_with_huge_pages
 from mmjax.interrupts import Terminated, end_in_time, raise_for
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
@@ -38,6 +39,9 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Front door -> the first line of its help, so that `mmjax --help` imports none of them."""
+
+COMPUTING = ("train", "evaluate", "predict", "serve")
+"""Front doors that run networks."""
 
 json_option = click.option(
     "--json", expose_value=False, is_flag=True, help="Print one JSON object as the last line on standard output."
@@ -242,4 +246,6 @@ def main() -> NoReturn:
     """Run the console script `mmjax`."""
     if "_MMJAX_COMPLETE" in os.environ:
         command.main(prog_name="mmjax")
+    if sys.argv[1:2] and sys.argv[1] in COMPUTING:
+        start_with_huge_pages()
     run(command, name="mmjax")

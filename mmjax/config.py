@@ -726,9 +726,12 @@ class Training(Section, frozen=True, kw_only=True):
     ] = UNSET
     accumulate_steps: Annotated[Count, Meta(description="Average gradients over so many batches before an update.")] = 1
     ema_decay: Annotated[
-        WithinOne | None,
-        Meta(description="Evaluate and keep an exponential moving average of the weights."),
-    ] = None
+        WithinOne | UnsetType | None,
+        Meta(
+            description="Evaluate and keep an exponential moving average of the weights; left out: `airbench` and "
+            "`airbench_s` do."
+        ),
+    ] = UNSET
     members: Annotated[
         Annotated[int, Meta(ge=1, le=1000)],
         Meta(description="Models that are trained beside each other (of each fold, with folds) and answer together."),

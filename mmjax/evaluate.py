@@ -1,5 +1,10 @@
 """`python -m mmjax.evaluate`: every metric of a registered model on data with known answers."""
 
+from mmjax.huge_pages import start_with_huge_pages
+
+if __name__ == "__main__":
+    start_with_huge_pages()
+
 import sys
 import time
 from collections.abc import Callable

@@ -1,5 +1,10 @@
 """`python -m mmjax.predict`: one output row for each input row, for inputs larger than memory."""
 
+from mmjax.huge_pages import start_with_huge_pages
+
+if __name__ == "__main__":
+    start_with_huge_pages()
+
 import csv
 import itertools
 import json

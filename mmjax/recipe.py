@@ -297,19 +297,21 @@ def _training_choices(config: Config, schema: Schema, name: str, train_rows: int
     smoothing = [("training.label_smoothing", *smooth)]
     clamp = (True, _TD) if name == "realmlp" else (False, "answers may lie beyond the training targets")
     clamping = [("training.clamp", *clamp)]
+    small, settled = name in AIRBENCH and config.data.image is not None, (None, "the last weights are settled")
     common = [
         ("training.loss", loss, f"the target is a {schema.target.task} target"),
         ("training.calibration", *_calibration(config.training, schema, validation_rows)),
         *(smoothing if config.training.loss in ("cross_entropy", UNSET) and task == "classification" else []),
         *(clamping if task == "regression" and config.training.loss != "pinball" else []),
         *([("training.layer_decay", *_layer_decay(config))] if schema.image else []),
+        ("training.ema_decay", *((AIRBENCH_EMA, f"{_AIRBENCH}, whose lookahead averages too") if small else settled)),
         ("training.gradient_clip_norm", *((1.0, _TABM) if name == "tabm" else (None, "steps are steady without it"))),
     ]
     if name in REALMLP:
         return common + _realmlp_choices(config, name, task, train_rows, validation_rows)
     if name == "tabm":
         return common + _tabm_choices(config, classify, train_rows, validation_rows)
-    if name in AIRBENCH and config.data.image is not None:
+    if small:
         return common + _airbench_choices(config, name, train_rows, validation_rows)
     batch_size = _image_batch_size(train_rows) if schema.image else _table_batch_size(train_rows)
     epochs = _image_epochs(train_rows) if schema.image else _table_epochs(train_rows)
@@ -350,6 +352,10 @@ AIRBENCH = ("airbench", "airbench_s")
 _AIRBENCH = "after airbench94 (arXiv 2404.00498)"
 AIRBENCH_RATE = 1e-2
 """Of muon, by validation images of fashion-mnist: 0.937, 0.944, 0.946, 0.944 at 2e-3, 5e-3, 1e-2, 2e-2; adamw 0.938."""
+
+AIRBENCH_EMA = 0.99
+"""About the mean of the last 100 steps. Of 7,500 validation images of fashion-mnist 0.9468 are right at 0.95, 0.98 and
+0.99, 0.9463 at 0.995 and without; the log loss is 0.2382 and, without, 0.2410."""
 
 
 def _airbench_choices(config: Config, name: str, train_rows: int, validation_rows: int) -> list[Choice]:

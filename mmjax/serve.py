@@ -5,6 +5,11 @@ once (`/health/live`), and requests from the moment that every batch size is com
 (`/health/ready`). SIGTERM ends it in good order, a second one at once; SIGHUP loads what aliases mean now.
 """
 
+from mmjax.huge_pages import start_with_huge_pages
+
+if __name__ == "__main__":
+    start_with_huge_pages()
+
 import contextlib
 import gc
 import importlib.util

@@ -3,6 +3,11 @@
 Read `fit` from top to bottom: it is the whole story.
 """
 
+from mmjax.huge_pages import start_with_huge_pages
+
+if __name__ == "__main__":
+    start_with_huge_pages()
+
 import math
 import shutil
 import sys

@@ -106,6 +106,7 @@ def test_chosen_by_size_rows_and_device(px: int, rows: int, on_cpu: bool, expect
     assert config.model.name is UNSET
     resolved, decisions = resolve(config, schema, train_rows=rows, validation_rows=200, on_cpu=on_cpu)
     assert resolved.model.name == expected
+    assert resolved.training.ema_decay == (0.99 if expected.startswith("airbench") else None)
     why = next(decision.why for decision in decisions if decision.key == "model.name")
     assert f"{rows} images of {px} px" in why
 

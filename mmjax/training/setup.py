@@ -189,6 +189,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     rates = parts.model.rates(params) if parts.model.rates else fine_tuning_rates(config.training, params)
     optimizer = make_optimizer(config.training, total_steps=steps[-1], params=params, rates=rates)
     loss = _loss(config, prepared, train)
+    ema_decay = None if config.training.ema_decay is UNSET else config.training.ema_decay
     learner = Learner(
         model=parts.model,
         transform=parts.transform,
@@ -196,7 +197,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
         loss=loss,
         targets=parts.output.targets,
         optimizer=optimizer,
-        ema_decay=config.training.ema_decay,
+        ema_decay=ema_decay,
         accumulate_steps=config.training.accumulate_steps,
         total_steps=_epochs(config.training) * _batches(config.training, rows),
     )
@@ -204,7 +205,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     learner = stages[-1][1]
     if learner.epoch_steps:
         data = {**data, "row": np.arange(len(data["label"]), dtype=np.int32)}
-    begin, ema = compiled(optimizer.init), config.training.ema_decay is not None
+    begin, ema = compiled(optimizer.init), ema_decay is not None
     scorer = _scorer(prepared, parts, loss, output_state, plan.precision, members)
     schedule = make_schedule(config.training, total_steps=steps[-1])
     task = Task(

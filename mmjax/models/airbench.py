@@ -23,7 +23,7 @@ LEAST_VARIANCE = 5e-4
 """Added to the variance of each principal component, in units of a standardised pixel."""
 NORM_MOMENTUM = 0.6
 LOGIT_SCALE = 1 / 9
-WIDTHS = {"airbench_s": (24, 48, 96), "airbench": (64, 256, 256)}
+WIDTHS = {"airbench_s": (32, 64, 128), "airbench": (64, 256, 256)}
 """Channels of the three groups: for two cores of a CPU, and airbench94's."""
 
 

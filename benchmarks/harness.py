@@ -28,7 +28,10 @@ LOAD_BEFORE = round(os.getloadavg()[0], 2)
 BUSY = 0.5
 """A load average above which the figures are not to be trusted."""
 
-UNWANTED = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "JAX_COMPILATION_CACHE_DIR", "NPROC", "PJRT_NPROC", "XLA_FLAGS")
+UNWANTED = (
+    *("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "JAX_COMPILATION_CACHE_DIR"),
+    *("NPROC", "PJRT_NPROC", "XLA_FLAGS", "GLIBC_TUNABLES"),
+)
 """Variables of this shell that would change what a user of a plain shell sees."""
 
 

@@ -1,5 +1,10 @@
 """`python -m mmjax.check`: what a config would do, without training: data, network, memory, time."""
 
+from mmjax.huge_pages import start_with_huge_pages
+
+if __name__ == "__main__":
+    start_with_huge_pages()
+
 import time
 from collections.abc import Callable
 from functools import partial

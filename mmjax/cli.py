@@ -40,8 +40,8 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 )
 """Front door -> the first line of its help, so that `mmjax --help` imports none of them."""
 
-COMPUTING = ("train", "evaluate", "predict", "serve")
-"""Front doors that run networks."""
+COMPUTING = ("train", "evaluate", "predict", "serve", "check")
+"""Front doors that run networks for long, or tell how long that takes."""
 
 json_option = click.option(
     "--json", expose_value=False, is_flag=True, help="Print one JSON object as the last line on standard output."

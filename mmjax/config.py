@@ -507,7 +507,10 @@ class Architecture(Section, frozen=True, kw_only=True):
         Meta(description="resnet: blocks in each stage."),
     ] = UNSET
     width: Annotated[
-        Count | UnsetType, Meta(description="resnet: channels of the first stage; doubled at each next.")
+        Count | UnsetType,
+        Meta(
+            description="resnet, airbench_s: channels of the first stage; doubled at each next (airbench: four times)."
+        ),
     ] = UNSET
     stem: Annotated[
         Literal["small", "large"] | UnsetType,
@@ -729,7 +732,7 @@ class Training(Section, frozen=True, kw_only=True):
         WithinOne | UnsetType | None,
         Meta(
             description="Evaluate and keep an exponential moving average of the weights; left out: `airbench` and "
-            "`airbench_s` do."
+            "`airbench_s` do where there are images alone."
         ),
     ] = UNSET
     members: Annotated[

@@ -95,7 +95,7 @@ _FIELDS = {
     "realmlp": (*_REALMLP, "dropout"),
     "realmlp_s": _REALMLP,
     "tabm": (*_REALMLP, "dropout", "members"),
-    **dict.fromkeys(("airbench", "airbench_s"), ("dropout", "activation", "mirrored")),
+    **dict.fromkeys(("airbench", "airbench_s"), ("dropout", "activation", "mirrored", "width")),
     "resnet": _RESNET,
     **{f"resnet{layers}{kind}": _RESNET[2:] for layers in (18, 34, 50) for kind in ("", "d")},
 }

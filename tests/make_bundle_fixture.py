@@ -23,7 +23,7 @@ def example_contents() -> BundleContents:
             name="flowers",
             data=Data(tabular=TabularData(path="flowers.csv", target_column="species")),
             model=Model(architecture=Architecture(hidden_layers=(8, 4))),
-            training=Training(gradient_clip_norm=None),
+            training=Training(gradient_clip_norm=None, ema_decay=None),
             precision="float32",
         ),
         schema=Schema(

@@ -12,7 +12,7 @@ from mmjax.config import Model as ModelConfig
 from mmjax.config_load import config_from_dict
 from mmjax.errors import ConfigError
 from mmjax.models.airbench import AirNet, dirac_init, max_pool_2x2, whitening_kernel
-from mmjax.models.build import resolve_architecture
+from mmjax.models.build import build_model, resolve_architecture
 from mmjax.recipe import resolve
 from mmjax.schema import ImageSpec, Schema, Target
 
@@ -109,6 +109,23 @@ def test_chosen_by_size_rows_and_device(px: int, rows: int, on_cpu: bool, expect
     assert resolved.training.ema_decay == (0.99 if expected.startswith("airbench") else None)
     why = next(decision.why for decision in decisions if decision.key == "model.name")
     assert f"{rows} images of {px} px" in why
+
+
+def test_models_that_were_trained_before_there_was_a_width_keep_theirs() -> None:
+    schema = Schema(
+        target=Target(column="label", task="classification", classes=("a", "b")),
+        image=ImageSpec(height_px=32, width_px=32),
+    )
+    for name, width, groups in (("airbench_s", 24, (24, 48, 96)), ("airbench", 64, (64, 256, 256))):
+        before = ModelConfig(type="vision", name=name)
+        assert resolve_architecture(before, schema).width == width
+        params = build_model(before, schema, outputs=2).init(jax.random.key(0), {"image": images(2, 32)[:, None]})[
+            "params"
+        ]
+        assert tuple(params[f"group{i}_conv2"]["kernel"].shape[-1] for i in (1, 2, 3)) == groups
+    config = config_from_dict({"name": "x", "data": {"image": {"path": "."}}, "model": {"name": "airbench_s"}}, "test")
+    resolved, _ = resolve(config, schema, train_rows=5_000, validation_rows=200)
+    assert resolved.model.architecture.width == 32
 
 
 def test_a_stem_has_no_effect_and_is_refused() -> None:

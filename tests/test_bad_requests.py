@@ -29,7 +29,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(registry: Path) -> Iterator[Client]:
-    with door(registry, "--model", "kinds", "--model", "shades") as client:
+    with door(registry, "--model", "kinds", "--model", "shades", "--max-batch", "64") as client:
         yield client
 
 

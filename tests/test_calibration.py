@@ -57,6 +57,9 @@ def test_bounds_and_what_cannot_be_fitted() -> None:
     assert best_temperature(np.zeros((0, 2)), np.zeros(0, int)) == 1.0
     assert best_temperature(np.full((3, 2), np.nan), np.zeros(3, int)) == 1.0
     assert best_temperature(np.ones((3, 2)), np.zeros(3, int), np.zeros(3)) == 1.0
+    for largest in (740.0, 1e5, 2e154):  # curves and squares beyond f64
+        assert best_temperature(np.array([[largest, 0.0]]), np.zeros(1, int)) == pytest.approx(LARGEST, rel=1e-4)
+        assert best_temperature(np.array([[largest, 0.0]]), np.ones(1, int)) == pytest.approx(LARGEST, rel=1e-4)
 
 
 def test_the_most_probable_class_stays() -> None:

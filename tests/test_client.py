@@ -44,7 +44,7 @@ def place(registry: Path) -> Iterator[tuple[str, str]]:
     key, line = new_key("tests")
     (registry / "keys").write_text(line)
     models = [word for name in ("kinds", "numbers", "price", "shades") for word in ("--model", name)]
-    with door(registry, *models, "--api-keys", str(registry / "keys")) as server:
+    with door(registry, *models, "--max-batch", "64", "--api-keys", str(registry / "keys")) as server:
         yield f"http://127.0.0.1:{server.port}", key
 
 

@@ -263,6 +263,7 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("model.architecture.mirrored", Key(False, "forward", AIR)),
     ("model.architecture.stages", Key([2], "shapes", IMAGES)),
     ("model.architecture.width", Key(6, "shapes", IMAGES)),
+    ("model.architecture.width", Key(6, "shapes", AIR)),
     ("training.epochs", Key(3, "program", {**TABLE, "training.schedule": "cosine"})),
     ("training.batch_size", Key(5, "program")),
     ("training.learning_rate", Key(0.5, "program")),

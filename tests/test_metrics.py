@@ -247,8 +247,8 @@ def test_an_unknown_metric_is_refused_with_a_hint():
         metric_direction("val_acuracy")
 
 
-@pytest.mark.parametrize(("n", "k"), [(12_000, 10), (10_000, 2)])
-def test_all_metrics_cost_little_more_than_one_sort(n, k):
+@pytest.mark.parametrize(("n", "k", "most"), [(12_000, 10, 6.5), (10_000, 2, 7.5)])
+def test_all_metrics_cost_little_more_than_one_sort(n, k, most):
     random = np.random.default_rng(0)
     probabilities, labels = random.dirichlet(np.ones(k), n), random.integers(0, k, n)
 
@@ -259,7 +259,7 @@ def test_all_metrics_cost_little_more_than_one_sort(n, k):
     for _ in range(15):
         metrics.append(_cpu_seconds(lambda: classification_metrics(probabilities, labels)))
         unit.append(_cpu_seconds(yardstick))
-    assert min(metrics) <= 7 * min(unit)  # 5.1 on an AMD EPYC: 25 and 4 ms
+    assert min(metrics) <= most * min(unit)  # on an AMD EPYC 4.5 and 5.1: 25 and 4 ms
 
 
 def _cpu_seconds(work):

@@ -114,7 +114,7 @@ def test_metadata_and_configuration(client: triton.InferenceServerClient):
     assert told["inputs"][0]["datatype"] == "FP64", "FP32 would lose the seconds"
     assert [o["name"] for o in told["outputs"]] == ["predictions"]
     config: Any = client.get_model_config("numbers")
-    assert config["max_batch_size"] == 1024
+    assert config["max_batch_size"] == 64
     assert config["input"] == [{"name": "features", "data_type": "TYPE_FP32", "dims": [5]}]
 
 

@@ -55,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     for name, schema in served.items():
         add_model(root, name, schema)
     models = [word for name in served for word in ("--model", name)]
-    with door(root, *models) as server:
+    with door(root, *models, "--max-batch", "64") as server:
         yield server
 
 

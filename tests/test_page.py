@@ -34,7 +34,7 @@ def keyed(registry: Path) -> Iterator[tuple[Client, str]]:
     key, line = new_key("page")
     (registry / "keys").write_text(line)
     models = [word for name in ("kinds", "price", "shades", "tags", "homes") for word in ("--model", name)]
-    with door(registry, *models, "--api-keys", str(registry / "keys")) as server:
+    with door(registry, *models, "--max-batch", "64", "--api-keys", str(registry / "keys")) as server:
         yield server, key
 
 

@@ -229,7 +229,7 @@ def test_the_module_says_what_it_is_made_of() -> None:
     assert set(variables["params"]) == {"waves", "scaling", "hidden1", "alpha1", "head"}
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)  # each compiles programs of its own
 @given(kinds=st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_inputs_in_parts_are_one_product(kinds: list[tuple[int, bool]], seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ from mmjax.config import Architecture, ModelName
 from mmjax.config import Model as ModelConfig
 from mmjax.errors import ConfigError, DataError
 from mmjax.models.activations import activation_function
-from mmjax.models.airbench import WHITENED_IMAGES, WIDTHS, AirNet
+from mmjax.models.airbench import GROUPS, WHITENED_IMAGES, WIDTHS, AirNet
 from mmjax.models.base import Model, Variables
 from mmjax.models.efficientnet import B0_STAGES, EFFICIENTNETS, EfficientNet, norm_epsilon
 from mmjax.models.fusion import Join, images_trunk, make_fusion, with_images_trunk
@@ -33,7 +33,10 @@ ARCHITECTURE_DEFAULTS: dict[str, Architecture] = {
     "realmlp": Architecture(hidden_layers=(256, 256, 256), dropout=0.15),
     "realmlp_s": Architecture(hidden_layers=(256, 256, 256)),
     "tabm": Architecture(hidden_layers=(512, 512), dropout=0.1, activation="relu", members=MEMBERS),
-    **dict.fromkeys(WIDTHS, Architecture(dropout=0.0, activation="gelu", mirrored=False)),
+    **{
+        name: Architecture(dropout=0.0, activation="gelu", mirrored=False, width=width)
+        for name, width in WIDTHS.items()
+    },
     "resnet": Architecture(stages=(2, 2, 2), width=32, dropout=0.0, activation="relu"),
     **dict.fromkeys(RESNETS, _RESNET),
     **_EFFICIENTNET,
@@ -117,7 +120,8 @@ def build_model(
                 )
             )
         case "airbench" | "airbench_s":
-            net = AirNet(outputs, WIDTHS[name], activation, shape.dropout, shape.mirrored, dtype)
+            widths = tuple(shape.width * times for times in GROUPS[name])
+            net = AirNet(outputs, widths, activation, shape.dropout, shape.mirrored, dtype)
             return _vision(net, name, shape.dropout)._replace(images_to_start=WHITENED_IMAGES)
         case "resnet":
             row = ResNetRow(shape.stages, shape.width)

@@ -11,6 +11,10 @@ LARGEST = 100.0
 MOST_ROWS = 10_000
 """Rows that more than a temperature is fitted to, drawn at random of more."""
 _STEPS, _EM_STEPS, _NEAR = 60, 50, 1e-5
+_FLAT = 1e-9
+"""Of a curve beside its slope: no Newton step is taken from there."""
+_FARTHEST = 1e6
+"""How far a logit may be below the largest: at every temperature such a class has probability 0."""
 
 
 def best_temperature(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None) -> float:
@@ -24,7 +28,7 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray 
     z = np.asarray(logits, np.float64)
     if not weight.sum() > 0 or not np.isfinite(z).all():
         return 1.0
-    z = z - z.max(axis=1, keepdims=True)
+    z = np.maximum(z - z.max(axis=1, keepdims=True), -_FARTHEST)
     smooth, share = 1.0 / (weight.sum() + 1.0), weight / weight.sum()
     wanted = (1.0 - smooth) * np.take_along_axis(z, labels[:, None], axis=1)[:, 0] + smooth * z.mean(axis=1)
 
@@ -36,14 +40,16 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray 
         total = np.einsum("nk->n", e)
         mean = np.einsum("nk,nk->n", e, z) / total
         variance = np.einsum("nk,nk->n", e, squared) / total - mean * mean
-        return float(share @ (mean - wanted)), float(share @ variance)
+        # Not by BLAS, which takes more threads to it than it is worth.
+        return float(np.einsum("n,n->", share, mean - wanted)), float(np.einsum("n,n->", share, variance))
 
     least, most, at = np.log(1.0 / LARGEST), np.log(LARGEST), 0.0
     low, high = least - _NEAR, most + _NEAR
     for _ in range(_STEPS):
         slope, curve = slope_and_curve(float(np.exp(at)))
         low, high = (at, high) if slope < 0 else (low, at)
-        step = -slope / (np.exp(at) * curve) if curve > 0 else -np.inf
+        change = float(np.exp(at) * curve)
+        step = -slope / change if change > _FLAT * abs(slope) else -np.inf
         if high - low <= 2 * _NEAR or abs(step) < _NEAR:
             break
         newton = float(np.clip(at + step, least, most))

@@ -391,7 +391,7 @@ def _realmlp_choices(config: Config, name: str, task: str, train_rows: int, vali
     fast = config.preset == "fast" and config.model.name is UNSET
     epochs, long = _fast_epochs(train_rows) if fast else (256, why)
     whole = (False, "the schedule needs all its epochs; the weights of the best one are kept")
-    monitor = _error_monitor(classify)
+    monitor = _error_monitor(config.training, classify)
     if task == "classification":
         monitor = ("val_selection_loss", "what calibration will leave of the log loss, and the share of errors")
     return [
@@ -418,9 +418,11 @@ _FAST_ROWS = 8_192
 _REALMLP_BATCHES = ((1_024, 64), (8_192, 128), (30_000, 256), (100_000, 512))
 
 
-def _error_monitor(classify: bool) -> tuple[str, str]:
+def _error_monitor(training: Training, classify: bool) -> tuple[str, str]:
     if classify:
         return ("val_refined_log_loss", "what calibration will leave of the log loss")
+    if training.loss == "pinball":
+        return ("val_loss", "what is trained: rmse looks at the median alone")
     return ("val_rmse", "the error in the target's own unit")
 
 
@@ -433,7 +435,7 @@ def _tabm_choices(config: Config, classify: bool, train_rows: int, validation_ro
     usual = config.training.optimizer in (UNSET, "adamw")
     batch_size = next((size for below, size in _TABM_BATCHES if train_rows < below), 1024)
     epochs, ends = (_TABM_EPOCHS, "ends early") if validation_rows else (50, "there are no validation rows")
-    monitor = _error_monitor(classify)
+    monitor = _error_monitor(config.training, classify)
     return [
         ("training.batch_size", min(batch_size, train_rows), f"{train_rows} training rows"),
         ("training.epochs", epochs, ends),

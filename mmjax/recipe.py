@@ -103,6 +103,12 @@ def resolve_prepared(config: Config, prepared: Prepared) -> tuple[Config, tuple[
     )
 
 
+def usual_epochs(config: Config, prepared: Prepared) -> int:
+    """Return how many epochs a decided config would get if it said nothing of them."""
+    choices = _training_choices(config, prepared.schema, str(config.model.name), *rows_to_learn(prepared.split))
+    return next(value for key, value, _ in choices if key == "training.epochs")
+
+
 def decided(config: Config, decision: Decision) -> Config:
     """Return the config with one more field decided."""
     return _set(config, decision.key.split("."), decision.value)

@@ -219,6 +219,7 @@ def run_report(
             baselines=plain(judged.baselines),
             answers=with_facts(facts, {name: evaluation.trust for name, evaluation in evaluations.items()}),
             leak=None if leak is None else leak._asdict(),
+            zero_targets={name: evaluation.zero_targets for name, evaluation in evaluations.items()},
             modalities=plain(modalities),
         )
     )

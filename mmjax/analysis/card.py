@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mmjax.analysis.answers import answer_lines, reliability_rows
+from mmjax.analysis.answers import answer_lines, reliability_rows, reweighted_line
 from mmjax.analysis.report import (
     Report,
     baseline_table,
@@ -111,6 +111,8 @@ def _limits_of_calibration(report: Report, split: str | None) -> list[str]:
     """Return that probabilities are off where they were not calibrated, and what would calibrate them."""
     error = report["metrics"].get(split, {}).get("ece")
     config = report["config"]
+    if line := reweighted_line(report):
+        return [f"{line[0].upper()}{escape(line[1:])}."]
     if config.get("training", {}).get("calibration") != "none" or error is None or error <= UNCALIBRATED:
         return []
     why = next((made["why"] for made in report["decisions"] if made["key"] == "training.calibration"), "")

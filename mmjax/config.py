@@ -689,7 +689,8 @@ class Training(Section, frozen=True, kw_only=True):
         Meta(
             description="Weights of the classes in the loss: `none`, `balanced` (inverse frequency), "
             "or a list of {label, weight}; a class that is not listed weighs 1. Of labels it is yes that is weighted, "
-            "and `balanced` weighs yes and no of each."
+            "and `balanced` weighs yes and no of each. Probabilities then are those of reweighted classes: they rank "
+            "rows and are for a threshold, but are no frequencies, calibrated or not."
         ),
     ] = "none"
     focal_gamma: Annotated[NonNegative, Meta(description="focal: how strongly easy rows are discounted.")] = 2.0

@@ -173,12 +173,14 @@ _METRIC_MEANINGS = {
     "chooses the epoch of `realmlp`. Of three classes or more each class has the offset that suits these rows first, "
     "as calibration by `matrix` will give it one.",
     "brier": "Mean squared error of the probabilities; of more than two classes summed over them, 0 to 2.",
-    "ece": "Expected calibration error: mean gap between confidence and accuracy, in 15 bins of confidence.",
+    "ece": "Expected calibration error: mean gap between confidence and accuracy, in 15 bins of confidence; "
+    "of the most probable class always, whatever `training.threshold` calls the row.",
     "mcc": "Matthews correlation of true and predicted classes: 1 is perfect, 0 no better than chance.",
     "rmse": "Root of the mean squared error, in the target's unit.",
     "mae": "Mean absolute error, in the target's unit.",
     "r2": "Share of the target's variance that is explained: 1 is perfect, 0 as good as its mean, less is worse.",
-    "mape": "Mean of the absolute error over the absolute target, a fraction; useless where targets are near 0.",
+    "mape": "Mean of the absolute error over the absolute target, a fraction; useless where targets are near 0. One of "
+    "0 counts as 2.2e-16, as in scikit-learn: terminal and card then show `-` and say why, report.json has the number.",
 }
 
 

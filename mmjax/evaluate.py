@@ -115,7 +115,8 @@ def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
         "per_class": {GIVEN: evaluation.per_class},
         "confusion": {GIVEN: evaluation.confusion},
         "answers": with_facts(trained.get("answers", {}), {GIVEN: jsonable(evaluation.trust)}),
-        "data": trained["data"] | {"split_sizes": {GIVEN: evaluation.rows}},
+        "data": trained["data"]
+        | {"split_sizes": {GIVEN: evaluation.rows}, "zero_targets": {GIVEN: evaluation.zero_targets}},
     }
 
 

@@ -27,7 +27,7 @@ from mmjax.data.prepare import Prepared
 from mmjax.data.prepared import class_counts, split_sizes
 from mmjax.data.split import PARTS
 from mmjax.parts import States
-from mmjax.recipe import Decision
+from mmjax.recipe import Decision, usual_epochs
 from mmjax.training.decide import Facts, Rows, decide, fits_on_validation, predicted, start_predicting
 from mmjax.training.events import TrainResult
 from mmjax.training.setup import Setup
@@ -116,17 +116,60 @@ class Judged(NamedTuple):
     baselines: Judgement | None
 
 
-def judged_answers(config: Config, prepared: Prepared, answers: dict[str, Answers]) -> Judged:
-    """Return intervals and baselines on the rows that count: test, else validation, else (no baselines) out of fold."""
+def judged_answers(
+    config: Config,
+    prepared: Prepared,
+    answers: dict[str, Answers],
+    decisions: tuple[Decision, ...],
+    facts: Facts,
+    *,
+    epochs: int,
+) -> Judged:
+    """Return intervals and baselines on the rows that count: test, else validation, else (no baselines) out of fold.
+
+    `decisions` and `facts` are those of the run, which trained so many `epochs`.
+    """
     split = next((name for name in ("test", "validation", OUT_OF_FOLD) if name in answers), None)
     if split is None:
         return Judged({}, None)
     spread = {split: intervals(resample(answers[split], seed=config.seed))}
     if config.evaluation.baselines == "none" or split == OUT_OF_FOLD:
         return Judged(spread, None)
-    boost = config.evaluation.baselines == "all"
-    found = judge(prepared, answers[split], split, boost=boost, seed=config.seed, advice=_what_to_try(config))
-    return Judged(spread, found)
+    found = judge(
+        prepared,
+        answers[split],
+        split,
+        boost=config.evaluation.baselines == "all",
+        seed=config.seed,
+        advice=_train_longer(config, prepared, decisions, epochs) or _what_to_try(config),
+        weighted=config.training.class_weights != "none",
+        thresholded="threshold" in facts,
+    )
+    return Judged(spread, found._replace(notes=(*found.notes, *_threshold_note(facts))))
+
+
+def _threshold_note(facts: Facts) -> list[str]:
+    """Return that classes are called otherwise than those of the baselines, where a threshold calls them."""
+    fact = facts.get("threshold")
+    if fact is None:
+        return []
+    if "labels" in fact:
+        return ["this network's labels are called by its thresholds, the baselines' from 0.5 on"]
+    return [f"this network's classes are by its threshold {fact['value']:.3g}, the baselines' by the most probable"]
+
+
+def _train_longer(config: Config, prepared: Prepared, decisions: tuple[Decision, ...], epochs: int) -> str:
+    """Return that the training was shorter than the recipe's, in words; empty where it was not."""
+    asked, why = config.training.epochs, {made.key: made.why for made in decisions}.get("training.epochs")
+    assert isinstance(asked, int), "the recipe decides the epochs"
+    usual = usual_epochs(config, prepared)
+    if why is not None and why.startswith("budget"):
+        return f"train longer first: {why}"
+    if config.budget is not None and epochs < asked and config.training.early_stopping.enabled is not True:
+        return f"train longer first: budget {config.budget} ended it after {epochs} of {asked} epochs"
+    if why is None and epochs == asked < usual:
+        return f"train longer first: training.epochs is {asked}, the recipe's choice is {usual}"
+    return ""
 
 
 def _what_to_try(config: Config) -> str:
@@ -176,6 +219,7 @@ def run_report(
             baselines=plain(judged.baselines),
             answers=with_facts(facts, {name: evaluation.trust for name, evaluation in evaluations.items()}),
             leak=None if leak is None else leak._asdict(),
+            zero_targets={name: evaluation.zero_targets for name, evaluation in evaluations.items()},
             modalities=plain(modalities),
         )
     )

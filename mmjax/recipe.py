@@ -103,6 +103,12 @@ def resolve_prepared(config: Config, prepared: Prepared) -> tuple[Config, tuple[
     )
 
 
+def usual_epochs(config: Config, prepared: Prepared) -> int:
+    """Return how many epochs a decided config would get if it said nothing of them."""
+    choices = _training_choices(config, prepared.schema, str(config.model.name), *rows_to_learn(prepared.split))
+    return next(value for key, value, _ in choices if key == "training.epochs")
+
+
 def decided(config: Config, decision: Decision) -> Config:
     """Return the config with one more field decided."""
     return _set(config, decision.key.split("."), decision.value)
@@ -400,7 +406,7 @@ def _realmlp_choices(config: Config, name: str, task: str, train_rows: int, vali
     fast = config.preset == "fast" and config.model.name is UNSET
     epochs, long = _fast_epochs(train_rows) if fast else (256, why)
     whole = (False, "the schedule needs all its epochs; the weights of the best one are kept")
-    monitor = _error_monitor(classify)
+    monitor = _error_monitor(config.training, classify)
     if task == "classification":
         monitor = ("val_selection_loss", "what calibration will leave of the log loss, and the share of errors")
     return [
@@ -427,9 +433,11 @@ _FAST_ROWS = 8_192
 _REALMLP_BATCHES = ((1_024, 64), (8_192, 128), (30_000, 256), (100_000, 512))
 
 
-def _error_monitor(classify: bool) -> tuple[str, str]:
+def _error_monitor(training: Training, classify: bool) -> tuple[str, str]:
     if classify:
         return ("val_refined_log_loss", "what calibration will leave of the log loss")
+    if training.loss == "pinball":
+        return ("val_loss", "what is trained: rmse looks at the median alone")
     return ("val_rmse", "the error in the target's own unit")
 
 
@@ -442,7 +450,7 @@ def _tabm_choices(config: Config, classify: bool, train_rows: int, validation_ro
     usual = config.training.optimizer in (UNSET, "adamw")
     batch_size = next((size for below, size in _TABM_BATCHES if train_rows < below), 1024)
     epochs, ends = (_TABM_EPOCHS, "ends early") if validation_rows else (50, "there are no validation rows")
-    monitor = _error_monitor(classify)
+    monitor = _error_monitor(config.training, classify)
     return [
         ("training.batch_size", min(batch_size, train_rows), f"{train_rows} training rows"),
         ("training.epochs", epochs, ends),

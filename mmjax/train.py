@@ -199,7 +199,7 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             evaluations, answers, leak, modalities = evaluate_splits(config, setup, states, calibrated=calibrated)
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("baselines"):
-            judged = judged_answers(config, prepared, answers)
+            judged = judged_answers(config, prepared, answers, decisions, facts, epochs=len(result.history))
         with record.stage("bundle"):
             report = run_report(
                 config,

@@ -199,11 +199,12 @@ def with_columns(path: Path, *names: str) -> Path:
     return write_csv(path, names, rows)
 
 
+ADD_IT = "got none of that name; add it, empty (in JSON null) where its value is not known"
 COLUMNS = {
-    "missing": (("size", "colour", "kind"), ["expected column 'open', got none of that name",
-                                             "expected column 'when', got none of that name"]),
+    "missing": (("size", "colour", "kind"), [f"expected column 'open', {ADD_IT}",
+                                             "expected column 'when', got none of that name; add it"]),
     "misspelt": (("size", "color", "open", "when"), [
-        "expected column 'colour', got none of that name",
+        f"expected column 'colour', {ADD_IT}",
         "unknown column 'color'; rename or remove it; did you mean 'colour'?"]),
     "extra": (("size", "colour", "open", "when", "more"), ["unknown column 'more'; rename or remove it"]),
     "doubled": (("size", "colour", "open", "when", "size"), [

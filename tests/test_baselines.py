@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from mmjax.analysis import baselines, boosting
 from mmjax.analysis.baseline_data import make_design
 from mmjax.analysis.baseline_models import Rows, logistic_regression, nearest_neighbours, ridge_regression
-from mmjax.analysis.baselines import judge
+from mmjax.analysis.baselines import Judgement, judge
 from mmjax.analysis.bootstrap import metric_values
 from mmjax.artifact.answers import Answers, row_ids
 from mmjax.data.prepared import Prepared
@@ -145,6 +145,72 @@ def test_within_noise_nobody_is_called_better_and_what_to_try_is_said():
         "within noise; try preset: best"
     )
     assert "try" not in judge(data, answers(data, knows=True), "test", boost=False, advice="try it").verdict
+
+
+def told(data: Prepared, network: Answers, **asked: bool) -> Judgement:
+    """The Judgement, with an advice."""
+    return judge(data, network, "test", boost=False, advice="try it", **asked)
+
+
+def test_a_network_as_good_as_the_majority_or_the_mean_is_told_so():
+    data = prepared(classes=2)
+    empty = {"numeric": np.zeros((N, 2), np.float32), "category": np.ones((N, 1), np.int32)}  # no other baseline
+    share = data.batch["label"][:150].mean()
+    label = data.batch["label"][data.split.test]
+    towards = share + np.sign(label.mean() - share) * 0.01
+    probabilities = np.tile([1 - towards, towards], (50, 1)).astype(np.float32)
+    network = answers(data, knows=False)._replace(probabilities=probabilities)
+    found = told(data._replace(batch=data.batch | empty), network)
+    ours, theirs = found.network["log_loss"], found.baselines[0].metrics["log_loss"]
+    assert ours < theirs
+    assert found.beaten
+    assert found.verdict == (
+        f"this network is no better than the majority class on test: log_loss {ours:.4f} against {theirs:.4f}, "
+        "a difference within noise; try it"
+    )
+    numbers = prepared(classes=0)
+    truth = answers(numbers, knows=True).label
+    network = answers(numbers, knows=True)._replace(prediction=np.full_like(truth, truth.mean()))
+    found = told(numbers._replace(batch=numbers.batch | empty), network)
+    assert found.verdict.startswith("this network is no better than the mean on test: rmse ")
+
+
+def test_a_baseline_that_is_better_in_accuracy_alone_is_told_of():
+    """A third of the network's rows are wrong by a little, so its log loss is no worse."""
+    data = prepared(classes=2)
+    label = data.batch["label"][data.split.test]
+    right = np.where(np.arange(50) % 3, 0.9999, 0.49)
+    sides = np.stack([right, 1 - right], axis=1)
+    probabilities = np.take_along_axis(sides, np.stack([label, 1 - label], axis=1), axis=1).astype(np.float32)
+    network = answers(data, knows=True)._replace(probabilities=probabilities, prediction=probabilities.argmax(axis=1))
+    found = told(data, network)
+    best = max(found.baselines, key=lambda one: one.metrics["accuracy"])
+    assert "does as well as this network on test: log_loss " in found.verdict
+    assert found.verdict.endswith(
+        f"; in accuracy {best.name} is better, {best.metrics['accuracy']:.4f} against 0.6600, a difference larger than "
+        "noise; try it"
+    )
+    assert "accuracy" not in told(data, network, thresholded=True).verdict
+
+
+def test_weighted_classes_are_judged_by_their_ranking():
+    """A prior that was shifted by weights is no fault of the ranking, of which the log loss says nothing."""
+    data = prepared(classes=2)
+    network = answers(data, knows=True)
+    assert network.probabilities is not None
+    yes = network.probabilities[:, 1] ** 0.001
+    shifted = np.stack([1 - yes, yes], axis=1)
+    network = network._replace(probabilities=shifted.astype(np.float32))
+    assert " is better than this network on test: log_loss" in told(data, network).verdict
+    found = told(data, network, weighted=True)
+    assert (found.metric, found.beaten) == ("roc_auc", False)
+    assert found.verdict.startswith("no baseline is better than this network on test: roc_auc 1.0000 against ")
+    assert found.verdict.endswith(
+        "; judged by roc_auc, as training weighted this network's classes, not the baselines'"
+    )
+    three = prepared(classes=3)
+    found = told(three, answers(three, knows=True), weighted=True)
+    assert "; log_loss favours the baselines, as training weighted" in found.verdict
 
 
 def test_the_majority_and_the_mean_are_those_of_the_training_rows():

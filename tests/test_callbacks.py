@@ -79,6 +79,15 @@ def test_undefined_missing_tiny_and_huge_values_keep_the_columns():
     ]
 
 
+def test_of_seeds_one_model_is_told_and_that_the_first_is_kept():
+    started, *rest = run(1)
+    assert isinstance(started, Started)
+    events = [started._replace(parameters=30, seeds=3), *rest[:-1], rest[-1]._replace(models=3, seeds=3)]
+    lines = shown(events, io.StringIO()).splitlines()
+    assert lines[0].endswith("; 3 seeds of 10 parameters each; the first is kept")
+    assert lines[-1].endswith("; best: mean of 3 seeds, the first of which is kept: val_loss 2.0000")
+
+
 def test_without_a_monitor_no_epoch_is_called_best():
     start, *_ = run(1)
     assert isinstance(start, Started)

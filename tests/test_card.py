@@ -148,6 +148,12 @@ def test_regression_of_images():
     assert "| rmse | 3.5000 |\n" in card
     assert not re.search("## (Classes|Confusion|What was done)", card)
     assert any("Images unlike those" in line for line in limits(report))
+    assert "mape: targets" not in card
+    zeros = {"metrics": {"test": {"rmse": 3.5, "mape": 1.12e16}}, "zero_targets": {"test": 4, "train": 0}}
+    changes = {"class_counts": None, "per_class": {}, "confusion": {}} | zeros
+    card = model_card(report_of((), schema=schema, **changes))
+    assert "| mape | - |\n" in card
+    assert "\nmape: targets are 0 in rows (4 test), and no error is a share of 0.\n" in card
 
 
 def test_copies_of_training_rows_in_the_test_split_are_told_first():

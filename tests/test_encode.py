@@ -2,6 +2,7 @@ import subprocess
 import sys
 from datetime import UTC, date, datetime
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -233,14 +234,18 @@ def test_columns_that_are_known_missing_or_unknown():
     names = ("id", "age", "when", "city", "paid", "w", "y")
     assert check_columns(SCHEMA, names, where="t.csv") == ("id", "w", "y")
     assert check_columns(SCHEMA, ("when", "paid", "city", "age"), where="t.csv") == ()
+    add_it = "got none of that name; add it, empty (in JSON null) where its value is not known"
     with pytest.raises(DataError) as caught:
         check_columns(SCHEMA, ("aged", "when", "city", "zzz"), where="t.csv")
     assert caught.value.problems == (
-        "t.csv: expected column 'age', got none of that name",
-        "t.csv: expected column 'paid', got none of that name",
+        f"t.csv: expected column 'age', {add_it}",
+        f"t.csv: expected column 'paid', {add_it}",
         "t.csv: unknown column 'aged'; rename or remove it; did you mean 'age'?",
         "t.csv: unknown column 'zzz'; rename or remove it",
     )
+    needed = [msgspec.structs.replace(column, required=True) for column in SCHEMA.columns]
+    with pytest.raises(DataError, match=r"column 'when', got none of that name; add it$"):
+        check_columns(msgspec.structs.replace(SCHEMA, columns=tuple(needed)), ("age", "city", "paid"), where="t.csv")
     assert problems_of({"age": cells("1"), "city": cells("a")}) == (
         "column 'when': expected a value for every row, got no such column",
         "column 'paid': expected a value for every row, got no such column",

@@ -160,6 +160,17 @@ def test_target_task_classes_and_reason(cells, task, classes, reason):
     assert (found.task, found.classes, found.reason) == (task, classes, reason)
 
 
+def test_a_target_whose_values_never_repeat_is_no_class():
+    """Names, for instance: nothing can be learnt of a class of one row. A few rows may be so."""
+    names = text_column([f"person {i}" for i in range(30)])
+    with pytest.raises(DataError, match=r"^target column 'y': expected values that repeat, got 30 classes of one row"):
+        infer_target(names, "y")
+    with pytest.raises(DataError, match=r"; set task: regression, or name another column$"):
+        infer_target(text_column([str(i) for i in range(12)]), "y")
+    assert len(infer_target(names[:10], "y").classes) == 10
+    assert len(infer_target(np.append(names, names[:1]), "y").classes) == 30
+
+
 def test_task_by_config_then_schema_file():
     numbers = text_column(often("0", "1", "2"))
     assert infer_target(numbers, "y", task="regression").reason == "task is set in the config"

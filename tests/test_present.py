@@ -5,10 +5,12 @@ import re
 import shlex
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmjax.analysis.evaluation import evaluate_scores
 from mmjax.analysis.present import (
     closing_lines,
     describe_schema,
@@ -21,6 +23,7 @@ from mmjax.analysis.report import Report
 from mmjax.analysis.tables import Table, cell_width, printable, shorten, table_lines
 from mmjax.config import Config, Data, ImageData, TabularData
 from mmjax.schema import NAMES_IMAGES, Column, ImageSpec, Schema, Target
+from mmjax.training.scoring import Scores
 
 
 def report_of(classes: list[str], confusion: list[list[float]], **changes) -> Report:
@@ -95,6 +98,22 @@ def test_regression_reads_so():
         "r2        0.9800\n"
         "mape      0.0710\n"
     )
+
+
+@pytest.mark.parametrize("offset", [0.0, 1234.56])
+def test_targets_of_zero_have_no_mape_and_why_is_told(offset: float):
+    """Labels have lost the target's offset in f32, so that a 0 comes back as a rounding error."""
+    schema = Schema(target=Target(column="price", task="regression", offset=offset))
+    label = (np.array([[0.0], [2.0], [0.0], [1e-4 + offset / 1e6]]) - offset).astype(np.float32)
+    batch = {"label": label, "weight": np.array([1.0, 1.0, 0.0, 1.0])}
+    found = evaluate_scores(schema, Scores(label, label + 1.0, None), batch)
+    assert found.zero_targets == 1
+    model = {"name": "diamonds", "task": "regression", "target": "price", "classes": [], "positive_class": None}
+    data = {"split_sizes": {"test": 4, "train": 9}, "zero_targets": {"test": 1, "train": 0}}
+    metrics = {"test": {"rmse": 1.0, "mape": 1.12e16}, "train": {"rmse": 1.0, "mape": 0.5}}
+    text = results_text(report_of([], [], model=model, metrics=metrics, data=data), width=80)
+    assert "\nmape         -  0.5000\n" in text
+    assert "\nmape: targets are 0 in rows (1 test), and no error is a share of 0\n" in text
 
 
 def test_without_a_test_split_validation_counts():

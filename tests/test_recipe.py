@@ -195,6 +195,13 @@ def test_realmlp_chooses_its_epoch_by_log_loss_and_errors(name: str) -> None:
         assert resolved.training.early_stopping.monitor == monitor
 
 
+@pytest.mark.parametrize("name", ["mlp", "realmlp", "realmlp_s", "tabm"])
+def test_quantiles_choose_their_epoch_by_what_is_trained(name: str) -> None:
+    config = config_for("number", model={"name": name}, training={"loss": "pinball"})
+    resolved, _ = resolve(config, SCHEMAS["number"], train_rows=900, validation_rows=100)
+    assert resolved.training.early_stopping.monitor == "val_loss"
+
+
 @pytest.mark.parametrize(
     ("rows", "batch_size"), [(900, 32), (2_800, 64), (4_500, 128), (6_400, 256), (32_000, 512), (108_000, 1024)]
 )

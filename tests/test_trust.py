@@ -11,6 +11,7 @@ import pytest
 
 from mmjax import Client
 from mmjax.analysis.answers import answer_lines, reliability_rows
+from mmjax.analysis.card import limits
 from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.models import load_model
 from mmjax.config_load import config_from_dict
@@ -76,9 +77,11 @@ def test_report_card_and_terminal_tell_the_same(home: Path):
     answers, told = report["answers"], (home / "buys.txt").read_text()
     assert set(answers) == {"calibration", "threshold", "conformal", "abstention"}
     lines = answer_lines(report)
-    assert [line.partition(":")[0] for line in lines] == ["calibration", "threshold", "coverage", "abstained"]
+    first, *others = (line.partition(":")[0] for line in lines)
+    assert first == "calibration of reweighted classes"
+    assert others == ["threshold", "coverage", "abstained", "probabilities"]
     assert all(line in told for line in lines)
-    assert lines[0].startswith(f"calibration: temperature {answers['calibration']['temperature']:.3g} fitted on 90 val")
+    assert lines[0].startswith(f"{first}: temperature {answers['calibration']['temperature']:.3g} fitted on 90 val")
     assert " -> " in lines[0]
     assert "## How far to trust an answer" in card
     for split in ("validation", "test"):
@@ -106,6 +109,27 @@ def test_calibration_undoes_what_focal_loss_and_class_weights_do_to_sureness(hom
     assert fact["temperature"] < 1.0
     validation = fact["splits"]["validation"]
     assert validation["after"]["log_loss"] <= validation["before"]["log_loss"]
+
+
+def test_probabilities_of_reweighted_classes_are_told_beside_the_shares_of_rows(home: Path):
+    """On the whole table `evaluate` and the model's own answers agree on both."""
+    predictor, report = load_model("buys", registry=home / "registry"), report_of(home, "buys")
+    with (home / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    answered = predictor.predict({name: np.array([row[name] for row in rows], object) for name in ("size", "colour")})
+    assert answered.probabilities is not None
+    shares = evaluate_model(predictor, home / "table.csv").trust["calibration"]["shares"]
+    assert shares["predicted"] == pytest.approx(np.mean(answered.probabilities, axis=0), abs=1e-5)
+    yes = predictor.schema.target.classes.index("yes")
+    observed = np.mean([row["bought"] == "yes" for row in rows])
+    assert shares["observed"][yes] == pytest.approx(observed)
+    told = report["answers"]["calibration"]["splits"]["test"]["shares"]
+    line = answer_lines(report)[-1]
+    each = f"yes {told['predicted'][yes]:.4f} ({told['observed'][yes]:.4f}); they rank rows"
+    assert f"on test the mean of each, and its share of the rows: {each}" in line
+    assert any(limit.startswith("Probabilities: those of reweighted classes") for limit in limits(report))
+    plain = report | {"config": {"training": {"class_weights": "none", "calibration": "temperature"}}}
+    assert not any("reweighted" in line for line in (*answer_lines(plain), *limits(plain)))
 
 
 def test_a_loaded_model_and_evaluate_give_what_the_report_says(home: Path):

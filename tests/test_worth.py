@@ -41,7 +41,7 @@ def test_a_simple_model_that_is_better_comes_first(trained) -> None:
     report = poor.report
     verdict = report["verdict"]
     assert " is better than this network on test: " in verdict
-    assert verdict.endswith("; try preset: best, or split.folds: 5")
+    assert verdict.endswith("; train longer first: training.epochs is 8, the recipe's choice is 100")
     assert next(iter(report)) == "verdict"
     assert results_text(report, width=80).splitlines()[0] == verdict
     assert model_card(report).startswith("> **")
@@ -71,3 +71,17 @@ def test_compare_tells_differences_from_noise(trained, capsys) -> None:
     text = door(capsys, registry_door, "compare", *names[1:], "--registry", str(home / "registry"))
     assert "the test rows differ" in text.out
     assert "unpaired bootstrap" in text.out
+
+
+def test_what_to_try_is_what_can_help(trained) -> None:
+    """Nothing was cut, so other models; and weights and threshold of a network that learns of noise are told of."""
+    home, _ = trained
+    asked = _dict(table_config(home / "table.csv", target_column="open"))
+    del asked["model"]
+    training = {"learning_rate": 1e-6, "class_weights": "balanced", "threshold": 0.3}
+    config = config_from_dict({**asked, "name": "weighted", "preset": "fast", "training": training}, "test")
+    report = fit(config, runs_dir=home / "runs", registry=None).report
+    verdict, notes = report["verdict"], report["baselines"]["notes"]
+    assert verdict.endswith("; try preset: best, or split.folds: 5")
+    assert "; judged by roc_auc, as training weighted this network's classes" in verdict
+    assert notes == ["this network's classes are by its threshold 0.3, the baselines' by the most probable"]

@@ -7,6 +7,8 @@ from mmjax.analysis.tables import count, number, printable
 
 MOST_LABELS = 10
 """Thresholds that are told one by one."""
+MOST_SHARES = 5
+"""Reweighted classes that are told one by one, the furthest from their share first."""
 CALIBRATED = {"ece": "ECE", "brier": "Brier", "log_loss": "log loss"}
 
 
@@ -17,15 +19,45 @@ def answer_lines(report: Report) -> list[str]:
     """
     split, told = headline_split(report), {"calibration": _calibration, "threshold": _threshold}
     told |= {"conformal": _conformal, "abstention": _abstention}
+    weighted = class_weighted(report)
     folds = report.get("config", {}).get("split", {}).get("folds")
     held = "out-of-fold" if folds else "validation"
     lines = []
     for kind, words in told.items():
         fact = report.get("answers", {}).get(kind, {})
         figures = fact.get("splits", {}).get(split)
-        if figures is not None and (line := words({"held": held} | fact, figures, f"on {split}")):
+        fact = {"held": held, "weighted": weighted} | fact
+        if figures is not None and (line := words(fact, figures, f"on {split}")):
             lines.append(line)
-    return lines
+    return [*lines, *([line] if (line := reweighted_line(report)) else [])]
+
+
+def class_weighted(report: Report) -> bool:
+    """Return whether training weighted the classes, so that probabilities are not shares of rows."""
+    return report.get("config", {}).get("training", {}).get("class_weights", "none") != "none"
+
+
+def reweighted_line(report: Report) -> str:
+    """Return how far the mean probabilities of weighted classes are from their shares; empty without such weights.
+
+    Weights shift the odds of classes, which no temperature can undo.
+    """
+    split, model = headline_split(report), report["model"]
+    shares = report.get("answers", {}).get("calibration", {}).get("splits", {}).get(split, {}).get("shares")
+    if not class_weighted(report) or shares is None:
+        return ""
+    found = dict(zip(model["classes"], zip(shares["predicted"], shares["observed"], strict=True), strict=True))
+    if model.get("positive_class") in found:
+        found = {model["positive_class"]: found[model["positive_class"]]}
+    furthest = sorted(
+        (name for name in found if None not in found[name]), key=lambda x: -abs(found[x][0] - found[x][1])
+    )
+    each = [f"{printable(name)} {number(found[name][0])} ({number(found[name][1])})" for name in furthest[:MOST_SHARES]]
+    more = f" and {len(furthest) - MOST_SHARES} more" if len(furthest) > MOST_SHARES else ""
+    return (
+        f"probabilities: those of reweighted classes (training.class_weights); on {split} the mean of each, and its "
+        f"share of the rows: {', '.join(each)}{more}; they rank rows and are for a threshold, but are no frequencies"
+    )
 
 
 def reliability_rows(report: Report) -> list[tuple[str, str, str, str]]:
@@ -45,7 +77,8 @@ def _calibration(fact: dict[str, Any], figures: dict[str, Any], where: str) -> s
     moved = [f"{words} {_moved(before.get(name), after[name])}" for name, words in CALIBRATED.items()]
     if after.get("ece_by_chance") is not None:
         moved[0] += f" ({number(after['ece_by_chance'])} by chance were all exact)"
-    told = f"calibration: temperature {fact['temperature']:.3g}{_matrix(fact)} fitted on {_rows(fact)}"
+    kind = "calibration of reweighted classes" if fact.get("weighted") else "calibration"
+    told = f"{kind}: temperature {fact['temperature']:.3g}{_matrix(fact)} fitted on {_rows(fact)}"
     return f"{told}; {where} {', '.join(moved)}"
 
 

@@ -5,8 +5,9 @@ setting on the validation rows (without any: on a fifth of the training rows) an
 network is measured on.
 """
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,9 +26,10 @@ from mmjax.analysis.bootstrap import (
     resample,
 )
 from mmjax.analysis.tables import number
-from mmjax.artifact.answers import Answers, take_answers
+from mmjax.artifact.answers import Answers, of_labels, take_answers
 from mmjax.backend import reference_mode
 from mmjax.data.prepared import Prepared
+from mmjax.training.metrics import metric_direction
 
 MOST_NUMBERS = 5_000_000
 """Training rows times columns (and four times classes) of a regression."""
@@ -64,14 +66,15 @@ class Judgement(NamedTuple):
     split: str
     """Of which split."""
     metric: str
-    """By which they are judged, `log_loss` or `rmse`: less is better."""
+    """By which they are judged: `log_loss` or `rmse`, less is better; of weighted classes `roc_auc`, more is better."""
     network: dict[str, float]
     """The network's metrics on these rows."""
     baselines: tuple[Baseline, ...]
     best: str
     """The baseline with the best value of the metric."""
     beaten: bool
-    """True where that baseline has the better value, by more than noise or within it."""
+    """True where that baseline has the better value, by more than noise or within it; where one is better in accuracy
+    or mean absolute error by more than noise; and where the network is no better than the majority or mean."""
     difference: Interval | None
     """95 % interval of the metric's difference, the best baseline's less the network's (paired bootstrap)."""
     verdict: str
@@ -80,12 +83,21 @@ class Judgement(NamedTuple):
 
 
 def judge(
-    prepared: Prepared, network: Answers, split: str, *, boost: bool, seed: int = 0, advice: str = ""
+    prepared: Prepared,
+    network: Answers,
+    split: str,
+    *,
+    boost: bool,
+    seed: int = 0,
+    advice: str = "",
+    weighted: bool = False,
+    thresholded: bool = False,
 ) -> Judgement:
     """Return the Judgement of the network's Answers to all rows of `split`, in the order of `prepared.split`.
 
     Of images only the majority or mean is asked. `boost` adds gradient boosting, where a library is installed. `advice`
-    ends the verdict where the network is behind, as in "try preset: best".
+    ends the verdict where the network is behind, as in "try preset: best". `weighted` says that training weighted the
+    network's classes, `thresholded` that a threshold calls them: its log loss, or its accuracy, is not the baselines'.
     """
     random, notes = np.random.default_rng(seed), []
     given, batch = getattr(prepared.split, split), prepared.batch
@@ -113,44 +125,122 @@ def judge(
             spent = time.perf_counter() - started
             answers = answers_of(labels, truth, fitted.answers, prepared.schema.target.offset)
             found.append((Baseline(name, metric_values(answers), round(spent, 3), fitted.chosen), answers))
-    return _judgement(truth, found, split, tuple(notes), seed, advice)
+    judged = _judged_by(truth, weighted=weighted, thresholded=thresholded)
+    return _judgement(truth, found, split, tuple(notes), seed, advice, judged)
+
+
+class _JudgedBy(NamedTuple):
+    """The metrics that a network and its baselines are judged by."""
+
+    metric: str
+    also: str
+    """A baseline that is better in this one by more than noise is told of too; empty: none."""
+    told: str
+    """Why it is this metric, or what is unfair about it; empty where it is the usual one."""
+
+
+def _judged_by(truth: Answers, *, weighted: bool, thresholded: bool) -> _JudgedBy:
+    if truth.probabilities is None:
+        return _JudgedBy("rmse", "mae", "")
+    also = "subset_accuracy" if of_labels(truth) else "accuracy"
+    if not weighted:
+        return _JudgedBy("log_loss", "" if thresholded else also, "")
+    unlike = "training weighted this network's classes, not the baselines'"
+    if np.isfinite(metric_values(truth).get("roc_auc", np.nan)):
+        return _JudgedBy("roc_auc", "", f"judged by roc_auc, as {unlike}")
+    return _JudgedBy("log_loss", "", f"log_loss favours the baselines, as {unlike}")
 
 
 def _judgement(
-    truth: Answers, found: list[tuple[Baseline, Answers]], split: str, notes: tuple[str, ...], seed: int, advice: str
+    truth: Answers,
+    found: list[tuple[Baseline, Answers]],
+    split: str,
+    notes: tuple[str, ...],
+    seed: int,
+    advice: str,
+    judged: _JudgedBy,
 ) -> Judgement:
-    metric = "rmse" if truth.probabilities is None else "log_loss"
-    network = metric_values(truth)
-    best, answers = min(found, key=lambda one: (np.isnan(one[0].metrics[metric]), one[0].metrics[metric]))
-    theirs, ours = best.metrics[metric], network[metric]
-    difference = None
-    if np.isfinite(theirs) and np.isfinite(ours):
-        difference = difference_intervals(resample(truth, seed=seed), resample(answers, seed=seed)).get(metric)
-    baselines = tuple(one for one, _ in found)
-    ahead = [one for one in baselines if one.metrics[metric] < ours or np.isnan(ours)]
-    larger = None if difference is None else larger_than_noise(difference)
-    verdict = _verdict(network, best, ahead, metric, split, larger=larger)
-    verdict += f"; {advice}" if ahead and advice else ""
+    network, answers = metric_values(truth), {one.name: theirs for one, theirs in found}
+    baselines, metric = tuple(one for one, _ in found), judged.metric
+    drawn = resample(truth, seed=seed)
+
+    @functools.cache
+    def differences(name: str) -> dict[str, Interval]:
+        return difference_intervals(drawn, resample(answers[name], seed=seed))
+
+    def larger(one: Baseline, metric: str) -> bool | None:
+        interval = differences(one.name).get(metric)
+        return None if interval is None else larger_than_noise(interval)
+
+    usual, ranked = baselines[0], _ranked(baselines, metric)
+    best, ahead = ranked[0], [one for one in ranked if _is_better(one, network, metric)]
+    unsure = bool(ahead) or larger(best, metric) is False
+    as_usual = usual not in ahead and unsure and larger(usual, metric) is False
+    beside = usual if as_usual and not ahead else best
+    told = [_verdict(network, beside, ahead, metric, split, larger=larger(beside, metric), as_usual=as_usual)]
+    told += [f"the network is no better than the {usual.name} by more than noise"] if as_usual and ahead else []
+    other = _ranked(baselines, judged.also)[0] if judged.also else best
+    behind = bool(judged.also) and not (ahead and larger(best, metric)) and _is_better(other, network, judged.also)
+    if behind := behind and larger(other, judged.also) is True:
+        values = f"{number(other.metrics[judged.also])} against {number(network[judged.also])}"
+        told.append(f"in {judged.also} {other.name} is better, {values}, a difference larger than noise")
+    beaten = bool(ahead) or as_usual or behind
+    told += [judged.told, advice if beaten else ""]
     return Judgement(
-        len(truth.row), split, metric, network, baselines, best.name, bool(ahead), difference, verdict, notes
+        len(truth.row),
+        split,
+        metric,
+        network,
+        baselines,
+        best.name,
+        beaten,
+        differences(best.name).get(metric),
+        "; ".join(filter(None, told)),
+        notes,
     )
 
 
+def _ranked(baselines: Sequence[Baseline], metric: str) -> list[Baseline]:
+    """Return the baselines, the best by the metric first; those whose value is undefined come last."""
+    sign = 1.0 if metric_direction(metric) == "min" else -1.0
+    return sorted(baselines, key=lambda one: (np.isnan(one.metrics[metric]), sign * one.metrics[metric]))
+
+
+def _is_better(one: Baseline, network: dict[str, float], metric: str) -> bool:
+    """Return whether the baseline's value is better than the network's, also where that is undefined."""
+    theirs, ours = one.metrics[metric], network[metric]
+    return bool(np.isnan(ours)) or (theirs < ours if metric_direction(metric) == "min" else theirs > ours)
+
+
 def _verdict(
-    network: dict[str, float], best: Baseline, ahead: list[Baseline], metric: str, split: str, *, larger: bool | None
+    network: dict[str, float],
+    beside: Baseline,
+    ahead: list[Baseline],
+    metric: str,
+    split: str,
+    *,
+    larger: bool | None,
+    as_usual: bool,
 ) -> str:
-    """Return who is better; `larger` says whether the difference to the best is more than noise, None: unknown."""
-    theirs, ours = _number(best.metrics[metric]), _number(network[metric])
+    """Return who is better, the network or the baseline `beside` it.
+
+    `larger` says whether their difference is more than noise, None: unknown; `as_usual` that the network is no better
+    than the majority or mean.
+    """
+    theirs, ours = _number(beside.metrics[metric]), _number(network[metric])
     noise = {None: "", True: ", a difference larger than noise", False: ", a difference within noise"}[larger]
     where = f"this network on {split}: {metric}"
+    if not ahead and as_usual:
+        told = f"this network is no better than the {beside.name} on {split}"
+        return f"{told}: {metric} {ours} against {theirs}{noise}"
     if not ahead:
-        return f"no baseline is better than {where} {ours} against {theirs} of {best.name}{noise}"
-    others = [one.name for one in sorted(ahead, key=lambda one: one.metrics[metric]) if one.name != best.name]
+        return f"no baseline is better than {where} {ours} against {theirs} of {beside.name}{noise}"
+    others = [one.name for one in ahead if one.name != beside.name]
     if larger is False:
         also = f"; so {'does' if len(others) == 1 else 'do'} {', '.join(others)}" if others else ""
-        return f"{best.name} does as well as {where} {theirs} against {ours}{noise}{also}"
+        return f"{beside.name} does as well as {where} {theirs} against {ours}{noise}{also}"
     also = f"; also ahead: {', '.join(others)}" if others else ""
-    return f"{best.name} is better than {where} {theirs} against {ours}{noise}{also}"
+    return f"{beside.name} is better than {where} {theirs} against {ours}{noise}{also}"
 
 
 def _number(value: float) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mmjax.analysis.answers import answer_lines, reliability_rows
+from mmjax.analysis.answers import answer_lines, reliability_rows, reweighted_line
 from mmjax.analysis.report import (
     Report,
     baseline_table,
@@ -23,8 +23,10 @@ from mmjax.analysis.report import (
     leak_line,
     member_spreads,
     members_title,
+    metric_cell,
     modality_table,
     together,
+    zero_line,
 )
 from mmjax.analysis.tables import count, number, printable
 
@@ -109,6 +111,8 @@ def _limits_of_calibration(report: Report, split: str | None) -> list[str]:
     """Return that probabilities are off where they were not calibrated, and what would calibrate them."""
     error = report["metrics"].get(split, {}).get("ece")
     config = report["config"]
+    if line := reweighted_line(report):
+        return [f"{line[0].upper()}{escape(line[1:])}."]
     if config.get("training", {}).get("calibration") != "none" or error is None or error <= UNCALIBRATED:
         return []
     why = next((made["why"] for made in report["decisions"] if made["key"] == "training.calibration"), "")
@@ -216,13 +220,14 @@ def _metrics(report: Report) -> str:
     spread = [f"95 % of {first}"] if report.get("intervals", {}).get(first) else []
     rows = [
         (
-            *(name, number(by_split[first].get(name)), *(interval_cell(report, first, name) for _ in spread)),
-            *(number(by_split[split].get(name)) for split in others),
+            *(name, metric_cell(report, first, name), *(interval_cell(report, first, name) for _ in spread)),
+            *(metric_cell(report, split, name) for split in others),
         )
         for name in names
     ]
     positive = report["model"]["positive_class"]
     about = f"\n\nprecision, recall, f1, roc_auc and pr_auc are about class {escape(positive)}." if positive else ""
+    about += f"\n\n{told}." if (told := zero_line(report)) else ""
     about += "\n\nThe intervals are of 1,000 bootstrap resamples of the rows." if spread else ""
     return _table(("metric", first, *spread, *others), rows) + about if rows else ""
 

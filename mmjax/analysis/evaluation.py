@@ -27,6 +27,8 @@ class Evaluation(NamedTuple):
     """[K][K], rows are the truth; empty for regression and labels."""
     trust: Figures
     """What `trust_figures` gives: calibration, threshold, coverage, abstaining."""
+    zero_targets: int = 0
+    """Rows that weigh something with a target of 0, which makes mape meaningless; 0 for classes and labels."""
 
 
 class Leak(NamedTuple):
@@ -60,7 +62,7 @@ def evaluate_scores(
     metrics = metrics_of(schema, scores, batch)
     rows = len(batch["label"])
     if scores.probabilities is None:
-        return Evaluation(rows, metrics, [], [], trust)
+        return Evaluation(rows, metrics, [], [], trust, _zero_targets(schema, batch))
     labels = np.asarray(batch["label"], np.int64)
     weight = np.asarray(batch["weight"], np.float64) if "weight" in batch else None
     probabilities = scores.probabilities.astype(np.float64)
@@ -75,6 +77,13 @@ def evaluate_scores(
     confusion = confusion_matrix(called, labels, len(classes), weight=weight)
     per_class = per_class_metrics(probabilities, labels, classes, weight=weight, predictions=called)
     return Evaluation(rows, metrics, per_class, confusion.tolist(), trust)
+
+
+def _zero_targets(schema: Schema, batch: Batch) -> int:
+    offset, label = schema.target.offset, np.asarray(batch["label"])
+    rounding = float(np.spacing(np.float32(abs(offset)))) if offset else 0.0  # a label has lost the offset in f32
+    zero = (np.abs(label + np.float64(offset)) <= rounding).any(axis=1)
+    return int((zero & (np.asarray(batch["weight"]) > 0) if "weight" in batch else zero).sum())
 
 
 def answers_of_scores(schema: Schema, scores: Scores, batch: Batch, names: np.ndarray) -> Answers:

@@ -25,7 +25,9 @@ from mmjax.analysis.report import (
     leak_line,
     member_spreads,
     members_title,
+    metric_cell,
     modality_table,
+    zero_line,
 )
 from mmjax.analysis.tables import (
     GAP,
@@ -148,15 +150,16 @@ def _metrics_table(report: Report, width: int) -> Table:
         ("rows", count(size[first]), *("" for _ in spread), *(count(size[split]) for split in others)),
         *(
             (
-                *(name, number(by_split[first].get(name)), *(interval_cell(report, first, name) for _ in spread)),
-                *(number(by_split[split].get(name)) for split in others),
+                *(name, metric_cell(report, first, name), *(interval_cell(report, first, name) for _ in spread)),
+                *(metric_cell(report, split, name) for split in others),
             )
             for name in names
         ),
     )
     positive = report["model"]["positive_class"]
     about = f"precision, recall, f1, roc_auc and pr_auc are about class {printable(positive)}" if positive else ""
-    lines = ([about] if about else []) + textwrap.wrap(leak_line(report), width)
+    lines = [about] if about else []
+    lines += [line for told in (zero_line(report), leak_line(report)) for line in textwrap.wrap(told, width)]
     return Table("Metrics", ("metric", first, *spread, *others), rows, note="\n".join(lines))
 
 

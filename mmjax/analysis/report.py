@@ -63,6 +63,8 @@ class ReportInput(NamedTuple):
     """`calibration`, `threshold`, `conformal`, `abstention`: what was fitted, and `splits` with figures by split."""
     leak: dict[str, Any] | None = None
     """`{"rows", "of", "metrics"}`: test rows that are copies of training rows, and the metrics on the others."""
+    zero_targets: Mapping[str, int] = MappingProxyType({})
+    """By split: rows whose target is exactly 0, of which mape makes nothing."""
     modalities: dict[str, Any] | None = None
     """A `mmjax.analysis.modalities.Modalities`; None where there are not images and columns."""
 
@@ -132,6 +134,22 @@ def beaten(report: Report) -> str | None:
     """Return the verdict where a baseline is ahead of the network, within noise or not; None otherwise."""
     baselines = report.get("baselines")
     return baselines["verdict"] if baselines and baselines["beaten"] else None
+
+
+def metric_cell(report: Report, split: str, metric: str) -> str:
+    """Return a metric as text; `-` where undefined, and for a mape of targets that are 0."""
+    if metric == "mape" and report["data"].get("zero_targets", {}).get(split):
+        return "-"
+    return number(report["metrics"][split].get(metric))
+
+
+def zero_line(report: Report) -> str:
+    """Return why mape is not shown; empty where it is."""
+    found = {split: rows for split, rows in report["data"].get("zero_targets", {}).items() if rows}
+    if not found:
+        return ""
+    told = ", ".join(f"{count(rows)} {split}" for split, rows in found.items())
+    return f"mape: targets are 0 in rows ({told}), and no error is a share of 0"
 
 
 def interval_cell(report: Report, split: str, metric: str) -> str:
@@ -215,6 +233,8 @@ def member_spreads(report: Report, names: Sequence[str]) -> tuple[str, list[Spre
     split = "test" if any(member["test"] for member in each) else "validation"
     found = []
     for name in names:
+        if name == "mape" and zero_line(report):
+            continue
         values = [member[split].get(name) for member in each]
         if len(values) > 1 and all(isinstance(value, int | float) for value in values):
             found.append(Spread(name, mean(values), stdev(values), min(values), max(values)))
@@ -318,6 +338,7 @@ def _data(given: ReportInput) -> dict[str, Any]:
         "columns": columns,
         "image_size_px": [image.height_px, image.width_px] if image is not None else None,
         "notes": given.notes,
+        **({"zero_targets": dict(given.zero_targets)} if any(given.zero_targets.values()) else {}),
     }
 
 

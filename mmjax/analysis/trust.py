@@ -43,6 +43,7 @@ def trust_figures(schema: Schema, scores: Scores, batch: Batch, *, state: Any, b
             for side, probabilities in sides.items()
             if probabilities is not None
         }
+        | {"shares": _share_figures(scores.probabilities, labels, weight)}
     }
     if "threshold" in state and several:
         sides = {"before": scores.probabilities > 0.5, "after": scores.prediction}
@@ -71,6 +72,13 @@ def calibration_figures(probabilities: np.ndarray, labels: np.ndarray, weight: n
     chance = calibration_error_by_chance(confidence, weight) if np.isfinite(metrics["ece"]) else np.nan
     found = {name: metrics[name] for name in ("ece", "brier", "log_loss")} | {"ece_by_chance": chance}
     return found | {"curve": reliability_curve(confidence, correct, weight)}
+
+
+def _share_figures(probabilities: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, list[float]]:
+    """Return of each class or label its mean probability, and the share of the rows that are of it, or hold it."""
+    truth = labels if labels.ndim == 2 else np.eye(probabilities.shape[1])[labels]
+    sides = {"predicted": probabilities.astype(np.float64), "observed": truth}
+    return {side: [_mean(values[:, i], weight) for i in range(values.shape[1])] for side, values in sides.items()}
 
 
 def label_calibration_figures(probabilities: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, Any]:

@@ -119,7 +119,12 @@ def check_columns(schema: Schema, names: Iterable[str], *, where: str) -> tuple[
     needed = _needed(schema)
     extra = (*schema.target.columns, schema.id_column, schema.weight_column)
     known = dict.fromkeys([*needed, *(c.name for c in schema.columns), *(name for name in extra if name)])
-    problems = [f"{where}: expected column '{name}', got none of that name" for name in missing_columns(schema, names)]
+    may_be_empty = {column.name for column in schema.features if not column.required}
+    problems = [
+        f"{where}: expected column '{name}', got none of that name; add it"
+        + (", empty (in JSON null) where its value is not known" if name in may_be_empty else "")
+        for name in missing_columns(schema, names)
+    ]
     unknown = [name[:LONGEST_NAME] for name in names if name not in known]
     problems += [
         f"{where}: unknown column '{name}'; rename or remove it{did_you_mean(name, known)}" for name in unknown[:SHOWN]

@@ -120,7 +120,7 @@ def infer_target(
     else:
         distinct = seen.vocabulary().texts.tolist()
         classes = declared.enum if declared and declared.enum else _ordered(distinct, floats(distinct))
-        problems = _class_problems(where, distinct, classes, positive_class)
+        problems = _class_problems(where, distinct, classes, positive_class) + _repeats(where, seen.facts)
     if problems:
         raise DataError(problems)
     return Target(column=column, task=chosen, classes=classes, positive_class=positive_class, reason=reason)
@@ -320,6 +320,18 @@ def _class_problems(where: str, distinct: list[str], classes: tuple[str, ...], p
     elif len(classes) > 2:
         problems.append(f"positive_class: expected only with two classes, got {len(classes)}")
     return problems
+
+
+FEW_CLASSES = 10
+"""Up to so many rows may each be of a class of its own."""
+
+
+def _repeats(where: str, facts: Facts) -> list[str]:
+    """Return that these are no classes: of more than `FEW_CLASSES` none has two rows, so none can be learnt."""
+    if facts.distinct <= FEW_CLASSES or facts.distinct < facts.rows - facts.missing:
+        return []
+    advice = "set task: regression, or name another column" if facts.all_numbers else "name another column"
+    return [f"{where}: expected values that repeat, got {facts.distinct:,} classes of one row each; {advice}"]
 
 
 def _examples(seen: Seen, at: np.ndarray) -> str:

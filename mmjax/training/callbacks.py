@@ -232,8 +232,11 @@ def _started_lines(event: Started) -> tuple[str, str]:
     better = "lower" if event.direction == "min" else "higher"
     best = f"; best by {event.monitor} ({better} is better)" if event.monitor else ""
     epochs = f"{event.epochs:,} epoch{'' if event.epochs == 1 else 's'}"
+    size = f"{event.parameters:,} parameters"
+    if event.seeds > 1:
+        size = f"{event.seeds} seeds of {event.parameters // event.seeds:,} parameters each; the first is kept"
     return (
-        f"{event.name}: {event.train_rows:,} rows to train on{held_out}; {event.parameters:,} parameters",
+        f"{event.name}: {event.train_rows:,} rows to train on{held_out}; {size}",
         f"{'up to ' if event.may_stop else ''}{epochs} of {event.steps_per_epoch:,} x {event.batch_size:,} rows{best}",
     )
 
@@ -242,7 +245,8 @@ def _last_line(event: Stopped | Finished) -> str:
     if isinstance(event, Stopped):
         return f"stopped after epoch {event.epoch}: {event.reason}"
     epochs = f"{event.epoch} epoch{'' if event.epoch == 1 else 's'} in {_duration(event.seconds)} ({event.reason})"
-    which = f"epoch {event.best_epoch} with" if event.models == 1 else f"mean of {event.models} models:"
+    several = f"{event.seeds} seeds, the first of which is kept" if event.seeds > 1 else f"{event.models} models"
+    which = f"epoch {event.best_epoch} with" if event.models == 1 else f"mean of {several}:"
     best = f"; best: {which} {event.monitor} {_number(event.best_metric)}"
     return epochs + (best if event.monitor and event.best_epoch else "")
 

@@ -24,6 +24,8 @@ class Started(NamedTuple):
     direction: Literal["min", "max"]
     may_stop: bool = True
     """Whether early stopping may end the run sooner."""
+    seeds: int = 0
+    """How many models of as many seeds are trained, of which the first is kept; 0 without `training.seeds`."""
 
 
 class Progressed(NamedTuple):
@@ -88,6 +90,8 @@ class Finished(NamedTuple):
     """In words, such as `all epochs done`, `early stopping` or `interrupted`."""
     models: int = 1
     """How many were trained; of several `best_metric` is the mean of each one's best."""
+    seeds: int = 0
+    """As in Started."""
 
 
 Event = Started | Progressed | EpochEnded | Checkpointed | Stopped | Finished

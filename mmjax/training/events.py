@@ -151,6 +151,7 @@ def train_events(
         plan.monitor,
         direction,
         may_stop=plan.training.early_stopping.enabled is True,
+        seeds=len(plan.training.seeds),
     )
     started = time.perf_counter()
     program, clock = _make_program(task, plan), _Clock(batch_size * task.models)
@@ -187,7 +188,8 @@ def train_events(
     value = history[best_epoch - 1].get(plan.monitor, float("nan"))
     value = float(np.mean(now.position.stop.best)) if task.members and plan.monitor else value
     reason = "stopped early" if len(history) < epochs else "all epochs done"
-    yield Finished(len(history), best_epoch, plan.monitor, value, seconds, reason, task.models)
+    seeds = len(plan.training.seeds)
+    yield Finished(len(history), best_epoch, plan.monitor, value, seconds, reason, task.models, seeds)
     best = plan.training.checkpoint.save_best and bool(plan.monitor)
     variables, kept = (now.best, best_epoch) if best else (_copy(eval_variables(now.state)), len(history))
     stop = now.position.stop

@@ -162,7 +162,7 @@ def _train_longer(config: Config, prepared: Prepared, decisions: tuple[Decision,
     """Return that the training was shorter than the recipe's, in words; empty where it was not."""
     asked, why = config.training.epochs, {made.key: made.why for made in decisions}.get("training.epochs")
     assert isinstance(asked, int), "the recipe decides the epochs"
-    usual = usual_epochs(config, prepared)
+    usual = asked if config.preset == "fast" else usual_epochs(config, prepared)
     if why is not None and why.startswith("budget"):
         return f"train longer first: {why}"
     if config.budget is not None and epochs < asked and config.training.early_stopping.enabled is not True:

@@ -162,14 +162,14 @@ def _train_longer(config: Config, prepared: Prepared, decisions: tuple[Decision,
     """Return that the training was shorter than the recipe's, in words; empty where it was not."""
     asked, why = config.training.epochs, {made.key: made.why for made in decisions}.get("training.epochs")
     assert isinstance(asked, int), "the recipe decides the epochs"
-    usual = asked if config.preset == "fast" else usual_epochs(config, prepared)
     if why is not None and why.startswith("budget"):
         return f"train longer first: {why}"
     if config.budget is not None and epochs < asked and config.training.early_stopping.enabled is not True:
         return f"train longer first: budget {config.budget} ended it after {epochs} of {asked} epochs"
-    if why is None and epochs == asked < usual:
-        return f"train longer first: training.epochs is {asked}, the recipe's choice is {usual}"
-    return ""
+    if why is not None or epochs != asked or config.preset == "fast":  # a decided config does not tell fast's plan
+        return ""
+    usual = usual_epochs(config, prepared)
+    return f"train longer first: training.epochs is {asked}, the recipe's choice is {usual}" if asked < usual else ""
 
 
 def _what_to_try(config: Config) -> str:

@@ -49,18 +49,8 @@ class Server(NamedTuple):
 def served(registry: Path, *models: str) -> Iterator[Server]:
     """Give a Server of registered models, ready; it must end well."""
     named = [word for model in models for word in ("--model", model)]
-    command = [
-        sys.executable,
-        "-m",
-        "mmjax.serve",
-        "--registry",
-        str(registry),
-        "--port",
-        "0",
-        "--max-batch",
-        "64",
-        *named,
-    ]
+    options = ("--registry", str(registry), "--port", "0", "--max-batch", "64")
+    command = [sys.executable, "-m", "mmjax.serve", *options, *named]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
     try:
         assert process.stdout is not None

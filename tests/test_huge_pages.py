@@ -14,7 +14,6 @@ from mmjax.huge_pages import AGAIN, SETTING, asking, is_front_door, start_with_h
 
 HOUSE = Path(__file__).parent.parent / "mmjax"
 ASKED = "glibc.malloc.hugetlb=1"
-PLAIN = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
 advised_here = pytest.mark.skipif(asking({}, SETTING) is None, reason="this kernel gives huge pages to all or to none")
 
 

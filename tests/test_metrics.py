@@ -259,7 +259,7 @@ def test_all_metrics_cost_little_more_than_one_sort(n, k, most):
     for _ in range(15):
         metrics.append(_cpu_seconds(lambda: classification_metrics(probabilities, labels)))
         unit.append(_cpu_seconds(yardstick))
-    assert min(metrics) <= most * min(unit)  # on an AMD EPYC 4.5 and 5.1: 25 and 4 ms
+    assert min(metrics) <= most * min(unit)  # on an AMD EPYC 5.1 of both: 25 and 4 ms
 
 
 def _cpu_seconds(work):

@@ -125,8 +125,9 @@ def judge(
             spent = time.perf_counter() - started
             answers = answers_of(labels, truth, fitted.answers, prepared.schema.target.offset)
             found.append((Baseline(name, metric_values(answers), round(spent, 3), fitted.chosen), answers))
-    judged = _judged_by(truth, weighted=weighted, thresholded=thresholded)
-    return _judgement(truth, found, split, tuple(notes), seed, advice, judged)
+    values = metric_values(truth)
+    judged = _judged_by(truth, values, weighted=weighted, thresholded=thresholded)
+    return _judgement(truth, values, found, split, tuple(notes), seed, advice, judged)
 
 
 class _JudgedBy(NamedTuple):
@@ -139,20 +140,21 @@ class _JudgedBy(NamedTuple):
     """Why it is this metric, or what is unfair about it; empty where it is the usual one."""
 
 
-def _judged_by(truth: Answers, *, weighted: bool, thresholded: bool) -> _JudgedBy:
+def _judged_by(truth: Answers, network: dict[str, float], *, weighted: bool, thresholded: bool) -> _JudgedBy:
     if truth.probabilities is None:
         return _JudgedBy("rmse", "mae", "")
     also = "subset_accuracy" if of_labels(truth) else "accuracy"
     if not weighted:
         return _JudgedBy("log_loss", "" if thresholded else also, "")
     unlike = "training weighted this network's classes, not the baselines'"
-    if np.isfinite(metric_values(truth).get("roc_auc", np.nan)):
+    if np.isfinite(network.get("roc_auc", np.nan)):
         return _JudgedBy("roc_auc", "", f"judged by roc_auc, as {unlike}")
     return _JudgedBy("log_loss", "", f"log_loss favours the baselines, as {unlike}")
 
 
 def _judgement(
     truth: Answers,
+    network: dict[str, float],
     found: list[tuple[Baseline, Answers]],
     split: str,
     notes: tuple[str, ...],
@@ -160,7 +162,7 @@ def _judgement(
     advice: str,
     judged: _JudgedBy,
 ) -> Judgement:
-    network, answers = metric_values(truth), {one.name: theirs for one, theirs in found}
+    answers = {one.name: theirs for one, theirs in found}
     baselines, metric = tuple(one for one, _ in found), judged.metric
     drawn = resample(truth, seed=seed)
 

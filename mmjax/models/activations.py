@@ -10,8 +10,9 @@ from mmjax.config import Activation
 
 
 def activation_function(name: Activation) -> Callable[[jax.Array], jax.Array]:
-    """Return the elementwise function of that name, in the dtype of its argument. In bfloat16 with reverse-mode
-    gradients only.
+    """Return the elementwise function of that name, in the dtype of its argument.
+
+    In bfloat16 it has reverse-mode gradients only.
     """
     match name:
         case "relu":

@@ -31,7 +31,6 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray 
     z = np.maximum(z - z.max(axis=1, keepdims=True), -_FARTHEST)
     smooth, share = 1.0 / (weight.sum() + 1.0), weight / weight.sum()
     wanted = (1.0 - smooth) * np.take_along_axis(z, labels[:, None], axis=1)[:, 0] + smooth * z.mean(axis=1)
-
     squared = z * z
 
     def slope_and_curve(inverse: float) -> tuple[float, float]:

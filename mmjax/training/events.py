@@ -29,7 +29,6 @@ from mmjax.training.members import (
     Chunk,
     Members,
     Trial,
-    apart,
     make_member_chunk,
     member_of,
     try_member_loops,
@@ -90,9 +89,8 @@ class TrainResult(NamedTuple):
     """Of each member; empty for one model."""
 
 
-Measure = Callable[..., dict[str, float]]
-"""`measure(variables) -> {"val_loss": ..., "val_accuracy": ..., ...}` after each epoch; of one of several members with
-`member=` its index."""
+Measure = Callable[[Any], list[dict[str, float]]]
+"""`measure(variables) -> [{"val_loss": ..., "val_accuracy": ..., ...}]` after each epoch, of each model."""
 
 
 class Task(NamedTuple):
@@ -454,12 +452,11 @@ def watch(
 
 def _measured(now: Snapshot, task: Task) -> list[dict[str, float]]:
     """Return the metrics of the epoch that ended: of the model, or of each member that still learns."""
-    variables = eval_variables(now.state)
+    each = task.measure(eval_variables(now.state))
     if task.members is None:
-        return [_epoch_metrics(now.totals, task) | task.measure(variables)]
-    active = np.flatnonzero(now.position.stop.active).tolist()
-    totals, own = on_host(now.totals), apart(variables)
-    return [_epoch_metrics(member_of(totals, e), task) | task.measure(own[e], member=e) for e in active]
+        return [_epoch_metrics(now.totals, task) | each[0]]
+    totals, active = on_host(now.totals), np.flatnonzero(now.position.stop.active).tolist()
+    return [_epoch_metrics(member_of(totals, e), task) | each[e] for e in active]
 
 
 def _mean(each: list[dict[str, float]]) -> dict[str, float]:
@@ -509,7 +506,7 @@ def _after_epoch(
     if best is None or (np.any(kept) and not np.ndim(kept)):
         best, best_epoch = _copy(eval_variables(now.state)), epoch
     elif np.any(kept):
-        best, best_epoch = where_active(kept, eval_variables(now.state), best), epoch
+        best, best_epoch = _chooser()(kept, eval_variables(now.state), best), epoch
     over = after.over or not bool(np.any(stop.active))
     after = after._replace(stop=stop, best_epoch=best_epoch, over=over)
     return Snapshot(now.state, totals, best, after), improved
@@ -581,6 +578,11 @@ def _copy(tree: Any) -> Any:
 def _copier() -> Callable[[Any], Any]:
     """Return one program for all leaves: dozens of calls after each epoch are a twentieth of a small run."""
     return compiled(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+@functools.cache
+def _chooser() -> Callable[[Any, Any, Any], Any]:
+    return compiled(where_active)
 
 
 def _kept(now: Snapshot) -> Snapshot:

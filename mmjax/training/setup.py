@@ -1,6 +1,6 @@
 """From a resolved config and prepared rows to what `train_events` needs: the learner, fitted states, who measures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from mmjax.training.members import Members, member_of, stacked
 from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
 from mmjax.training.outputs import Output, Prediction
-from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, inputs_of, metrics_of, pass_rows, score
+from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, inputs_of, metrics_of, pass_rows, score, score_beside
 from mmjax.training.state import TrainState, eval_variables, init_state
 from mmjax.training.steps import Learner
 from mmjax.transforms.base import stack_states
@@ -48,6 +48,8 @@ class Scorer(NamedTuple):
     """Of all members together."""
     member: Forward
     """Of one of them; the same where there is one model."""
+    beside: jax.stages.Wrapped
+    """Of members beside each other, each of rows of its own: the batch has a leading axis too."""
     answer: Callable[[Any, np.ndarray], Prediction]
     """The Output's `apply`, compiled."""
     total: jax.stages.Wrapped
@@ -75,8 +77,11 @@ class Scorer(NamedTuple):
 
     def loss(self, outputs: np.ndarray, batch: Batch) -> float:
         """Return the mean loss of raw outputs."""
+        return float(self._loss(outputs, batch))
+
+    def _loss(self, outputs: np.ndarray, batch: Batch) -> jax.Array:
         self._wait(len(outputs))
-        return float(self.total(outputs, batch["label"], batch.get("weight")))
+        return self.total(outputs, batch["label"], batch.get("weight"))
 
     def _wait(self, what: Any) -> None:
         if what in self.under_way:
@@ -96,12 +101,14 @@ class Scorer(NamedTuple):
         """Return the Scores of a split, by all members, of inputs from which something is hidden."""
         return self._score(self.forward, states, self.rows_of(split), hide)
 
-    def metrics(self, member: States, rows: np.ndarray) -> dict[str, float]:
-        """Return `loss` and every metric on some rows, of one model or member; an empty dict when there are none."""
-        if not len(rows):
-            return {}
-        scores, answers = self._score(self.member, member, rows), self.answers(rows)
-        return {"loss": self.loss(scores.outputs, answers)} | metrics_of(self.prepared.schema, scores, answers)
+    def metrics(self, states: States, rows: Sequence[np.ndarray]) -> list[dict[str, float]]:
+        """Return `loss` and every metric of each model, on rows of its own; empty dicts where there are none."""
+        if not any(map(len, rows)):
+            return [{} for _ in rows]
+        found, answers = self._beside(states, rows), [self.answers(own) for own in rows]
+        losses = [self._loss(scores.outputs, own) for scores, own in zip(found, answers, strict=True)]
+        exact = (metrics_of(self.prepared.schema, *each) for each in zip(found, answers, strict=True))
+        return [{"loss": float(loss)} | own for loss, own in zip(losses, exact, strict=True)]
 
     def each(self, states: States) -> list[States]:
         """Return the states of each member."""
@@ -122,6 +129,13 @@ class Scorer(NamedTuple):
         self._wait("forward")
         return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows, change=change)
 
+    def _beside(self, states: States, rows: Sequence[np.ndarray]) -> list[Scores]:
+        """Return the Scores of each model on rows of its own: of a table by one program, as on a GPU starting one takes
+        longer than what it computes; a pass of images is long enough."""
+        if self.members is not None and self.prepared.schema.image is None:
+            return score_beside(self.beside, states, self.prepared.batch, rows, size=self.rows)
+        return [self._score(self.member, own, alone) for own, alone in zip(self.each(states), rows, strict=True)]
+
     def _of(self, states: States, index: int) -> States:
         """Return the states of one member; a single model's are its own."""
         if self.members is None:
@@ -132,13 +146,12 @@ class Scorer(NamedTuple):
     def _out_of_fold(self, states: States, rows: np.ndarray) -> Scores:
         """Return the Scores of all rows, each from the M members of its fold; outputs are f32[N, M, O]."""
         assert self.members is not None
-        of_fold, parts, places = self.members.of_fold, [], []
-        for first in range(0, len(self.members.numbers), of_fold):
-            held = self.members.held[first]
-            found = [self._score(self.member, self._of(states, first + i), held).outputs for i in range(of_fold)]
-            parts.append(np.concatenate([each.reshape(len(held), -1, each.shape[-1]) for each in found], axis=1))
-            places.append(np.searchsorted(rows, held))
-        outputs = np.concatenate(parts)[np.argsort(np.concatenate(places))]
+        of_fold, held, parts = self.members.of_fold, self.members.held, []
+        each = [scores.outputs for scores in self._beside(states, held)]
+        for first in range(0, len(each), of_fold):
+            own = each[first : first + of_fold]
+            parts.append(np.concatenate([one.reshape(len(one), -1, one.shape[-1]) for one in own], axis=1))
+        outputs = np.concatenate(parts)[np.argsort(np.searchsorted(rows, np.concatenate(held[::of_fold])))]
         outputs = outputs[:, 0] if outputs.shape[1] == 1 else outputs
         answer = jax.tree.map(np.asarray, self.answer(states.output, outputs))
         return Scores(outputs, *answer)
@@ -264,7 +277,8 @@ def first_member(setup: Setup) -> Setup:
     if members is None:
         return setup
     fitted = (members.transform_of(transform_state, 0), output_state)
-    task = setup.task._replace(rows=members.rows[0], members=None, fitted=fitted)
+    measure = _measure(setup.scorer, fitted, setup.plan.monitor, alone=True)
+    task = setup.task._replace(rows=members.rows[0], members=None, fitted=fitted, measure=measure)
     return setup._replace(state=member_of(setup.state, 0), task=task, fitted=fitted)
 
 
@@ -452,24 +466,41 @@ def _scorer(
     whole = member = compiled(parts.forward, precision=precision)
     if parts.member is not parts.forward:
         member = compiled(parts.member, precision=precision)
-    return Scorer(prepared, whole, member, compiled(parts.held_out.apply), total, rows, members)
+    folded = bool(members and members.folds)
+
+    def beside(variables: Any, transform: Any, output: Any, batch: Batch) -> Any:
+        def one(own: Any) -> Any:
+            alone, fitted, rows_of_own = own
+            return parts.member(alone, fitted if folded else transform, output, rows_of_own)
+
+        return jax.lax.map(one, (variables, transform if folded else (), batch))
+
+    together = compiled(beside, precision=precision)
+    return Scorer(prepared, whole, member, together, compiled(parts.held_out.apply), total, rows, members)
 
 
 _WHILE_TRAINING = ("loss", "accuracy", "subset_accuracy")
 """Metrics of the training rows that are added up in the steps."""
 
 
-def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str) -> Measure:
-    """Return what looks at the validation rows after each epoch, and at the training rows when `monitor` needs it."""
+def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str, *, alone: bool = False) -> Measure:
+    """Return what looks at the validation rows after each epoch, and at the training rows when `monitor` needs it.
+
+    With `alone` of the first of several members, as a model of its own, whose states `fitted` are.
+    """
     of_train = monitor.startswith("train_") and monitor.removeprefix("train_") not in _WHILE_TRAINING
     split, members = scorer.prepared.split, scorer.members
-    transforms = [members.transform_of(fitted[0], e) for e in range(len(members.rows))] if members else [fitted[0]]
+    train, held = (members.rows, members.held) if members else ((split.train,), (split.validation,))
+    if alone:
+        scorer, train, held = scorer._replace(members=None), train[:1], held[:1]
 
-    def measure(variables: Any, *, member: int = 0) -> dict[str, float]:
-        train, held = (members.rows[member], members.held[member]) if members else (split.train, split.validation)
-        states = States(variables, transforms[member], fitted[1])
-        found = {f"val_{name}": value for name, value in scorer.metrics(states, held).items()}
-        seen = scorer.metrics(states, train) if of_train else {}
-        return found | {f"train_{name}": value for name, value in seen.items() if name not in _WHILE_TRAINING}
+    def measure(variables: Any) -> list[dict[str, float]]:
+        states = States(variables, *fitted)
+        seen = scorer.metrics(states, train) if of_train else [{} for _ in train]
+        return [
+            {f"val_{name}": value for name, value in own.items()}
+            | {f"train_{name}": value for name, value in more.items() if name not in _WHILE_TRAINING}
+            for own, more in zip(scorer.metrics(states, held), seen, strict=True)
+        ]
 
     return measure

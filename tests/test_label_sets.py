@@ -82,7 +82,9 @@ def test_weights_count_rows_and_rows_without_a_label_do_not_count(n: int, covera
     repeated = np.repeat(probabilities, weight, axis=0), np.repeat(labels, weight, axis=0)
     found = least_label_probability(probabilities, labels, float(coverage), weight)
     assert found == least_label_probability(*repeated, float(coverage))
-    assert found == least_label_probability(probabilities[held], labels[held], float(coverage), weight[held])
+    for some in (weight, weight / 10):
+        alone = least_label_probability(probabilities[held], labels[held], float(coverage), some[held])
+        assert least_label_probability(probabilities, labels, float(coverage), some) == alone
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9])

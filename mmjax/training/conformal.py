@@ -9,8 +9,8 @@ worse than the `ceil((n + 1) * coverage)`-th of n such scores with a probability
   are the smallest there are on average and need no random number, which adaptive sets (APS) do to be exact. A set may
   be empty: no class is as probable as true ones are.
 - Labels, of which a row may hold several: conformal risk control of the false negative rate, the share of a row's true
-  labels that its set lacks (Angelopoulos, Bates, Fisch, Lei & Schuster 2024, arXiv 2208.02814, theorem 1 with the
-  losses of its multilabel example). The set holds every label that is at least as probable as the largest lambda with
+  labels that its set lacks (Angelopoulos, Bates, Fisch, Lei & Schuster 2024, arXiv 2208.02814, the
+  definition of lambda before theorem 1, with the loss of its multilabel example). The set holds every label that is at least as probable as the largest lambda with
   `n / (n + 1) * mean rate + 1 / (n + 1) <= 1 - coverage`, so of a new row's true labels it holds `coverage` in the
   mean, and at most `2 / (n + 1)` more where probabilities are not tied (theorem 2). With one label a row this is LAC.
   The rate is one of rows that hold any label, and these alone are counted, in the fit as in the promise. Were the

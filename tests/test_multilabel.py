@@ -272,6 +272,7 @@ def test_every_network_learns_labels(home: Path, name: str, training: dict, more
     thresholds = made.predictor.states.output.get("threshold", np.full(3, training.get("threshold", 0.5)))
     np.testing.assert_array_equal(found.prediction, found.probabilities >= thresholds)
     assert (found.uncertainty is not None) == (name in ("tabm", "mlp"))
+    assert (found.sets is not None) == ("coverage" in training)
     if "abstain_below" in training:
         sure = np.maximum(found.probabilities, 1 - found.probabilities).min(axis=1)
         np.testing.assert_array_equal(found.abstained, sure < 0.9)

@@ -9,13 +9,13 @@ worse than the `ceil((n + 1) * coverage)`-th of n such scores with a probability
   are the smallest there are on average and need no random number, which adaptive sets (APS) do to be exact. A set may
   be empty: no class is as probable as true ones are.
 - Labels, of which a row may hold several: conformal risk control of the false negative rate, the share of a row's true
-  labels that its set lacks (Angelopoulos, Bates, Fisch, Lei & Schuster 2024, arXiv 2208.02814, the
-  definition of lambda before theorem 1, with the loss of its multilabel example). The set holds every label that is at least as probable as the largest lambda with
-  `n / (n + 1) * mean rate + 1 / (n + 1) <= 1 - coverage`, so of a new row's true labels it holds `coverage` in the
-  mean, and at most `2 / (n + 1)` more where probabilities are not tied (theorem 2). With one label a row this is LAC.
-  The rate is one of rows that hold any label, and these alone are counted, in the fit as in the promise. Were the
-  others to count as rows that lack nothing, the promise would hold too, but where nine rows of ten hold no label,
-  empty sets would keep it at a coverage of 0.9.
+  labels that its set lacks (Angelopoulos, Bates, Fisch, Lei & Schuster 2024, arXiv 2208.02814: lambda of section 1.1
+  with B = 1, theorem 1, the loss of section 3.2). The set holds every label that is at least as probable as the
+  largest lambda with `n / (n + 1) * mean rate + 1 / (n + 1) <= 1 - coverage`. So of a new row's true labels it holds
+  `coverage` in the mean, and at most `2 / (n + 1)` more where probabilities are not tied (theorem 2). With one label a
+  row this is LAC. The n rows are those that hold any label, and it is of such rows that the promise is: the others have
+  no such rate. Were they to count as lacking nothing, the promise would hold too, but where nine rows of ten hold no
+  label, empty sets would keep it at a coverage of 0.9.
 - Numbers: the score is the absolute error, so the interval is as wide for every row (arXiv 1604.04173, algorithm 2).
   Of quantiles it is how far the truth is outside their interval, which is then widened by as much, or narrowed where
   it held too many (Romano, Patterson & Candes 2019, arXiv 1905.03222, equation 6).

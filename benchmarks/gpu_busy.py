@@ -47,10 +47,13 @@ def fit_here(request: dict[str, Any]) -> dict[str, Any]:
     """Return how busy the device was in one epoch of one run, and what the run says of itself."""
     import jax
 
+    from mmjax.backend import platform
     from mmjax.config_load import config_from_dict
     from mmjax.train import fit
     from mmjax.training.event_types import EpochEnded, Event
 
+    if platform() != "gpu":
+        raise SystemExit(f"expected a GPU, got {platform()}; install JAX for yours")
     trace, ends = Path(request["folder"]) / "trace", {}
 
     def watch(event: Event) -> None:
@@ -76,26 +79,25 @@ def fit_here(request: dict[str, Any]) -> dict[str, Any]:
     fitted = fit(
         config_from_dict(document, "benchmark"), run_dir=run_dir, registry=None, resume="never", callbacks=(watch,)
     )
-    device = jax.devices()[0]
     return {
-        "device": f"{device.platform} ({device.device_kind})",
-        "busy_s": busy_seconds(trace, "/device:GPU" if device.platform == "gpu" else "/host:CPU"),
+        "device": jax.devices()[0].device_kind,
+        "busy_s": busy_seconds(trace),
         "epoch_s": ends[TRACED] - ends[TRACED - 1],
         "samples_per_second": fitted.report["training"]["samples_per_second"],
     }
 
 
-def busy_seconds(trace: Path, plane_name: str) -> float:
-    """Return the seconds in which at least one event of the planes of that name was under way."""
+def busy_seconds(trace: Path) -> float:
+    """Return the seconds in which at least one kernel or copy was under way on the GPU."""
     from jax.profiler import ProfileData
 
     (path,) = trace.rglob("*.xplane.pb")
     spans = sorted(
         (event.start_ns, event.start_ns + event.duration_ns)
         for plane in ProfileData.from_file(str(path)).planes
-        if plane.name.startswith(plane_name)
+        if plane.name.startswith("/device:GPU")
         for line in plane.lines
-        if line.name.startswith("Stream") or plane_name != "/device:GPU"
+        if line.name.startswith("Stream")
         for event in line.events
     )
     busy, until = 0.0, 0.0

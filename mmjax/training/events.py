@@ -365,22 +365,25 @@ def timed_epoch(state: TrainState, task: Task, plan: Plan) -> float:
 def _resident(task: Task, seed: int, batch_size: int) -> Callable[[int, int], Iterator[_Window]]:
     """Return windows that are whole epochs: all training rows stay on the device."""
     data = jax.device_put(take(task.data, task.rows))
+    places = [np.searchsorted(task.rows, rows).astype(np.int32) for rows in task.members.rows] if task.members else []
 
     def windows(epoch: int, first: int) -> Iterator[_Window]:
-        order = _epoch_order(task, seed, epoch, batch_size)
+        order = _epoch_order(task, places, seed, epoch, batch_size)
         yield _Window(data, jax.device_put(order), first, order.shape[-2])
 
     return windows
 
 
-def _epoch_order(task: Task, seed: int, epoch: int, batch_size: int) -> np.ndarray:
-    """Return the rows of each batch as indices into `task.rows`, i32[S, B], or i32[E, S, B] for members."""
+def _epoch_order(task: Task, places: list[np.ndarray], seed: int, epoch: int, batch_size: int) -> np.ndarray:
+    """Return the rows of each batch as indices into `task.rows`, i32[S, B], or i32[E, S, B] for members.
+
+    `places i32[N_e]` are the rows of each member, as such indices.
+    """
     if task.members is None:
         return epoch_batches(seed, epoch, len(task.rows), batch_size)
     steps, orders = task.epoch_rows // batch_size, []
-    for number, rows in zip(task.members.numbers, task.members.rows, strict=True):
-        own = epoch_batches(seed, epoch, len(rows), batch_size, number)[:steps]
-        orders.append(np.searchsorted(task.rows, rows).astype(np.int32)[own])
+    for number, own in zip(task.members.numbers, places, strict=True):
+        orders.append(own[epoch_batches(seed, epoch, len(own), batch_size, number)[:steps]])
     return np.stack(orders)
 
 
@@ -392,9 +395,13 @@ def _streamed(task: Task, seed: int, batch_size: int) -> Callable[[int, int], It
     def windows(epoch: int, first: int) -> Iterator[_Window]:
         order = epoch_batches(seed, epoch, len(task.rows), batch_size)
         with contextlib.closing(read_windows(task.data, task.rows, order, steps=steps, start=first)) as ahead:
-            for data in ahead:
-                yield _Window(jax.device_put(data), rows, 0, min(steps, len(order) - first))
-                first += steps
+            counts = (min(steps, len(order) - start) for start in range(first, len(order), steps))
+            on_device = (_Window(jax.device_put(data), rows, 0, n) for data, n in zip(ahead, counts, strict=True))
+            before = next(on_device, None)  # the next one moves there while this one is computed with
+            while before is not None:
+                after = next(on_device, None)
+                yield before
+                before = after
 
     return windows
 

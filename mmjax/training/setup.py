@@ -13,7 +13,7 @@ from msgspec import UNSET
 from mmjax.backend import compile_ahead, compiled, platform, threads_in_use
 from mmjax.config import Config, Training, fold_count, image_settings, table_images
 from mmjax.config_rules_images import NO_CUTMIX, size_problem
-from mmjax.data.pipeline import Picked, batch_rows, take
+from mmjax.data.pipeline import Picked, batch_rows, pad_rows, take
 from mmjax.data.prepare import Prepared
 from mmjax.data.prepared import rows_to_learn
 from mmjax.data.split import Split
@@ -54,6 +54,8 @@ class Scorer(NamedTuple):
     """The Output's `apply`, compiled."""
     total: jax.stages.Wrapped
     """The mean loss of outputs, labels and weights or None, compiled."""
+    totals: jax.stages.Wrapped
+    """That of members, whose arrays have a leading axis."""
     rows: int
     """Rows of every forward pass: as many as there are to look at after each epoch, up to a limit."""
     members: Members | None
@@ -77,11 +79,21 @@ class Scorer(NamedTuple):
 
     def loss(self, outputs: np.ndarray, batch: Batch) -> float:
         """Return the mean loss of raw outputs."""
-        return float(self._loss(outputs, batch))
-
-    def _loss(self, outputs: np.ndarray, batch: Batch) -> jax.Array:
         self._wait(len(outputs))
-        return self.total(outputs, batch["label"], batch.get("weight"))
+        return float(self.total(outputs, batch["label"], batch.get("weight")))
+
+    def _losses(self, outputs: Sequence[np.ndarray], answers: Sequence[Batch]) -> list[float]:
+        """Return the `loss` of each model; of several by one program, fewer rows padded by some without weight."""
+        if self.members is None:
+            return [self.loss(*each) for each in zip(outputs, answers, strict=True)]
+        most = max(map(len, outputs))
+        fields = [
+            {"weight": np.ones(len(own), np.float32)} | batch | {"outputs": own}
+            for own, batch in zip(outputs, answers, strict=True)
+        ]
+        padded = [pad_rows(each, most) for each in fields]
+        stacked_ = (np.stack([each[name] for each in padded]) for name in ("outputs", "label", "weight"))
+        return np.asarray(self.totals(*stacked_)).tolist()
 
     def _wait(self, what: Any) -> None:
         if what in self.under_way:
@@ -106,9 +118,9 @@ class Scorer(NamedTuple):
         if not any(map(len, rows)):
             return [{} for _ in rows]
         found, answers = self._beside(states, rows), [self.answers(own) for own in rows]
-        losses = [self._loss(scores.outputs, own) for scores, own in zip(found, answers, strict=True)]
+        losses = self._losses([scores.outputs for scores in found], answers)
         exact = (metrics_of(self.prepared.schema, *each) for each in zip(found, answers, strict=True))
-        return [{"loss": float(loss)} | own for loss, own in zip(losses, exact, strict=True)]
+        return [{"loss": loss} | own for loss, own in zip(losses, exact, strict=True)]
 
     def each(self, states: States) -> list[States]:
         """Return the states of each member."""
@@ -459,7 +471,6 @@ def _scorer(
     held = members.held if members else (prepared.split.validation,)
     rows = pass_rows(prepared.schema, max(map(len, held)) or len(prepared.split.train))
 
-    @compiled
     def total(outputs: jax.Array, label: jax.Array, weight: jax.Array | None) -> jax.Array:
         return loss(outputs, parts.output.targets(output_state, label), weight)
 
@@ -476,7 +487,8 @@ def _scorer(
         return jax.lax.map(one, (variables, transform if folded else (), batch))
 
     together = compiled(beside, precision=precision)
-    return Scorer(prepared, whole, member, together, compiled(parts.held_out.apply), total, rows, members)
+    answer, one, each = compiled(parts.held_out.apply), compiled(total), compiled(jax.vmap(total))
+    return Scorer(prepared, whole, member, together, answer, one, each, rows, members)
 
 
 _WHILE_TRAINING = ("loss", "accuracy", "subset_accuracy")

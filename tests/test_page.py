@@ -303,6 +303,22 @@ def test_live_figures_follow_the_server(page: Browser):
     assert counted == [pytest.approx(100), pytest.approx(1), pytest.approx(9.82), None]
 
 
+def test_numbers_have_all_their_digits_left_of_the_point(page: Browser):
+    values = [1463613.5, 123456789.25, -98765432.1, 146361.35, 541.237, 0.93333, 1.23e-5, 4e21, 0]
+    shown = page.run(f"import('/pages/result.js').then(({{ number }}) => {json.dumps(values)}.map(number))")
+    assert shown[:2] == ["1463613.5", "123456789.3"]
+    assert shown[2:] == ["-98765432.1", "146361.4", "541.237", "0.93333", "0.0000123", "4" + 21 * "0", "0"]
+    spread = page.run(
+        """import('/pages/result.js').then(({ answer }) => answer(
+          { classes: [], target: 'price', task: 'regression' },
+          { document: { predictions: [1463613.5], intervals: [[1200000.25, 1700001]], uncertainty: [12345.6],
+            model: { name: 'houses', version: 1 }, inference_time_ms: 123.4, request_id: 'r' },
+            milliseconds: 5, timing: [] }).map((part) => part.textContent).join(' '))"""
+    )
+    for told in ("1463613.5", "1200000.3 to 1700001", "12346 (standard deviation", "123 ms"):
+        assert told in spread
+
+
 def test_the_page_can_be_used_by_keyboard_and_by_ear(page: Browser):
     page.run("document.querySelector('#field-0').focus()")
     page.type("0.5")

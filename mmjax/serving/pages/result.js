@@ -38,7 +38,7 @@ function setOf(description, names) {
 /** How far the models of a model of several disagree. */
 function uncertainty(description, value) {
   const unit = description.classes.length ? "of 1: how far its models disagree" : "standard deviation of its models";
-  return `${number(value, 3)} (${unit})`;
+  return `${brief(value)} (${unit})`;
 }
 
 function headline(description, reply) {
@@ -92,9 +92,20 @@ export function percent(share) {
 
 /** Milliseconds with three digits. */
 export function duration(milliseconds) {
-  return milliseconds >= 1000 ? `${(milliseconds / 1000).toPrecision(3)} s` : `${number(milliseconds, 3)} ms`;
+  return milliseconds >= 1000 ? `${(milliseconds / 1000).toPrecision(3)} s` : `${brief(milliseconds)} ms`;
 }
 
-function number(value, digits = 6) {
-  return value.toLocaleString("en", { maximumSignificantDigits: digits, useGrouping: false });
+/** Seven digits, as many as an f32 has; of larger numbers all that stand left of the point, and one decimal. */
+export function number(value) {
+  return rounded(value, { maximumSignificantDigits: 7 }, { maximumFractionDigits: 1 });
+}
+
+/** Three digits; of larger numbers all that stand left of the point. */
+function brief(value) {
+  return rounded(value, { maximumSignificantDigits: 3 }, { maximumFractionDigits: 0 });
+}
+
+function rounded(value, few, large) {
+  const most = 10 ** (few.maximumSignificantDigits - 1);
+  return value.toLocaleString("en", { ...(Math.abs(value) < most ? few : large), useGrouping: false });
 }

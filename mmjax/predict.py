@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import click
 import msgspec
@@ -33,14 +33,32 @@ from mmjax.artifact.predictor import (
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
 from mmjax.config import TabularData
+from mmjax.data.asked_images import AskedImages, image_problems, refuse_asked
 from mmjax.data.audit_rows import counted
 from mmjax.data.encode import check_columns, unknown_categories
 from mmjax.data.folders import IMAGE_SUFFIXES
 from mmjax.data.idx import find_idx
-from mmjax.data.image_paths import IMAGES_HELP, expect_folder, image_folder, refuse_images, with_paths
-from mmjax.data.images import list_images, read_images, read_unlabelled_table, scan_images
+from mmjax.data.image_paths import (
+    IMAGES_HELP,
+    expect_folder,
+    image_faults,
+    image_folder,
+    located_images,
+    refuse_images,
+    refuse_paths,
+)
+from mmjax.data.images import list_images, read_images, read_unlabelled_table
 from mmjax.data.table import Table, iter_table
-from mmjax.data.validate import BrokenRules, add_broken, broken_notes, broken_rules, refuse_cells
+from mmjax.data.validate import (
+    BrokenRules,
+    Fault,
+    add_broken,
+    broken_notes,
+    broken_rules,
+    cell_faults,
+    faults_by_row,
+    refuse_cells,
+)
 from mmjax.errors import ConfigError, DataError
 from mmjax.parts import member_count
 from mmjax.schema import Columns, Label, Schema
@@ -51,8 +69,11 @@ CHUNK_ROWS = 8192
 CHUNK_IMAGES = 256
 HEADINGS = {"sets": ["set"], "intervals": ["lower", "upper"], "abstained": ["abstained"]}
 """Of the columns of what only some models answer."""
-SHOWN = 20
-"""How many bad files are listed; the others are counted."""
+OnInvalid = Literal["fail", "report"]
+"""What rows that cannot be read do: stop all, or be written without a prediction. The words are the config's."""
+GO_ON = "or predict the others: --on-invalid report"
+PROBLEM = "problem"
+"""Of the column that says why a row has no prediction, under `report`."""
 
 
 class Chunk(NamedTuple):
@@ -65,6 +86,10 @@ class Chunk(NamedTuple):
     """i64[N]: where each row starts in the file; images are counted from 1."""
     refuse: Callable[[], None]
     """Raises the DataError that names lines or files at fault, if any; called when the rows cannot be encoded."""
+    problems: Callable[[], dict[int, str]]
+    """Row -> what is wrong with it; called when the rows cannot be encoded."""
+    encodable: bool = True
+    """False where it is known already that some row is at fault."""
 
 
 class Input(NamedTuple):
@@ -89,21 +114,26 @@ class Written(NamedTuple):
     """Cells with a category that training did not see, by column."""
     notes: tuple[str, ...]
     """Files that were skipped, and cells against the rules (bounds, pattern, enum) of the model's schema file."""
+    invalid: int = 0
+    """How many of the rows could not be read and have no prediction."""
 
 
-def predict_file(predictor: Predictor, source: Path, output: Path, *, images: Path | None = None) -> Written:
+def predict_file(
+    predictor: Predictor, source: Path, output: Path, *, images: Path | None = None, on_invalid: OnInvalid = "fail"
+) -> Written:
     """Return what was Written to the CSV `output`: identifier, `prediction`, `probability_<class>` for every class, and
     `uncertainty` of a model with members. Of several labels `prediction_<label>` for each, in the words of the data.
 
     Then, of a model that has them, `set` (a JSON list), `lower` and `upper`, `abstained` (true or false).
     `images` is the folder that paths of images in a table start from, if not the config's or the file's own. The file
-    appears whole or not at all. Raises DataError for what the schema refuses, naming rows and columns.
+    appears whole or not at all. Raises DataError for what the schema refuses, naming rows and columns; where
+    `on_invalid` is `report` such rows are written too, empty but for the last column, `problem`, which says why.
     """
     given = open_input(predictor, source, images)
     if output.exists() and source.exists() and output.samefile(source):
         raise ConfigError(f"--output {output}: expected another file than the input; name one")
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    rows, unknown = 0, Counter[str]()
+    rows, invalid, unknown = 0, 0, Counter[str]()
     broken: BrokenRules = {}
     classes, labels = predictor.schema.target.classes, predictor.schema.target.labels
     words = (*classes, *(text for label in labels for text in (label.negative, label.positive)))
@@ -113,10 +143,16 @@ def predict_file(predictor: Predictor, source: Path, output: Path, *, images: Pa
             heading = [given.heading, *called, *(f"probability_{name}" for name in classes)]
             heading += [name for field in added_answers(predictor) for name in HEADINGS[field]]
             heading += ["uncertainty"] if member_count(predictor.config) > 1 else []
+            heading += [PROBLEM] if on_invalid == "report" else []
             _writer(file, heading).writerow(heading)
-            for chunk in given.chunks:
-                _writer(file, (*map(str, chunk.identifiers), *words)).writerows(output_rows(chunk, predictor))
-                rows += len(chunk.identifiers)
+            for asked in given.chunks:
+                chunk, scores, problems = answered(asked, predictor, on_invalid)
+                found = iter(()) if scores is None else answer_rows(predictor.schema, scores)
+                if on_invalid == "report":
+                    found = with_problems(found, problems, len(asked.identifiers), width=len(heading) - 2)
+                lines = ((name, *cells) for name, cells in zip(asked.identifiers, found, strict=True))
+                _writer(file, (*map(str, asked.identifiers), *words, *problems.values())).writerows(lines)
+                rows, invalid = rows + len(asked.identifiers), invalid + len(problems)
                 for column, texts in unknown_categories(predictor.schema, chunk.columns).items():
                     unknown[column] += sum(texts.values())
                 broken = add_broken(broken, broken_rules(chunk.columns, predictor.schema, chunk.lines))
@@ -127,7 +163,44 @@ def predict_file(predictor: Predictor, source: Path, output: Path, *, images: Pa
         if partial.exists():
             partial.unlink()
     notes = (*given.notes, *broken_notes(broken, str(source), "predicted all the same"))
-    return Written(rows, given.ignored, dict(unknown), notes)
+    return Written(rows, given.ignored, dict(unknown), notes, invalid)
+
+
+def answered(chunk: Chunk, predictor: Predictor, on_invalid: OnInvalid) -> tuple[Chunk, Scores | None, dict[int, str]]:
+    """Return (the rows that could be read, their Scores, row -> problem of the others); no Scores where there is none.
+
+    DataError naming the others under `fail`.
+    """
+    if chunk.encodable:
+        try:
+            return chunk, predictor.score(chunk.columns), {}
+        except DataError:
+            if on_invalid == "fail":
+                _refuse(chunk)
+                raise
+    elif on_invalid == "fail":
+        _refuse(chunk)
+    problems = chunk.problems()
+    keep = np.ones(len(chunk.identifiers), bool)
+    keep[list(problems)] = False
+    columns = {name: cells[keep] for name, cells in chunk.columns.items()}
+    kept = chunk._replace(identifiers=chunk.identifiers[keep], columns=columns, lines=chunk.lines[keep])
+    return kept, predictor.score(columns) if keep.any() else None, problems
+
+
+def _refuse(chunk: Chunk) -> None:
+    try:
+        chunk.refuse()
+    except DataError as error:
+        raise DataError([*error.problems, GO_ON]) from error
+
+
+def with_problems(
+    answers: Iterator[tuple[Any, ...]], problems: dict[int, str], rows: int, *, width: int
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the cells of all rows: answers and an empty problem, or `width` empty cells and the problem."""
+    for row in range(rows):
+        yield (*[""] * width, problems[row]) if row in problems else (*next(answers), "")
 
 
 def _writer(file: IO[str], texts: Iterable[str]) -> Any:
@@ -136,11 +209,11 @@ def _writer(file: IO[str], texts: Iterable[str]) -> Any:
     return csv.writer(file, lineterminator="\n", quoting=quoting)
 
 
-def output_rows(chunk: Chunk, predictor: Predictor) -> Iterator[tuple[Any, ...]]:
-    """Yield the output rows of a chunk. Numbers are written so that reading them gives the same f32 or f64."""
-    found: Predictions = to_predictions(predictor.schema, _scores(chunk, predictor))
-    columns: list[Iterable[Any]] = [chunk.identifiers]
-    if labels := predictor.schema.target.labels:
+def answer_rows(schema: Schema, scores: Scores) -> Iterator[tuple[Any, ...]]:
+    """Yield the cells of each row's answer. Numbers are written so that reading them gives the same f32 or f64."""
+    found: Predictions = to_predictions(schema, scores)
+    columns: list[Iterable[Any]] = []
+    if labels := schema.target.labels:
         columns += label_columns(labels, found.prediction)
     else:
         columns.append(found.prediction.tolist())
@@ -165,14 +238,6 @@ def label_columns(labels: Sequence[Label], held: np.ndarray) -> list[list[str]]:
     ]
 
 
-def _scores(chunk: Chunk, predictor: Predictor) -> Scores:
-    try:
-        return predictor.score(chunk.columns)
-    except DataError:
-        chunk.refuse()
-        raise
-
-
 def open_input(predictor: Predictor, source: Path, images: Path | None = None) -> Input:
     """Return the rows of a CSV or the images of a folder or CSV, in chunks. Raises DataError for absent columns."""
     config, schema = predictor.config.data, predictor.schema
@@ -184,11 +249,13 @@ def open_input(predictor: Predictor, source: Path, images: Path | None = None) -
     column = schema.image.columns[0] if schema.image else config.image.image_column
     if source.is_dir() and find_idx(str(source)):
         found = read_images(msgspec.structs.replace(config.image, path=str(source)))
-        return Input("path", _image_chunks(source, found.names, found.columns[column], column), (), found.notes)
+        return Input(
+            "path", _image_chunks(AskedImages(source, found.names, found.columns[column]), column), (), found.notes
+        )
     if source.is_dir() or not source.exists():
         paths, notes = list_images(source)
         files = np.array([str(source / path) for path in paths], dtype=object)
-        return Input("path", _image_chunks(source, paths, files, column), (), notes)
+        return Input("path", _image_chunks(AskedImages(source, paths, files), column), (), notes)
     if source.suffix.lower() in IMAGE_SUFFIXES:
         raise DataError(
             f"{source}: expected a folder of images, or a CSV of their paths, got an image; give its folder"
@@ -196,8 +263,8 @@ def open_input(predictor: Predictor, source: Path, images: Path | None = None) -
     listed = read_unlabelled_table(str(source), image_column=column)
     named = schema.id_column if schema.id_column in listed.columns else None
     names = listed.columns[named] if named else listed.names
-    ignored = tuple(name for name in listed.columns if name != column)
-    chunks = _image_chunks(source, names, listed.columns[column], column)
+    ignored = tuple(name for name in listed.columns if name not in (column, named))
+    chunks = _image_chunks(AskedImages(source, listed.names, listed.columns[column], listed.lines, names), column)
     return Input(named or "path", chunks, ignored, listed.notes)
 
 
@@ -209,43 +276,42 @@ def _open_table(schema: Schema, source: Path, data: TabularData, images: Path | 
         raise DataError(f"{source}: expected at least one row, got a header only")
     ignored = check_columns(schema, tuple(first.columns), where=str(source))
     named = schema.id_column if schema.id_column in first.columns else None
-    tables = itertools.chain((first,), tables)
-    if data.images is not None:
-        tables = map(partial(with_paths, schema, folder=image_folder(data.images, source, images)), tables)
-    chunks = _table_chunks(schema, tables, named)
-    return Input(named or "row", chunks, ignored, ())
+    folder = image_folder(data.images, source, images) if data.images is not None else ""
+    chunks = _table_chunks(schema, itertools.chain((first,), tables), named, folder)
+    return Input(named or "row", chunks, tuple(name for name in ignored if name != named), ())
 
 
-def _table_chunks(schema: Schema, tables: Iterable[Table], named: str | None) -> Iterator[Chunk]:
+def _table_chunks(schema: Schema, tables: Iterable[Table], named: str | None, folder: str) -> Iterator[Chunk]:
     number = 1
-    for table in tables:
+    for read in tables:
+        table, faults = located_images(schema, read, folder)
         rows = len(table.lines)
         identifiers = table.columns[named] if named else np.arange(number, number + rows).astype(object)
-        yield Chunk(identifiers, table.columns, table.lines, partial(_refuse_rows, schema, table))
+        refuse, problems = partial(_refuse_rows, schema, table, faults), partial(_row_problems, schema, table, faults)
+        yield Chunk(identifiers, table.columns, table.lines, refuse, problems, encodable=not faults)
         number += rows
 
 
-def _refuse_rows(schema: Schema, table: Table) -> None:
+def _refuse_rows(schema: Schema, table: Table, faults: list[Fault]) -> None:
+    refuse_paths(schema, table, faults)
     refuse_cells(schema, table)
     refuse_images(schema, table)
 
 
-def _image_chunks(source: Path, names: np.ndarray, images: np.ndarray, column: str) -> Iterator[Chunk]:
-    refuse = partial(_refuse_images, source, names, images)
-    for start in range(0, len(names), CHUNK_IMAGES):
+def _row_problems(schema: Schema, table: Table, faults: list[Fault]) -> dict[int, str]:
+    """Return what is wrong with rows: cells that name no file (`faults`), other cells, images; a file is told once."""
+    no_file = {(fault.column, row) for fault in faults for row in fault.rows.tolist()}
+    unreadable = (one for one in image_faults(schema, table) if (one.column, int(one.rows[0])) not in no_file)
+    return faults_by_row([*faults, *cell_faults(schema, table), *unreadable])
+
+
+def _image_chunks(images: AskedImages, column: str) -> Iterator[Chunk]:
+    identifiers = images.names if images.identifiers is None else images.identifiers
+    for start in range(0, len(identifiers), CHUNK_IMAGES):
         rows = slice(start, start + CHUNK_IMAGES)
-        numbers = np.arange(start, start + len(names[rows])) + 1
-        yield Chunk(names[rows], {column: images[rows]}, numbers, refuse)
-
-
-def _refuse_images(source: Path, names: np.ndarray, images: np.ndarray) -> None:
-    bad = scan_images(images.tolist())
-    if not bad:
-        return
-    lines = [f"{names[index]}: {reason}" for index, reason in bad[:SHOWN]]
-    more = [f"and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []
-    count = f"{source}: {len(bad):,} of {len(names):,} images cannot be read; mend or remove them"
-    raise DataError([count, *lines, *more])
+        numbers = np.arange(start, start + len(identifiers[rows])) + 1
+        problems = partial(image_problems, images, rows)
+        yield Chunk(identifiers[rows], {column: images.files[rows]}, numbers, partial(refuse_asked, images), problems)
 
 
 @click.command(name="predict", help="Write a model's predictions for a CSV or a folder of images.")
@@ -266,9 +332,23 @@ def _refuse_images(source: Path, names: np.ndarray, images: np.ndarray) -> None:
     metavar="P",
     help="Add a column `abstained`: whether the largest probability is below P  [default: as trained]",
 )
+@click.option(
+    "--on-invalid",
+    type=click.Choice(["fail", "report"]),
+    default="fail",
+    show_default=True,
+    help="Where rows or files cannot be read: stop and list them, or predict the others; every row is written, these "
+    "with a `problem` in the place of a prediction, and the exit code is 0.",
+)
 @json_option
 def command(
-    model: str, source: str, output: str, images: str | None, registry: str, abstain_below: float | None
+    model: str,
+    source: str,
+    output: str,
+    images: str | None,
+    registry: str,
+    abstain_below: float | None,
+    on_invalid: OnInvalid,
 ) -> dict[str, Any]:
     """Write predictions."""
     for note in configure().notes:
@@ -278,7 +358,8 @@ def command(
     predictor = load_predictor(located.path)
     predictor = abstaining_predictor(predictor, abstain_below, where="--abstain-below")
     loaded = time.perf_counter()
-    written = predict_file(predictor, Path(source), Path(output), images=None if images is None else Path(images))
+    folder = None if images is None else Path(images)
+    written = predict_file(predictor, Path(source), Path(output), images=folder, on_invalid=on_invalid)
     ended = time.perf_counter()
     for note in written.notes:
         echo(note)
@@ -288,7 +369,9 @@ def command(
         if predictor.schema.column(column).fixed_vocabulary:
             continue  # a note tells what the enum expects
         echo(f"{source}: column '{column}': {counted(count, 'cell')} of a category unknown to the model")
-    echo(f"{written.rows:,} predictions in {output}")
+    if written.invalid:
+        echo(f"{written.invalid:,} of {written.rows:,} rows cannot be read and have none; `{PROBLEM}` says why")
+    echo(f"{written.rows - written.invalid:,} predictions in {output}")
     return {
         "model": predictor.config.name,
         "version": located.version,

@@ -108,7 +108,7 @@ def test_both_doors_as_processes(flat: Trained, tmp_path: Path) -> None:
         *("predict", "--model", "registry/tiny/1", "--input", "table.csv", "--output", "out.csv"), folder=tmp_path
     )
     assert (made.code, made.err) == (0, "")
-    assert made.out.splitlines() == ["table.csv: not used by the model: id, kind", "80 predictions in out.csv"]
+    assert made.out.splitlines() == ["table.csv: not used by the model: kind", "80 predictions in out.csv"]
     assert len(read(tmp_path / "out.csv")) == 81
 
 
@@ -147,7 +147,7 @@ def test_the_doors_in_this_process(flat: Trained, capsys, monkeypatch, tmp_path:
     )
     assert ended.code == 0
     found = ended.document
-    assert (found["rows"], found["ignored"], found["unknown"], found["notes"]) == (80, ["id", "kind"], {}, [])
+    assert (found["rows"], found["ignored"], found["unknown"], found["notes"]) == (80, ["kind"], {}, [])
     assert (found["model"], found["version"], found["output"]) == ("tiny", 1, str(tmp_path / "o.csv"))
     plain = door(capsys, evaluate.command, "--model", "tiny", "--data", "table.csv")
     assert plain.code == 0
@@ -234,9 +234,29 @@ def test_a_bad_row_far_down_leaves_what_was_there(flat: Trained, tmp_path: Path)
         f"{source}:{CHUNK_ROWS + 7}: column 'size': expected a number, got 'abc'",
         f"{source}:{CHUNK_ROWS + 92}: column 'when': expected a date (ISO 8601), got '2024-13-01'",
         "mend these cells, or leave those of the features empty that are not known",
+        "or predict the others: --on-invalid report",
     )
     assert (tmp_path / "out.csv").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
+
+
+def test_the_others_are_predicted_where_rows_cannot_be_read(flat: Trained, tmp_path: Path) -> None:
+    rows = table_rows(CHUNK_ROWS + 200)
+    sound = write_csv(tmp_path / "sound.csv", HEADER, rows)
+    size, when = HEADER.index("size"), HEADER.index("when")
+    for at, column, cell in ((5, size, "abc"), (5, when, "soon"), (CHUNK_ROWS + 90, when, "2024-13-01")):
+        rows[at] = (*rows[at][:column], cell, *rows[at][column + 1 :])
+    source = write_csv(tmp_path / "in.csv", HEADER, rows)
+    predict_file(flat.result.predictor, sound, tmp_path / "whole.csv")
+    written = predict_file(flat.result.predictor, source, tmp_path / "out.csv", on_invalid="report")
+    assert (written.rows, written.invalid) == (CHUNK_ROWS + 200, 2)
+    whole, found = read(tmp_path / "whole.csv"), read(tmp_path / "out.csv")
+    number, date = "expected a number, got 'abc'", "expected a date (ISO 8601), got"
+    assert found[6] == ["r5", *4 * [""], f"column 'size': {number}; column 'when': {date} 'soon'"]
+    assert found[CHUNK_ROWS + 91] == [f"r{CHUNK_ROWS + 90}", *4 * [""], f"column 'when': {date} '2024-13-01'"]
+    assert [row[:2] for row in found if row[1] != ""] == [
+        row[:2] for i, row in enumerate(whole) if i not in (6, CHUNK_ROWS + 91)
+    ]
 
 
 def test_an_output_that_cannot_be(flat: Trained, tmp_path: Path, capsys, monkeypatch) -> None:
@@ -344,17 +364,48 @@ def test_every_image_that_cannot_be_read_is_named(seen: Trained, tmp_path: Path,
         f"{images}: 2 of 16 images cannot be read; mend or remove them",
         "dark/7.png: is empty",
         "light/7.png: PNG is truncated",
+        "or predict the others: --on-invalid report",
     )
     listed = write_csv(tmp_path / "l.csv", ("image",), [("new/dark/0.png",), ("new/no.png",), ("",)])
     with pytest.raises(DataError) as caught:
         predict_file(seen.result.predictor, listed, tmp_path / "out.csv")
-    assert caught.value.problems[1:] == ("new/no.png: no such file", ": is a folder, not an image")
+    assert caught.value.problems[1:3] == (f"{listed}:3: new/no.png: no such file", f"{listed}:4: no path of an image")
     other = write_csv(tmp_path / "o.csv", ("imgae",), [("new/dark/0.png",)])
     with pytest.raises(DataError, match=r"data.image.image_column: expected a column .* did you mean 'imgae'"):
         predict_file(seen.result.predictor, other, tmp_path / "out.csv")
     with pytest.raises(DataError, match="expected a folder of images, got nothing"):
         predict_file(seen.result.predictor, tmp_path / "nowhere", tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_the_others_are_predicted_where_images_cannot_be_read(
+    seen: Trained, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(predict, "CHUNK_IMAGES", 3)
+    images = write_images(tmp_path / "new")
+    predict_file(seen.result.predictor, images, tmp_path / "whole.csv")
+    (images / "dark" / "7.png").write_bytes(b"")
+    for i in (3, 4, 5, 7):  # one chunk has no image that can be read
+        (images / "light" / f"{i}.png").write_bytes((images / "light" / f"{i}.png").read_bytes()[:-30])
+    asked = ("--model", seen.result.bundle, "--input", images, "--output", tmp_path / "out.csv", "--json")
+    ended = door(capsys, predict.command, *asked, "--on-invalid", "report")
+    assert (ended.code, ended.document["rows"], ended.document["invalid"]) == (0, 16, 5)
+    assert "5 of 16 rows cannot be read and have none; `problem` says why\n11 predictions in" in ended.err
+    whole, found = read(tmp_path / "whole.csv"), read(tmp_path / "out.csv")
+    assert found[0] == [*whole[0], "problem"]
+    reasons = {"dark/7.png": "is empty"} | {f"light/{i}.png": "PNG is truncated" for i in (3, 4, 5, 7)}
+    for before, after in zip(whole[1:], found[1:], strict=True):
+        if before[0] in reasons:
+            assert after == [before[0], "", "", "", reasons[before[0]]]
+        else:
+            assert (after[:2], after[-1]) == (before[:2], "")
+            np.testing.assert_allclose([float(p) for p in after[2:4]], [float(p) for p in before[2:4]], atol=1e-6)
+    listed = write_csv(tmp_path / "l.csv", ("image",), [("",), ("new/no.png",), ("new/dark/0.png",)])
+    written = predict_file(seen.result.predictor, listed, tmp_path / "out.csv", on_invalid="report")
+    assert (written.rows, written.invalid) == (3, 2)
+    assert [row[-1] for row in read(tmp_path / "out.csv")[1:]] == ["no path of an image", "no such file", ""]
+    refused = door(capsys, predict.command, *asked, "--on-invalid", "drop")
+    assert (refused.code, "'drop' is not one of 'fail', 'report'" in refused.err) == (2, True)
 
 
 def test_one_part_of_a_folder_of_images(seen: Trained, tmp_path: Path) -> None:

@@ -220,7 +220,8 @@ def test_missing_files_of_a_csv_are_listed_by_line(tmp_path):
     make(tmp_path, "1.png")
     path = csv(tmp_path, "image,label\n1.png,a\n2.png,b\n,a\n")
     assert problems(path) == (
-        "ROOT: 2 of 3 images are missing; paths are relative to the CSV file",
+        "ROOT: 2 of 3 images are missing; paths are relative to the CSV file; mend these cells, or set "
+        "data.image.on_invalid to drop",
         "ROOT:3: no such file: 2.png",
         "ROOT:4: no path of an image",
     )

@@ -18,7 +18,7 @@ LAYERS: dict[int, dict[str, str]] = {
             config_tree config_words config_yaml config_docs""",
     },
     1: {
-        "data": """data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images
+        "data": """data/asked_images data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images
             data/audit_labels data/audit_leaks
             data/audit_rows data/cache data/cells data/decode data/decode_sheet data/encode data/encode_survey
             data/facts data/findings data/fingerprint data/folders data/idx data/image_bytes data/image_paths

@@ -130,7 +130,7 @@ def with_gaps(trained: Trained) -> Path:
 
 def test_files_are_predicted_and_scored_with_paths_from_another_folder_too(trained: Trained, tmp_path: Path) -> None:
     written = predict_file(trained.predictor, with_gaps(trained), tmp_path / "out.csv")
-    assert (written.rows, written.ignored) == (12, ("id", "label"))
+    assert (written.rows, written.ignored) == (12, ("label",))
     moved = tmp_path / "moved.csv"
     moved.write_text(trained.table.read_text())
     with pytest.raises(DataError) as error:
@@ -161,6 +161,15 @@ def test_a_broken_image_is_told_with_its_line(trained: Trained, tmp_path: Path) 
         with pytest.raises(DataError, match=r"bad.csv:6: column 'picture': expected a readable image \(PNG is"):
             ask()
     assert not (tmp_path / "out.csv").exists()
+    bad.write_text(bad.read_text().replace("drawn/7.png", "drawn/none.png"))
+    written = predict_file(trained.predictor, bad, tmp_path / "out.csv", on_invalid="report")
+    found = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    problems = {row["id"]: row["problem"] for row in found if row["problem"]}
+    assert (written.rows, written.invalid, len(found)) == (240, 2, 240)
+    assert problems["r4"].startswith("column 'picture': expected a readable image (PNG is")
+    assert problems["r7"].startswith("column 'picture': expected an image file in")
+    assert problems["r7"].count("column") == 1
+    assert all((row["prediction"] == "") == (row["id"] in problems) for row in found)
 
 
 def test_either_side_may_be_missing_from_a_row_or_left_out_of_all(trained: Trained) -> None:

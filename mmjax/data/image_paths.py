@@ -77,31 +77,52 @@ def with_paths(schema: Schema, table: Table, folder: str) -> Table:
 
     DataError with file and line of every cell that names no file in the folder. A column that is absent stays so.
     """
-    names = [name for name in (schema.image.columns if schema.image else ()) if name in table.columns]
+    found, faults = located_images(schema, table, folder)
+    refuse_paths(schema, table, faults)
+    return found
+
+
+def located_images(schema: Schema, table: Table, folder: str) -> tuple[Table, list[Fault]]:
+    """Return what `with_paths` does, and the cells that it would refuse."""
+    names = _image_columns(schema, table)
     if not names:
-        return table
+        return table, []
     found = image_paths(table.columns, names, folder, schema.missing_markers)
-    if found.faults:
-        try:
-            judge(found.faults, None, schema, table.lines, table.path, "fail")
-        except DataError as error:
-            advice = "mend these cells, or leave them empty; --images names another folder"
-            raise DataError([*error.problems, advice]) from error
-    return table._replace(columns=table.columns | {name: found.paths[:, i] for i, name in enumerate(names)})
+    return table._replace(
+        columns=table.columns | {name: found.paths[:, i] for i, name in enumerate(names)}
+    ), found.faults
+
+
+def refuse_paths(schema: Schema, table: Table, faults: list[Fault]) -> None:
+    """Raise DataError with file and line of these cells, if any."""
+    try:
+        judge(faults, None, schema, table.lines, table.path, "fail")
+    except DataError as error:
+        advice = "mend these cells, or leave them empty; --images names another folder"
+        raise DataError([*error.problems, advice]) from error
 
 
 def refuse_images(schema: Schema, table: Table) -> None:
     """Raise DataError with file, line and column of every image that cannot be read; `with_paths` has been there."""
+    judge(image_faults(schema, table), None, schema, table.lines, table.path, "fail")
+
+
+def image_faults(schema: Schema, table: Table) -> list[Fault]:
+    """Return what `refuse_images` refuses."""
     from mmjax.data.decode import scan_images  # here: tables need no Pillow
 
     faults = []
-    for name in (name for name in (schema.image.columns if schema.image else ()) if name in table.columns):
+    for name in _image_columns(schema, table):
         cells = table.columns[name]
         given = np.array([row for row, cell in enumerate(cells) if cell is not None], np.int64)
         for index, reason in scan_images(cells[given].tolist()):
             row = given[index]
             faults.append(Fault(row[None], name, [str(cells[row])], READABLE.format(reason=reason), readable=False))
-    judge(faults, None, schema, table.lines, table.path, "fail")
+    return faults
+
+
+def _image_columns(schema: Schema, table: Table) -> list[str]:
+    return [name for name in (schema.image.columns if schema.image else ()) if name in table.columns]
 
 
 def _is_there(path: str) -> bool:

@@ -38,6 +38,8 @@ class ImageSource(NamedTuple):
     """What was skipped or taken in a way worth saying, one line each."""
     names: np.ndarray
     """Object array of str that identify the rows: path within the folder or as in the CSV, id, or `train/17`."""
+    lines: np.ndarray | None = None
+    """i64[N] of a CSV: where each row starts."""
 
 
 def read_images(data: ImageData, *, keep: Sequence[str] = (), minimum_classes: int = 2) -> ImageSource:
@@ -77,7 +79,7 @@ def read_unlabelled_table(path: str, *, image_column: str = "image") -> ImageSou
     _expect_columns(table, [("data.image.image_column", image_column)])
     names = table.columns[image_column]
     columns = table.columns | {image_column: objects([_beside(path, name) for name in names])}
-    return ImageSource(columns, image_column, "", None, (), names)
+    return ImageSource(columns, image_column, "", None, (), names, table.lines)
 
 
 def apply_policy(
@@ -112,6 +114,7 @@ def take(source: ImageSource, keep: np.ndarray) -> ImageSource:
         columns={name: values[keep] for name, values in source.columns.items()},
         assigned=None if source.assigned is None else source.assigned[keep],
         names=source.names[keep],
+        lines=None if source.lines is None else source.lines[keep],
     )
 
 
@@ -205,7 +208,7 @@ def _from_csv(data: ImageData, keep: Sequence[str]) -> ImageSource:
     notes = (f"{unused}; `data.tabular.images` learns from both",) if others else ()
     columns = {name: table.columns[name] for name in table.columns if name in used} | {data.image_column: paths}
     names = columns[data.id_column] if data.id_column else cells
-    return ImageSource(columns, data.image_column, data.target_column, None, notes, names)
+    return ImageSource(columns, data.image_column, data.target_column, None, notes, names, table.lines)
 
 
 def _expect_images(table: Table, cells: np.ndarray, paths: np.ndarray) -> None:
@@ -217,7 +220,8 @@ def _expect_images(table: Table, cells: np.ndarray, paths: np.ndarray) -> None:
     ]
     if lines:
         count = f"{table.path}: {len(lines)} of {len(cells)} images are missing"
-        raise DataError([f"{count}; paths are relative to the CSV file", *_shown(lines)])
+        advice = "paths are relative to the CSV file; mend these cells, or set data.image.on_invalid to drop"
+        raise DataError([f"{count}; {advice}", *_shown(lines)])
 
 
 def _expect_columns(table: Table, wanted: Sequence[tuple[str, str]]) -> None:

@@ -156,18 +156,29 @@ def refuse_cells(schema: Schema, table: Table, *, label: bool = False) -> None:
 
     Its last line says what to do.
     """
+    faults = cell_faults(schema, table, label=label)
+    if faults:
+        raise DataError([*_listed(faults, table.lines, table.path), MEND_CELLS])
+
+
+def cell_faults(schema: Schema, table: Table, *, label: bool = False) -> list[Fault]:
+    """Return what `refuse_cells` refuses."""
     columns = [
         Column(name=column.name, kind=column.kind, datetime_format=column.datetime_format)
         for column in schema.of_kind("numeric", "datetime")
     ]
     answers = (*schema.target.columns, schema.weight_column) if label else ()
     columns += [Column(name=name, kind="ignored") for name in answers if name is not None]
-    wanted = {column.name: table.columns[column.name] for column in columns if column.name in table.columns}
-    plain = msgspec.structs.replace(schema, columns=tuple(columns))
-    try:
-        validate_rows(wanted, plain, table.lines, table.path, "fail")
-    except DataError as error:
-        raise DataError([*error.problems, MEND_CELLS]) from error
+    return _faults(table.columns, msgspec.structs.replace(schema, columns=tuple(columns)))
+
+
+def faults_by_row(faults: list[Fault]) -> dict[int, str]:
+    """Return what is wrong with each row that has one of these faults, all of it in a line."""
+    found: dict[int, list[str]] = {}
+    for fault in faults:
+        for at, row in enumerate(fault.rows.tolist()):
+            found.setdefault(row, []).append(_cell_in_words(fault, at))
+    return {row: "; ".join(words) for row, words in found.items()}
 
 
 def broken_rules(columns: Columns, schema: Schema, lines: np.ndarray, *, label: bool = False) -> BrokenRules:
@@ -213,9 +224,13 @@ def _listed(faults: list[Fault], lines: np.ndarray, path: str) -> list[str]:
 
 
 def _in_words(fault: Fault, at: int, where: str) -> str:
+    return f"{where}: {_cell_in_words(fault, at)}"
+
+
+def _cell_in_words(fault: Fault, at: int) -> str:
     value = fault.values[at]
     got = repr(value if len(value) <= LONGEST else value[:LONGEST] + " ...") if value.strip() else "a missing cell"
-    return f"{where}: column '{fault.column}': expected {fault.rule}, got {got}"
+    return f"column '{fault.column}': expected {fault.rule}, got {got}"
 
 
 def _fate(faults: list[Fault], keep: np.ndarray) -> str:

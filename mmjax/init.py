@@ -149,9 +149,11 @@ def draft_folder(path: Path, wish: Wish) -> Draft:
 
 
 def _draft_images(data: ImageData, why: str, wish: Wish) -> Draft:
-    source, unanswered, aside = answered_images(read_images(data), msgspec.structs.replace(data, on_invalid="drop"))
+    dropping = msgspec.structs.replace(data, on_invalid="drop")
+    source, unanswered, aside = answered_images(read_images(dropping), dropping)
     bad = scan_images(source.columns[source.image_column].tolist())
-    unreadable = [f"{source.names[index]}: {reason}" for index, reason in bad]
+    where = [""] * len(source.names) if source.lines is None else [f"{data.path}:{line}: " for line in source.lines]
+    unreadable = [f"{where[index]}{source.names[index]}: {reason}" for index, reason in bad]
     source, _, dropped = apply_policy(source, bad, "drop")
     target = image_target(source, data, wish.inference)
     schema = Schema(target=target, image=image_spec(source, data))
@@ -209,9 +211,10 @@ def find_image_columns(table: Table) -> tuple[list[str], tuple[str, ...]]:
     images, notes = [], []
     for name, cells in table.columns.items():
         paths = [cell for cell in dict.fromkeys(cells[:LOOKED_AT].tolist()) if cell.strip()]
-        if not paths or any(PurePath(path).suffix.lower() not in IMAGE_SUFFIXES for path in paths):
+        named = [path for path in paths if PurePath(path).suffix.lower() in IMAGE_SUFFIXES]
+        if 2 * len(named) <= len(paths):
             continue
-        there = sum(os.path.isfile(os.path.join(os.path.dirname(table.path), path)) for path in paths)
+        there = sum(os.path.isfile(os.path.join(os.path.dirname(table.path), path)) for path in named)
         found = f"{table.path}: column '{name}' names images, {there} of the first {len(paths)} are there"
         if 2 * there > len(paths):
             images.append(name)

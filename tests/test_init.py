@@ -324,8 +324,21 @@ def test_a_list_with_images_without_an_answer_trains(tmp_path: Path) -> None:
 
 def test_a_list_with_lost_images_names_them(tmp_path: Path) -> None:
     data = image_list(tmp_path, ("gone.png", "dark", "9"))
-    with pytest.raises(DataError, match=r"list.csv:18: no such file: gone.png"):
-        draft(data, Wish(target="{shade}"))
+    made, config, prepared = take(tmp_path, data, target="{shade}")
+    assert f"{data}:18: gone.png: no such file" in made.notes
+    assert "on_invalid: drop  # 1 is left out; files that are no readable image" in made.config
+    assert (config.data.image and config.data.image.on_invalid, len(prepared.names)) == ("drop", 16)
+    strict = load_config(tmp_path / "made.yaml", ["data.image.on_invalid=fail"])
+    with pytest.raises(DataError, match=r"1 of 17 images are missing; .* or set data.image.on_invalid to drop"):
+        prepare(strict)
+
+
+def test_a_cell_that_names_no_image_is_told_with_its_line(tmp_path: Path) -> None:
+    data = image_list(tmp_path, ("n/a", "dark", "9"))
+    made, _, prepared = take(tmp_path, data, target="{shade}")
+    assert made.notes[0].startswith(f"{data}: column 'fi: le' names images, 16 of the first 17 are there")
+    assert f"{data}:18: n/a: no such file" in made.notes
+    assert len(prepared.names) == 16
 
 
 def test_a_list_of_images_that_are_elsewhere_is_a_table(tmp_path: Path) -> None:

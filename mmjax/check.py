@@ -19,7 +19,7 @@ from mmjax.analysis.present import describe_schema
 from mmjax.backend import Backend, compiled, configure, precompiled
 from mmjax.cli import echo, echo_table, json_option, run
 from mmjax.config import Config, image_settings
-from mmjax.config_load import format_origins, load_config_with_origins
+from mmjax.config_load import expect_files, format_origins, load_config_with_origins, with_places
 from mmjax.data.audit import refuse
 from mmjax.data.audit_rows import counted
 from mmjax.data.decode_sheet import contact_sheet
@@ -242,7 +242,9 @@ def command(
         echo(format_origins(loaded))
     if show_batch is not None:
         _expect_drawable(loaded.config, show_batch)
-    checked = check(loaded.config, echo)
+    with with_places(loaded.origins):
+        expect_files(loaded.config)
+        checked = check(loaded.config, echo)
     tell(checked)
     if show_batch is not None:
         count = write_batch(checked, show_batch)

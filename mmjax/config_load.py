@@ -4,6 +4,7 @@ The way of a config: YAML text -> nodes (`config_yaml`) -> one tree over `extend
 -> structs (`config_structure`) -> combinations (`config_rules`).
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -51,6 +52,31 @@ def load_config_with_origins(path: str | os.PathLike[str], overrides: Sequence[s
     nodes = dict(leaves(tree))
     config = _check(_with_name(tree, file), _given(nodes), problems)
     return LoadedConfig(config, {key: _origin(nodes.get(key)) for key in key_paths()})
+
+
+@contextlib.contextmanager
+def with_places(origins: Mapping[str, str]) -> Iterator[None]:
+    """Name in a ConfigError about a key what set it, as `load_config` does, where `origins` tells."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([_placed(problem, origins) for problem in error.problems]) from error
+
+
+def _placed(problem: str, origins: Mapping[str, str]) -> str:
+    origin = origins.get(problem.partition(":")[0], "default")
+    where = {"default": "", "--set": "--set "}.get(origin, f"{origin}: ")
+    return where + problem
+
+
+def expect_files(config: Config) -> None:
+    """Raise ConfigError for a file that a run of this config begins with and that is not there."""
+    path = config.model.pretrained
+    if path is not None and not os.path.isfile(path):
+        got = "a folder" if os.path.isdir(path) else "nothing"
+        raise ConfigError(
+            f"model.pretrained: expected a file, got {got} at {path}; paths are relative to {os.getcwd()}"
+        )
 
 
 def config_from_dict(content: Mapping[str, Any], where: str) -> Config:

@@ -245,8 +245,11 @@ def _column_roles(config: Config, given: Given, section: str, data: TabularData 
 def _csv_only(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
     if section == "data.tabular" or data.path.lower().endswith((".csv", ".csv.gz")):
         return
-    for key in ("id_column", "ignore_columns", "weight_column"):
-        if f"{section}.{key}" in given and getattr(data, key):
+    usual = {"image_column": "image", "target_column": "label"}  # a list of labels is refused by `_labels`
+    idle = [key for key in ("id_column", "ignore_columns", "weight_column") if getattr(data, key)]
+    idle += [key for key, name in usual.items() if isinstance(getattr(data, key), str) and getattr(data, key) != name]
+    for key in idle:
+        if f"{section}.{key}" in given:
             message = f"has no effect: expected a .csv file as `{section}.path` with it, got {data.path}; remove this"
             yield Conflict((f"{section}.{key}", f"{section}.path"), message, idle=True)
 
@@ -259,6 +262,8 @@ def _task(config: Config) -> tuple[str | None, str]:
     for kind, data in (("tabular", config.data.tabular), ("image", config.data.image)):
         if data is not None and data.task is not UNSET:
             return data.task, f"data.{kind}.task"
+    if config.data.image is not None and not config.data.image.path.lower().endswith((".csv", ".csv.gz")):
+        return "classification", "data.image.path"  # folders and idx files hold classes
     for task, losses in _LOSSES.items():
         if config.training.loss in losses:
             return task, "training.loss"
@@ -339,7 +344,7 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
         yield Conflict(("preset", section), told, idle=True)
     name = ("realmlp" if kind == "tabular" else "resnet") if model.name is UNSET else model.name
     if (name in _TABLE_MODELS) != (kind == "tabular"):
-        vision = "resnet, resnet18 to resnet50 (or with d) or [tf_]efficientnet_b0 to b4"
+        vision = "resnet, resnet18 to resnet50 (or with d), [tf_]efficientnet_b0 to b4, airbench or airbench_s"
         options = "realmlp, realmlp_s, tabm or mlp" if kind == "tabular" else vision
         if images:
             options += " (the trunk of the images)"

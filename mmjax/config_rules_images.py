@@ -47,6 +47,10 @@ def fine_tuning_conflicts(config: Config) -> Iterator[Conflict]:
     if training.freeze != "none" and path is None:
         told = "expected `model.pretrained` with it, or random weights would stay"
         yield Conflict(("training.freeze", "model.pretrained"), told)
+    stages = 7 if "efficientnet" in str(name) else 4  # of every network whose weights there are
+    if path is not None and isinstance(training.freeze, int) and training.freeze > stages:
+        told = f"expected at most {stages}, the stages of {name}, got {training.freeze}; or trunk"
+        yield Conflict(("training.freeze", "model.name"), told)
     if training.layer_decay not in (1.0, UNSET) and images is None:
         told = f"has no effect: expected {_IMAGE} or {_COLUMNS} with it, got neither; remove this"
         yield Conflict(("training.layer_decay", "data.tabular"), told, idle=True)

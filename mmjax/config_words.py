@@ -32,7 +32,8 @@ def _hint(kind: inspect.Type, node: Node) -> str:
         case inspect.IntType(), float(value) if value.is_integer() and abs(value) < INT_LIMIT:
             return f"; write {int(value)}"
         case ((inspect.TupleType() | inspect.VarTupleType()), bool() | int() | float() | str()):
-            return f"; write a list: [{text}]" if len(text) < 40 else ""
+            times = len(kind.item_types) if isinstance(kind, inspect.TupleType) else 1
+            return f"; write a list: [{', '.join([text] * times)}]" if len(text) < 40 else ""
         case _:
             return ""
 

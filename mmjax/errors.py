@@ -43,12 +43,20 @@ class BundleError(MmjaxError):
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the option nearest to `name`, or an empty string.
+    """Return `"; did you mean 'x'?"` for the option nearest to `name`, of equal ones the first, or an empty string.
 
     >>> did_you_mean("epoch", ["epochs", "seed"])
     "; did you mean 'epochs'?"
+    >>> did_you_mean("net", ["net_b0", "net_b1"])
+    "; did you mean 'net_b0'?"
     >>> did_you_mean("zzz", ["epochs", "seed"])
     ''
     """
-    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    options = list(dict.fromkeys(options))
+    close = set(difflib.get_close_matches(name, options, n=len(options) or 1, cutoff=0.6))
+    best = max((option for option in options if option in close), key=lambda near: _likeness(near, name), default=None)
+    return f"; did you mean '{best}'?" if best is not None else ""
+
+
+def _likeness(option: str, name: str) -> float:
+    return difflib.SequenceMatcher(None, option, name).ratio()

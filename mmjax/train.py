@@ -35,7 +35,7 @@ from mmjax.budget import Ready, cut_before, cut_down, cuts, ends_at, measured_co
 from mmjax.cli import echo, json_option
 from mmjax.cli import run as run_door
 from mmjax.config import Config
-from mmjax.config_load import config_to_yaml, load_config
+from mmjax.config_load import config_to_yaml, expect_files, load_config_with_origins, with_places
 from mmjax.data.audit import refuse
 from mmjax.data.audit_rows import counted
 from mmjax.data.findings import audit_lines, finding_json
@@ -122,6 +122,8 @@ def fit(
     Raises ConfigError, DataError, TrainingError or BundleError; the run's folder keeps what there was until then.
     """
     options = _Options(None if registry is None else Path(registry), tuple(callbacks), tell)
+    expect_files(config)
+    configure(device=config.device, threads=config.threads, precision=config.precision)  # or no run
     data = ""
     with chosen_run(config, run_dir=run_dir, runs_dir=Path(runs_dir), resume=resume, tell=tell) as run:
         try:
@@ -390,8 +392,8 @@ def command(
 ) -> dict[str, Any]:
     """Train, test and register a model."""
     started = time.perf_counter()
-    config = load_config(config_path, overrides)
-    with progress(sys.stdout) as show:
+    config, origins = load_config_with_origins(config_path, overrides)
+    with progress(sys.stdout) as show, with_places(origins):
         result = fit(config, run_dir=run_dir, registry=registry, resume=resume, callbacks=(show,), tell=echo)
     print_results(result.report, sys.stdout)
     echo(f"registered as {result.name}:{result.version} in {result.bundle}, with its card.md and report.json")

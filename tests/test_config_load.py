@@ -236,6 +236,15 @@ STRUCTURE = {
         ["c.yaml:2: model.architecture.hidden_layers: expected a list, each a whole number >= 1, got the number 64; "
          "write a list: [64]"],
     ),
+    "a list of two, and the smallest of a family": (
+        "data: {image: {path: a, image_size: 64}}\nmodel: {name: tf_efficientnet}",
+        ["c.yaml:1: data.image.image_size: expected a list of 2, each a whole number >= 8 and <= 4096, got the number "
+         "64; write a list: [64, 64]",
+         "c.yaml:2: model.name: expected one of airbench, airbench_s, efficientnet_b0, efficientnet_b1, "
+         "efficientnet_b2, efficientnet_b3, efficientnet_b4, mlp, realmlp, realmlp_s, resnet, resnet18, resnet18d, "
+         "resnet34, resnet34d, resnet50, resnet50d, tabm, tf_efficientnet_b0, tf_efficientnet_b1, tf_efficientnet_b2, "
+         "tf_efficientnet_b3, tf_efficientnet_b4, got text 'tf_efficientnet'; did you mean 'tf_efficientnet_b0'?"],
+    ),
     "list items": (
         TABLE + "model:\n  architecture:\n    hidden_layers:\n      - 8\n      - 0\n      - x",
         ["c.yaml:6: model.architecture.hidden_layers[1]: expected a whole number >= 1, got the number 0",
@@ -307,8 +316,8 @@ RULES = {
     ),
     "a trunk that sees no images": (
         MIXED + "model: {name: mlp}",
-        "c.yaml:2: model.name: expected resnet, resnet18 to resnet50 (or with d) or [tf_]efficientnet_b0 to b4 (the "
-        "trunk of the images) for data.tabular.images, got mlp",
+        "c.yaml:2: model.name: expected resnet, resnet18 to resnet50 (or with d), [tf_]efficientnet_b0 to b4, airbench "
+        "or airbench_s (the trunk of the images) for data.tabular.images, got mlp",
     ),
     "type of images alone": (
         MIXED + "model: {type: vision}",
@@ -359,8 +368,8 @@ RULES = {
     ),
     "name of other data": (
         IMAGES + "model: {name: mlp}",
-        "c.yaml:2: model.name: expected resnet, resnet18 to resnet50 (or with d) or [tf_]efficientnet_b0 to b4 for "
-        "data.image, got mlp",
+        "c.yaml:2: model.name: expected resnet, resnet18 to resnet50 (or with d), [tf_]efficientnet_b0 to b4, airbench "
+        "or airbench_s for data.image, got mlp",
     ),
     "network of other data": (
         TABLE + "model: {name: resnet18}",
@@ -492,6 +501,14 @@ IDLE = [
      "`split.strategy: random or stratified or folders or group or group_stratified or time` with it, got "
      "`split.strategy: column`"),
 ]  # fmt: skip
+
+
+def test_columns_of_a_folder_do_nothing(write) -> None:
+    told = "has no effect: expected a .csv file as `data.image.path` with it, got pictures; remove this"
+    file = write("data: {image: {path: pictures,\n  image_column: photo,\n  target_column: kind}}")
+    lines = [f"c.yaml:2: data.image.image_column: {told}", f"c.yaml:3: data.image.target_column: {told}"]
+    assert problems_of(file) == lines
+    load_config(write("data: {image: {path: pictures.csv, image_column: photo, target_column: kind}}"))
 
 
 @pytest.mark.parametrize(("text", "expected"), RULES.values(), ids=RULES.keys())

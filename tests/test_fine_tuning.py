@@ -90,6 +90,18 @@ def test_preprocessing_of_the_weights_is_decided_before_images_are_read(tmp_path
         ({"model": {"pretrained": "w.npz"}, "training": {"freeze": "trunk"}}, "got no `model.name`"),
         ({"model": {"name": "resnet18"}, "training": {"freeze": 2}}, "expected `model.pretrained` with it"),
         ({"data": {"image": {"path": "p", "channel_std": [0.2, 0.2, 0.2]}}}, "expected both or neither"),
+        (
+            {"model": {"name": "resnet18", "pretrained": "w.npz"}, "training": {"freeze": 5}},
+            "test: training.freeze: expected at most 4, the stages of resnet18, got 5; or trunk",
+        ),
+        (
+            {"model": {"name": "tf_efficientnet_b0", "pretrained": "w.npz"}, "training": {"freeze": 8}},
+            "test: training.freeze: expected at most 7, the stages of tf_efficientnet_b0, got 8; or trunk",
+        ),
+        (
+            {"training": {"loss": "mse"}},
+            "expected one of cross_entropy, focal, bce for classification (`data.image.path`)",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(change: dict[str, Any], told: str) -> None:
@@ -157,8 +169,11 @@ def test_groups_of_airbench_learn_slower_the_earlier_they_are() -> None:
 
 
 def test_more_stages_than_there_are_cannot_be_frozen() -> None:
-    with pytest.raises(ConfigError, match=r"training\.freeze: expected at most 4, the stages of resnet18, got 5"):
-        params_of("resnet18", freeze=5)
+    for name, stages in (("resnet18", 4), ("tf_efficientnet_b0", 7)):  # the numbers that the config's rules know
+        with pytest.raises(
+            ConfigError, match=rf"training\.freeze: expected at most {stages}, the stages of {name}, got"
+        ):
+            params_of(name, freeze=stages + 1)
 
 
 def test_a_crop_share_travels_in_the_schema_and_is_absent_where_it_is_none() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mmjax import check
 from mmjax.artifact.bundle import load_bundle
 from mmjax.train import command
 from mmjax.training.checkpoint import DIGESTS, damages, steps_in
@@ -67,10 +68,27 @@ def test_what_is_wrong_with_the_config_is_an_object_too(home: Path, capsys) -> N
         capsys, command, "--config", "tiny.yaml", "--json", "--set", "training.batch_size=1000", "--run-dir", "r"
     )
     assert batch.code == 2
-    assert problems(batch.document)[0].startswith("training.batch_size: expected at most 56")
+    assert problems(batch.document)[0].startswith("--set training.batch_size: expected at most 56")
     assert json.loads(Path("r/run.json").read_text())["status"] == "failed"
     assert not (home / "registry").exists()
     assert door(capsys, command, "--config", "no.yaml", "--json").code == 2
+
+
+def test_what_the_machine_lacks_is_told_with_its_place_before_there_is_a_run(home: Path, capsys) -> None:
+    pictures = "name: a\ndata: {image: {path: b}}\nmodel: {name: resnet18, pretrained: no.npz}\n"
+    (home / "pictures.yaml").write_text(pictures)
+    (home / "gpu.yaml").write_text(TABLE_YAML + "device: gpu\n")
+    line = len(TABLE_YAML.splitlines()) + 1
+    for words, told in (
+        (["pictures.yaml"], "pictures.yaml:3: model.pretrained: expected a file, got nothing at no.npz; paths are"),
+        (["gpu.yaml"], f"gpu.yaml:{line}: device: expected a GPU, found only cpu"),
+        (["tiny.yaml", "--set", "device=gpu"], "--set device: expected a GPU, found only cpu"),
+    ):
+        for ask in (command, check.command):
+            ended = door(capsys, ask, "--json", "--config", *words)
+            assert ended.code == 2
+            assert problems(ended.document)[0].startswith(told)
+    assert not (home / "runs").exists()
 
 
 def test_what_is_wrong_with_the_data_is_kept_in_the_run(home: Path, capsys) -> None:

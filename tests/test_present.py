@@ -131,6 +131,20 @@ def test_without_any_metrics_only_the_summary_is_left():
     assert text == "iris: classification of species into 2 classes; kept epoch 21 of 40\n"
 
 
+def test_names_of_labels_are_whole_where_there_is_room():
+    names = ["flower_rose", "with_water", "x" * 60]
+    numbers = dict.fromkeys(("threshold", "precision", "recall", "f1", "roc_auc", "pr_auc"), 0.5)
+    report = report_of(names, diagonal(3))
+    report["confusion"] = {}
+    report["model"] |= {"task": "multilabel"}
+    report["per_class"]["test"] = [{"class": name, "support": 10.0, **numbers} for name in names]
+    lines = results_text(report, width=80).splitlines()
+    assert any(line.startswith("flower_rose  ") for line in lines)
+    longest = next(line for line in lines if line.startswith("xx"))
+    assert ".." in longest
+    assert 76 < len(longest) <= 80
+
+
 def test_long_names_that_end_alike_are_numbered():
     names = ["a_very_long_class_name_1", "a_very_long_class_game_1", "c"]
     text = results_text(report_of(names, diagonal(3)), width=80)

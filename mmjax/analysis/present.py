@@ -179,12 +179,12 @@ def _class_table(report: Report, split: str, width: int) -> Table:
         )
         scores = sorted(scores, key=lambda row: -1.0 if row["f1"] is None else row["f1"])[:WORST]
     title, first, columns = class_columns(report)
-    room = max(width - 13 * len(columns), 8)
-    rows = tuple(
-        (shorten(printable(row["class"]), room), *(number(row[c]) for c in columns), count(row["support"]))
-        for row in scores
-    )
-    return Table(f"{title} ({split})", (first, *columns, "support"), rows, note=note)
+    numbers = [(*(number(row[c]) for c in columns), count(row["support"])) for row in scores]
+    table = Table(f"{title} ({split})", ("", *columns, "support"), tuple(("", *row) for row in numbers), note=note)
+    room = max(width - table_width(table), 8)
+    names = [shorten(printable(row["class"]), room) for row in scores]
+    rows = tuple((name, *row) for name, row in zip(names, numbers, strict=True))
+    return table._replace(header=(first, *table.header[1:]), rows=rows)
 
 
 def _confusion_table(report: Report, split: str, width: int) -> Table:

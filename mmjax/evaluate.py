@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,23 @@ from mmjax.artifact.predictor import Predictor, proven_predictor
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
 from mmjax.config import ImageData
+from mmjax.data.asked_images import AskedImages, refuse_asked
+from mmjax.data.audit_rows import counted
 from mmjax.data.encode import check_columns
-from mmjax.data.image_paths import IMAGES_HELP, expect_folder, image_folder, refuse_images, with_paths
-from mmjax.data.images import read_images
+from mmjax.data.image_paths import (
+    IMAGES_HELP,
+    count_gaps,
+    expect_folder,
+    gap_notes,
+    image_folder,
+    refuse_images,
+    with_paths,
+)
+from mmjax.data.images import SHOWN, ImageSource, read_images, take
 from mmjax.data.table import Table, read_table
 from mmjax.data.validate import broken_notes, broken_rules, refuse_cells
-from mmjax.errors import ConfigError, DataError
-from mmjax.schema import Columns, Schema
+from mmjax.errors import ConfigError, DataError, did_you_mean
+from mmjax.schema import Schema
 
 GIVEN = "this data"
 """What results on `--data` are called on the terminal: they are no test where the model has seen the rows."""
@@ -71,11 +82,21 @@ def evaluate_model(
             refuse_images(predictor.schema, table)
             raise
         broken = broken_rules(table.columns, predictor.schema, table.lines, label=True)
-        for note in broken_notes(broken, str(data), "scored all the same"):
+        notes = broken_notes(broken, str(data), "scored all the same")
+        if config.tabular.images is not None:
+            gaps = count_gaps(predictor.schema, table.columns)
+            notes = (*gap_notes(predictor.schema, table.columns, gaps, str(data)), *notes)
+        for note in notes:
             tell(note)
     else:
         assert config.image is not None, "the config names one modality"
-        scores, batch = predictor.score_labelled(read_labelled_images(config.image, Path(data), split))
+        source = read_labelled_images(config.image, Path(data), split)
+        refuse_labels(predictor.schema, source, Path(data))
+        try:
+            scores, batch = predictor.score_labelled(source.columns)
+        except DataError:
+            refuse_asked(AskedImages(Path(data), source.names, source.columns[source.image_column], source.lines))
+            raise
     return evaluate_scores(predictor.schema, scores, batch, state=predictor.states.output)
 
 
@@ -90,17 +111,32 @@ def read_labelled_table(schema: Schema, path: Path, delimiter: str) -> Table:
     return table
 
 
-def read_labelled_images(trained_on: ImageData, path: Path, split: str) -> Columns:
-    """Return the columns of images with answers, read as those trained on; of one part where `split` names one."""
+def read_labelled_images(trained_on: ImageData, path: Path, split: str) -> ImageSource:
+    """Return images with answers, read as those trained on; of one part where `split` names one."""
     source = read_images(msgspec.structs.replace(trained_on, path=str(path)), minimum_classes=1)
     if not split:
-        return source.columns
+        return source
     if source.assigned is None:
         raise ConfigError(f"--split {split}: expected a folder with train, val and test in it, got {path} without")
     rows = np.asarray(source.assigned == split)
     if not rows.any():
         raise DataError(f"--split {split}: expected images in that part of {path}, got none")
-    return {name: cells[rows] for name, cells in source.columns.items()}
+    return take(source, rows)
+
+
+def refuse_labels(schema: Schema, source: ImageSource, path: Path) -> None:
+    """Raise DataError with every label of images that is no class of the model: how many have it, and the first."""
+    target = schema.target
+    if target.task != "classification":
+        return
+    problems, labels = [], source.columns[target.column]
+    for label, count in Counter(text for text in labels.tolist() if text not in target.classes).items():
+        first = int(np.flatnonzero(labels == label)[0])
+        where = f"on line {source.lines[first]}" if source.lines is not None else f"is {source.names[first]}"
+        told = f"{path}: expected one of the model's classes ({', '.join(target.classes[:SHOWN])}), got {label!r} of "
+        problems.append(f"{told}{counted(count, 'image')}, the first {where}{did_you_mean(label, target.classes)}")
+    if problems:
+        raise DataError([*problems, "rename these classes, or leave their images out"])
 
 
 def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:

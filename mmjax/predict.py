@@ -40,7 +40,9 @@ from mmjax.data.folders import IMAGE_SUFFIXES
 from mmjax.data.idx import find_idx
 from mmjax.data.image_paths import (
     IMAGES_HELP,
+    count_gaps,
     expect_folder,
+    gap_notes,
     image_faults,
     image_folder,
     located_images,
@@ -102,6 +104,8 @@ class Input(NamedTuple):
     """Columns that the model does not use."""
     notes: tuple[str, ...]
     """Files that were skipped, and the like."""
+    columns: tuple[str, ...] = ()
+    """The names of a table's."""
 
 
 class Written(NamedTuple):
@@ -133,7 +137,8 @@ def predict_file(
     if output.exists() and source.exists() and output.samefile(source):
         raise ConfigError(f"--output {output}: expected another file than the input; name one")
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    rows, invalid, unknown = 0, 0, Counter[str]()
+    rows, invalid, unknown, gaps = 0, 0, Counter[str](), Counter[str]()
+    has_gaps = predictor.config.data.image is None and predictor.schema.image is not None
     broken: BrokenRules = {}
     classes, labels = predictor.schema.target.classes, predictor.schema.target.labels
     words = (*classes, *(text for label in labels for text in (label.negative, label.positive)))
@@ -155,6 +160,7 @@ def predict_file(
                 rows, invalid = rows + len(asked.identifiers), invalid + len(problems)
                 for column, texts in unknown_categories(predictor.schema, chunk.columns).items():
                     unknown[column] += sum(texts.values())
+                gaps += count_gaps(predictor.schema, chunk.columns) if has_gaps else Counter()
                 broken = add_broken(broken, broken_rules(chunk.columns, predictor.schema, chunk.lines))
         os.replace(partial, output)
     except OSError as error:
@@ -162,7 +168,8 @@ def predict_file(
     finally:
         if partial.exists():
             partial.unlink()
-    notes = (*given.notes, *broken_notes(broken, str(source), "predicted all the same"))
+    missing = gap_notes(predictor.schema, given.columns, gaps, str(source)) if has_gaps else ()
+    notes = (*given.notes, *missing, *broken_notes(broken, str(source), "predicted all the same"))
     return Written(rows, given.ignored, dict(unknown), notes, invalid)
 
 
@@ -278,7 +285,8 @@ def _open_table(schema: Schema, source: Path, data: TabularData, images: Path | 
     named = schema.id_column if schema.id_column in first.columns else None
     folder = image_folder(data.images, source, images) if data.images is not None else ""
     chunks = _table_chunks(schema, itertools.chain((first,), tables), named, folder)
-    return Input(named or "row", chunks, tuple(name for name in ignored if name != named), ())
+    ignored = tuple(name for name in ignored if name != named)
+    return Input(named or "row", chunks, ignored, (), tuple(first.columns))
 
 
 def _table_chunks(schema: Schema, tables: Iterable[Table], named: str | None, folder: str) -> Iterator[Chunk]:

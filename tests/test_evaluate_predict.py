@@ -420,6 +420,29 @@ def test_one_part_of_a_folder_of_images(seen: Trained, tmp_path: Path) -> None:
         evaluate_model(seen.result.predictor, seen.home / "shades", split="test")
 
 
+def test_classes_that_the_model_does_not_know_are_named_once(seen: Trained, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "new")
+    (images / "light").rename(images / "ligth")
+    with pytest.raises(DataError) as caught:
+        evaluate_model(seen.result.predictor, images)
+    told = "expected one of the model's classes (dark, light), got"
+    advice = "rename these classes, or leave their images out"
+    assert caught.value.problems == (
+        f"{images}: {told} 'ligth' of 8 images, the first is ligth/0.png; did you mean 'light'?",
+        advice,
+    )
+    listed = write_csv(
+        tmp_path / "l.csv", ("image", "label"), [("new/dark/0.png", "dark"), ("new/dark/1.png", "black")]
+    )
+    with pytest.raises(DataError) as caught:
+        evaluate_model(seen.result.predictor, listed)
+    assert caught.value.problems == (f"{listed}: {told} 'black' of 1 image, the first on line 3", advice)
+    (images / "ligth").rename(images / "light")
+    (images / "dark" / "7.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 of 16 images cannot be read; mend or remove them\s+dark/7\.png: is empty"):
+        evaluate_model(seen.result.predictor, images)
+
+
 def test_idx_files_are_predicted_by_their_number(seen: Trained, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8)).astype(np.uint8)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(np.array([0x803, 3, 8, 8], ">u4").tobytes() + pixels.tobytes())

@@ -131,6 +131,14 @@ def with_gaps(trained: Trained) -> Path:
 def test_files_are_predicted_and_scored_with_paths_from_another_folder_too(trained: Trained, tmp_path: Path) -> None:
     written = predict_file(trained.predictor, with_gaps(trained), tmp_path / "out.csv")
     assert (written.rows, written.ignored) == (12, ("label",))
+    told: list[str] = []
+    evaluate_model(trained.predictor, with_gaps(trained), tell=told.append)
+    missing = ("images, known to the model as such: picture 2", "cells, known to the model as such: weight 3, colour 1")
+    assert written.notes == tuple(told) == tuple(f"{trained.home}/gaps.csv: missing {line}" for line in missing)
+    bare = tmp_path / "bare.csv"
+    bare.write_text("weight,colour\n1,red\n")
+    found = predict_file(trained.predictor, bare, tmp_path / "out.csv").notes
+    assert found == (f"{bare}: left out, missing in every row: picture",)
     moved = tmp_path / "moved.csv"
     moved.write_text(trained.table.read_text())
     with pytest.raises(DataError) as error:

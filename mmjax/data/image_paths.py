@@ -1,7 +1,8 @@
 """Cells that name image files: each a path within one folder, or empty."""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from mmjax.config import Config, TableImages, table_images
 from mmjax.data.cells import missing_mask, texts
+from mmjax.data.encode import left_out
 from mmjax.data.table import Table
 from mmjax.data.validate import Fault, judge
 from mmjax.errors import ConfigError, DataError
@@ -119,6 +121,35 @@ def image_faults(schema: Schema, table: Table) -> list[Fault]:
             row = given[index]
             faults.append(Fault(row[None], name, [str(cells[row])], READABLE.format(reason=reason), readable=False))
     return faults
+
+
+def count_gaps(schema: Schema, columns: Columns) -> Counter[str]:
+    """Return how many images and cells of features are missing, by column; `located_images` has been there."""
+    images = schema.image.columns if schema.image else ()
+    found = {name: sum(cell is None for cell in columns[name]) for name in images if name in columns}
+    for name in (column.name for column in schema.features if column.name in columns):
+        found[name] = int(missing_mask(texts(columns[name]), schema.missing_markers).sum())
+    return Counter(found)
+
+
+def gap_notes(schema: Schema, names: Iterable[str], gaps: Counter[str], path: str) -> tuple[str, ...]:
+    """Return lines that count what is missing in a file with columns of these names, images before cells."""
+    images = schema.image.columns if schema.image else ()
+    absent = left_out(schema, names)
+    of_images = {name: gaps[name] for name in images if gaps[name]}
+    of_cells = {column.name: gaps[column.name] for column in schema.features if gaps[column.name]}
+    found = (
+        *missing_note("images", of_images),
+        *missing_note("cells", of_cells),
+        *((f"left out, missing in every row: {', '.join(absent)}",) if absent else ()),
+    )
+    return tuple(f"{path}: {line}" for line in found)
+
+
+def missing_note(what: str, counts: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the line that counts, by column, what is missing and the model knows to be; none where nothing is."""
+    told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return (f"missing {what}, known to the model as such: {told}",) if told else ()
 
 
 def _image_columns(schema: Schema, table: Table) -> list[str]:

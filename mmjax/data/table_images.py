@@ -8,7 +8,7 @@ import numpy as np
 from mmjax.config import Config, TableImages
 from mmjax.data.audit_rows import mix
 from mmjax.data.cache import Tell
-from mmjax.data.image_paths import READABLE, image_folder, image_paths
+from mmjax.data.image_paths import READABLE, image_folder, image_paths, missing_note
 from mmjax.data.pixels import Pixels
 from mmjax.data.prepare_images import load_sources, spec_of
 from mmjax.data.table_survey import Survey
@@ -103,5 +103,4 @@ def _unreadable(cells: Columns, names: tuple[str, ...], rows: np.ndarray, pixels
 
 def _gap_notes(paths: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
     counts = [sum(path is None for path in column) for column in paths.T]
-    found = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True) if count]
-    return (f"missing images, known to the model as such: {', '.join(found)}",) if found else ()
+    return missing_note("images", {name: count for name, count in zip(names, counts, strict=True) if count})

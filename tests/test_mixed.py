@@ -168,6 +168,17 @@ def test_the_door_is_for_other_models_too(served: Served) -> None:
     assert image["probabilities"] == alone["probabilities"]
 
 
+def test_an_image_that_is_no_base64_is_told_once(served: Served) -> None:
+    body = json.dumps({"model": "shades", "rows": [{"image": "?!"}, {"image": None}, {"image": text_of(FRONT[:-40])}]})
+    problems = served.client.ask("POST", "/predict", body, JSON).json["errors"]
+    assert [problem.split(",")[0] for problem in problems] == [
+        "image 1: expected an image in base64",
+        "image 2: expected an image",
+    ]
+    cut = json.dumps({"model": "shades", "rows": [{"image": text_of(FRONT[:-40])}]})
+    assert served.client.ask("POST", "/predict", cut, JSON).json["errors"] == ["image 1: PNG is truncated"]
+
+
 GOOD = {"size": 1, "front": text_of(FRONT), "colour": "red", "back": None}
 BAD_JSON: dict[str, tuple[dict[str, Any], int, str]] = {
     "no base64": (
@@ -283,7 +294,7 @@ def test_escaped_base64_is_no_part_of_what_a_table_may_have(served: Served) -> N
 
 
 def test_a_model_of_nothing_but_one_image_answers_to_no_missing_one(served: Served) -> None:
-    told = "column 'image', row 1: expected an image, as the model looks at nothing else, got none; send one, or "
+    told = "image 1: expected an image, as the model looks at nothing else, got none; send one, or "
     told += "leave the row out"
     for cell in (None, ""):
         body = json.dumps({"model": "shades", "rows": [{"image": cell}]})

@@ -2,6 +2,7 @@
 
 import csv
 import http.client
+import io
 import json
 import os
 import queue
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from litestar.testing import TestClient
+from PIL import Image
 
 from mmjax.artifact.models import load_model
 from mmjax.artifact.predictor import Predictor, largest_difference
@@ -362,12 +364,20 @@ def bomb() -> bytes:
     return bytes(head)
 
 
+def noisy_jpeg() -> bytes:
+    """A JPEG whose header is whole also when it is cut."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
 BAD_IMAGES: list[tuple[bytes, dict[str, str], int, str]] = [
     (b"", PNG, 400, "expected an image file, got nothing"),
     (b"no image", PNG, 400, "image 1: expected JPEG, PNG, WebP, BMP or GIF, got no image"),
     (b"<svg></svg>", PNG, 400, "got SVG"),
     (b"%PDF-1.7", {"content-type": "image/jpeg"}, 400, "got PDF"),
     (png(1)[:200], PNG, 400, "image 1: PNG is truncated"),
+    (noisy_jpeg()[:-100], {"content-type": "image/jpeg"}, 400, "image 1: JPEG is truncated"),
     (bomb(), PNG, 400, "image 1: "),
     (png(1), {"content-type": "text/plain"}, 415, "with curl add -H 'Content-Type: image/png'"),
     (png(1), PNG | {"content-encoding": "gzip"}, 415, "Content-Encoding: expected none"),

@@ -1,6 +1,7 @@
 """Answering: Columns become Scores. What `/predict/*` and the Open Inference Protocol share; no HTTP library here."""
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeVar
@@ -141,8 +142,10 @@ def encoded(served: Served, columns: Columns) -> Batch:
     try:
         return encode(served.predictor.schema, columns)
     except DataError as error:
-        reason = "bad-image" if served.modality == "image" else "bad-cell"
-        raise Refused(400, reason, error.problems) from error
+        if served.modality != "image":
+            raise Refused(400, "bad-cell", error.problems) from error
+        told = [re.sub(r"^column '.*?', row (\d+): ", r"image \1: ", problem) for problem in error.problems]
+        raise Refused(400, "bad-image", told) from error  # in the words of `wire.image_place`
 
 
 async def _result(batcher: Batcher, job: Job, gone: Gone | None) -> Scores:

@@ -4,7 +4,7 @@ import base64
 import binascii
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,6 +23,7 @@ from mmjax.serving.wire import (
     Refused,
     TableRequest,
     decode_table,
+    image_place,
     refuse_texts,
 )
 
@@ -89,10 +90,18 @@ def columns_of_json(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> Column
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     columns = {name: objects([row.get(name) for row in rows]) for name in names}
     refuse_texts(schema, columns)
+    unread: set[str] = set()
     for name in _images(schema, names):
-        cells = [_from_base64(name, i, cell, wrong) for i, cell in enumerate(columns[name].tolist(), 1)]
+        cells: list[bytes | None] = []
+        for row, cell in enumerate(columns[name].tolist(), 1):
+            try:
+                cells.append(_from_base64(cell))
+            except DataError as error:
+                unread.add(place := image_place(schema, name, row))
+                wrong.append(f"{place}: {error}")
+                cells.append(None)
         columns[name] = objects(cells)
-    return _sound(schema, columns, wrong)
+    return _sound(schema, columns, wrong, unread)
 
 
 def columns_of_form(schema: Schema, boundary: str, body: bytes) -> Columns:
@@ -143,7 +152,7 @@ def _images(schema: Schema, names: Sequence[str]) -> list[str]:
     return [name for name in (schema.image.columns if schema.image else ()) if name in names]
 
 
-def _from_base64(name: str, row: int, cell: Any, wrong: list[str]) -> bytes | None:
+def _from_base64(cell: Any) -> bytes | None:
     if cell is None or cell == "":
         return None
     try:
@@ -152,8 +161,7 @@ def _from_base64(name: str, row: int, cell: Any, wrong: list[str]) -> bytes | No
         told = f"a {type(cell).__name__}"
     except (binascii.Error, ValueError):
         told = "a text that is none"
-    wrong.append(f"column '{name}', row {row}: expected an image in base64, got {told}; {SAY_BASE64}")
-    return None
+    raise DataError(f"expected an image in base64, got {told}; {SAY_BASE64}")
 
 
 def _text(name: str, value: bytes, wrong: list[str]) -> str:
@@ -164,8 +172,11 @@ def _text(name: str, value: bytes, wrong: list[str]) -> str:
         return ""
 
 
-def _sound(schema: Schema, columns: Columns, wrong: list[str]) -> Columns:
-    """Return the columns, those left out as missing, once the header of every image was read; Refused otherwise."""
+def _sound(schema: Schema, columns: Columns, wrong: list[str], unread: Container[str] = ()) -> Columns:
+    """Return the columns, those left out as missing, once the header of every image was read; Refused otherwise.
+
+    What is wrong with the images that are `unread` is told already.
+    """
     from mmjax.data.decode import probe_image
 
     for name in _images(schema, tuple(columns)):
@@ -173,10 +184,10 @@ def _sound(schema: Schema, columns: Columns, wrong: list[str]) -> Columns:
             try:
                 if cell is not None:
                     probe_image(cell, max_pixels=MAX_PIXELS)
-                elif schema.modality == "image":
+                elif schema.modality == "image" and image_place(schema, name, row) not in unread:
                     raise DataError(f"expected {NEEDED_IMAGE}, got none; send one, or leave the row out")
             except DataError as error:
-                wrong.append(f"column '{name}', row {row}: {error.problems[0].split(': ', 1)[-1]}")
+                wrong.append(f"{image_place(schema, name, row)}: {error.problems[0].split(': ', 1)[-1]}")
     if wrong:
         raise Refused(400, "bad-image", wrong[:SHOWN])
     return with_left_out(schema, columns)

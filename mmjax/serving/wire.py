@@ -471,6 +471,11 @@ def image_columns(schema: Schema, files: Sequence[bytes]) -> Columns:
     return {schema.image.columns[0]: image_cells(files)}
 
 
+def image_place(schema: Schema, column: str, row: int) -> str:
+    """Return what an image of a request, row counted from 1, is called where something is wrong with it."""
+    return f"image {row}" if schema.modality == "image" else f"column '{column}', row {row}"
+
+
 def image_cells(images: Sequence[bytes | np.ndarray]) -> np.ndarray:
     """Return files or pixels as object[N], each with its header checked; Refused naming the images, counted from 1."""
     from mmjax.data.decode import probe_image

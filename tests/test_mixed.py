@@ -174,6 +174,7 @@ def test_an_image_that_is_no_base64_is_told_once(served: Served) -> None:
     assert [problem.split(",")[0] for problem in problems] == [
         "image 1: expected an image in base64",
         "image 2: expected an image",
+        "image 3: PNG is truncated",
     ]
     cut = json.dumps({"model": "shades", "rows": [{"image": text_of(FRONT[:-40])}]})
     assert served.client.ask("POST", "/predict", cut, JSON).json["errors"] == ["image 1: PNG is truncated"]

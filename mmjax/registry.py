@@ -16,6 +16,7 @@ from mmjax.artifact.manifest import metrics_of, read_manifest
 from mmjax.artifact.registry import ModelRef
 from mmjax.cli import COMMANDS, echo, echo_table, json_option, print_table, run
 from mmjax.config_load import config_to_dict, config_to_yaml
+from mmjax.data.audit_rows import counted
 from mmjax.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def list_command(name: str | None, root: Path) -> dict[str, Any]:
     headers = ("model", "aliases", "created", "result", "digest")
     aliases = {model: _all_aliases(versions) for model, versions in models.items()}
     echo_table(headers, [_row(row, ", ".join(row["aliases"]) if name else aliases[row["model"]]) for row in rows])
+    if older := sum(map(len, models.values())) - len(rows):
+        echo(f"the newest version of each; {counted(older, 'older version')} besides: `mmjax registry list NAME`")
     return {"registry": root, "models": models}
 
 

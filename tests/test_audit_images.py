@@ -60,6 +60,11 @@ def test_an_image_that_was_changed_a_little_looks_alike_within_and_across_splits
     assert across.what == "pairs of images that look alike, across splits: 1 (1 train-test)"
     assert across.examples == ("a8 (train) = a41 (test)",)
     assert (within.found, across.found) == (1, 1)
+    advice = "number them in a column and keep them together (split.strategy: group)"
+    assert across.advice == f"scores on them are too good: remove them, or {advice}"
+    bare = image_rows(images, [0, 1] * 21, parts)._replace(has_columns=False)
+    _, across = found(bare, "near_duplicates")
+    assert across.advice.endswith(f"remove them, or list the images in a .csv file, {advice}")
 
 
 def test_the_same_file_twice_is_a_copy_and_not_told_as_looking_alike():

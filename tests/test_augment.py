@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from mmjax.config import Augmentation
+from mmjax.errors import ConfigError
 from mmjax.transforms.augment import (
     alternating_flip,
     chain_augments,
@@ -197,6 +198,12 @@ def test_an_alternating_flip_leaves_other_fields_and_batches_without_images():
     assert out["image"].dtype == jnp.float32
     assert np.array_equal(out["label"], batch["label"])
     assert set(alternating_flip(0)(jax.random.key(0), {"numeric": jnp.ones((3, 2))})) == {"numeric"}
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 2.0, float("nan")])
+def test_a_shift_is_a_share_of_a_side(fraction: float):
+    with pytest.raises(ConfigError, match=f"shift: expected a share of each side, from 0 to 1, got {fraction:g}"):
+        shift(fraction)
 
 
 @laws

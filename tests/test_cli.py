@@ -309,6 +309,7 @@ def test_registry_list(capsys, root):
     assert code == 0
     assert "iris:2  production:1  " in text
     assert "iris:1" not in text
+    assert "the newest version of each; 1 older version besides: `mmjax registry list NAME`" in text
     assert [version["aliases"] for version in found["models"]["iris"]] == [["production"], []]
     (root / "iris" / "2" / "manifest.json").write_text("{")
     code, text, found = door(capsys, "registry", "list", "iris", "--registry", str(root))

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from mmjax.data.decode_sheet import contact_sheet
 from mmjax.data.image_bytes import exif_orientation
 from mmjax.errors import DataError
 from mmjax.schema import ImageSpec
+from mmjax.serving import wire
 
 FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF")
 quick = settings(max_examples=50, deadline=None)
@@ -552,6 +554,9 @@ def test_real_icons_of_every_mode(shared_data):
 def test_the_limit_is_pillows():
     assert Image.MAX_IMAGE_PIXELS is not None
     assert (decode.MAX_PIXELS, decode.MAX_GIF_PIXELS) == (2 * Image.MAX_IMAGE_PIXELS, Image.MAX_IMAGE_PIXELS)
+    told = (Path(__file__).resolve().parent.parent / "docs/VISION.md").read_text()
+    assert f"up to {decode.MAX_PIXELS:,} (a GIF {decode.MAX_GIF_PIXELS:,})" in told
+    assert f"the server takes {wire.MAX_PIXELS:,} an image" in told
 
 
 @quick

@@ -22,7 +22,10 @@ nbformat.write(notebook, sys.argv[1])
 
 @pytest.mark.parametrize(
     ("name", "model", "answers"),
-    [("01_tables", "iris", ("setosa {", "virginica {")), ("02_images", "images", ("['green', 'green']",))],
+    [
+        ("01_tables", "iris", ("setosa {", "virginica {")),
+        ("02_images", "images", ("['green', 'green']", "(4, 3), (4, 32, 32, 1)")),
+    ],
 )
 def test_a_notebook_runs_and_shows_what_it_promises(name: str, model: str, answers: tuple[str, ...], tmp_path: Path):
     for folder in ("configs", "data", "examples"):

@@ -195,6 +195,18 @@ def test_copies_and_look_alikes_are_found(tmp_path: Path) -> None:
     assert "b/copy.png" in conflict.examples[0]
 
 
+def test_what_folders_have_no_column_for_is_not_advised(tmp_path: Path) -> None:
+    home = write_images(tmp_path / "i")
+    for i in range(8):
+        shutil.copy(home / "dark" / "0.png", home / "dark" / f"copy{i}.png")
+    rows = [(f"{path.parent.name}/{path.name}", path.parent.name) for path in sorted(home.glob("*/*.png"))]
+    listed = write_csv(tmp_path / "l.csv", ("image", "label"), [(f"i/{name}", label) for name, label in rows])
+    for source, begins in ((home, "list the images in a .csv file, add a column"), (listed, "add a column")):
+        found = prepare(image_config(source, train_split=0.4, validation_split=0.3, test_split=0.3)).findings
+        (overlap,) = [finding for finding in found if finding.check == "overlap"]
+        assert overlap.advice.startswith(f"scores on them are too good: remove the copies, or {begins}")
+
+
 def test_groups_in_two_splits_are_not_made(tmp_path: Path) -> None:
     images = write_images(tmp_path / "i")
     rows = [(f"{s}/{i}.png", s, f"g{i % 4}") for s in ("dark", "light") for i in range(8)]

@@ -21,6 +21,7 @@ from mmjax.data.audit_rows import (
     counted,
     finding,
     hash_cells,
+    kept_together,
     mix,
     named,
     noun,
@@ -131,7 +132,7 @@ def _findings(rows: Rows, parts: np.ndarray, where: _Where, what: str) -> list[F
         )
         apart = (where.counts > 0).sum(axis=1) - 1
         examples = _examples(rows, parts, where, apart > 0)
-        together = "add a column that numbers equal rows and keep these together (split.strategy: group)"
+        together = kept_together(rows, "add a column that numbers equal rows and keep these together")
         advice = f"scores on them are too good: remove the copies, or {together}"
         total = int(np.clip(apart, 0, None).sum())
         told = finding("overlap", f"{what} across splits: {listed}", total, examples, advice)

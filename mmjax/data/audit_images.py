@@ -12,7 +12,19 @@ import functools
 import numpy as np
 
 from mmjax.data.audit_copies import answer
-from mmjax.data.audit_rows import SHOWN, Rows, copies, counted, finding, mix, noun, one_answer, parts_of, places
+from mmjax.data.audit_rows import (
+    SHOWN,
+    Rows,
+    copies,
+    counted,
+    finding,
+    kept_together,
+    mix,
+    noun,
+    one_answer,
+    parts_of,
+    places,
+)
 from mmjax.data.prepared import Finding
 from mmjax.data.split import PARTS
 from mmjax.data.stream import gather
@@ -74,7 +86,7 @@ def look_alike_findings(rows: Rows) -> list[Finding]:
         counts = [(a, b, int((ends == (a, b)).all(axis=1).sum())) for a, b in ((0, 1), (0, 2), (1, 2))]
         listed = ", ".join(f"{n:,} {PARTS[a]}-{PARTS[b]}" for a, b, n in counts if n)
         said = f"{what}, across splits: {(~same).sum():,} ({listed})"
-        together = "number them in a column and keep them together (split.strategy: group)"
+        together = kept_together(rows, "number them in a column and keep them together")
         advice = f"scores on them are too good: remove them, or {together}"
         found.append(finding("near_duplicates", said, int((~same).sum()), _shown(rows, parts, pairs[~same]), advice))
     return found + _labelled_apart(rows, parts, pairs)

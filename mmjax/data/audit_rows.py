@@ -38,6 +38,8 @@ class Rows(NamedTuple):
     """[N]: cells of the column whose groups must not be in two splits."""
     ordered_by: str | None = None
     """The column that rows were split by in order (time): it differs between the splits on purpose."""
+    has_columns: bool = True
+    """False for images of folders and idx files: nothing to split by can stand beside them."""
 
 
 class Copies(NamedTuple):
@@ -152,6 +154,12 @@ def one_answer(label: np.ndarray) -> np.ndarray:
 def noun(rows: Rows) -> str:
     """Return what a row is called: `image` where there is nothing else, else `row`."""
     return "image" if rows.schema.image is not None and not rows.schema.features else "row"
+
+
+def kept_together(rows: Rows, how: str) -> str:
+    """Return the advice to keep rows in one split by a column, which is made as `how` says."""
+    listed = "" if rows.has_columns else "list the images in a .csv file, "
+    return f"{listed}{how} (split.strategy: group)"
 
 
 def counted(number: int, what: str) -> str:

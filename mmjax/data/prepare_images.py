@@ -135,6 +135,7 @@ def _audited(config: Config, schema: Schema, source: ImageSource, split: Split, 
         image_hashes=np.asarray(pixels.hashes),
         groups=groups,
         ordered_by=ordered_by,
+        has_columns=source.lines is not None,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import ConfigError
 from mmjax.schema import Batch
 
 Augment = Callable[[jax.Array, Batch], Batch]
@@ -91,7 +92,10 @@ def shift(fraction: float) -> Augment:
     """Return the Augment that moves each image by whole pixels, uniform in up to `fraction` of each side.
 
     What the move uncovers is the image reflected at its border, as padding by reflection and cropping at random give.
+    ConfigError for a fraction outside 0 to 1.
     """
+    if not 0.0 <= fraction <= 1.0:
+        raise ConfigError(f"shift: expected a share of each side, from 0 to 1, got {fraction:g}")
 
     def change(key: jax.Array, image: jax.Array) -> jax.Array:
         key_down, key_across = jax.random.split(key)

@@ -233,9 +233,8 @@ def pool_figure(precision: str, runs: int) -> Figure:
             jax.block_until_ready(program(x))
             each += [time.perf_counter() - started] if run else []
     ratios = tuple(a / b for a, b in zip(*times, strict=True))
-    return Figure(
-        f"max pool of 32 images of 64 px, 64 channels, with gradient, {precision}: XLA's own / ours", "x", ratios
-    )
+    what = "max pool of 32 images of 64 px, 64 channels, with its gradient"
+    return Figure(f"{what}, {precision}: XLA's own / ours", "x", ratios)
 
 
 def figures_of(found: list[Timed], part: str, precision: str) -> list[Figure]:

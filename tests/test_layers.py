@@ -56,7 +56,7 @@ LAYERS: dict[int, dict[str, str]] = {
             analysis/bootstrap_ranking analysis/evaluation analysis/modalities analysis/noise analysis/trust""",
     },
     4: {
-        "training": "training/setup",
+        "training": "training/scorer training/setup",
         "artifact": "artifact/models artifact/parity artifact/predictor artifact/sample",
     },
     5: {

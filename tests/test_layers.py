@@ -39,7 +39,7 @@ LAYERS: dict[int, dict[str, str]] = {
             training/threshold""",
         "artifact": "artifact/answers artifact/files artifact/golden artifact/manifest artifact/tree",
         "client": "client client_binary client_bodies client_http",
-        "analysis": """analysis/answers analysis/card analysis/compare analysis/log analysis/present analysis/report
+        "analysis": """analysis/answers analysis/card analysis/log analysis/present analysis/report
             analysis/tables""",
     },
     2: {
@@ -53,7 +53,8 @@ LAYERS: dict[int, dict[str, str]] = {
         "evaluation": """analysis/baseline_data analysis/baseline_labels analysis/baseline_models analysis/baselines
             analysis/boosting
             analysis/bootstrap analysis/bootstrap_labels
-            analysis/bootstrap_ranking analysis/evaluation analysis/modalities analysis/noise analysis/trust""",
+            analysis/bootstrap_ranking analysis/compare analysis/evaluation
+            analysis/modalities analysis/noise analysis/trust""",
     },
     4: {
         "training": "training/setup",

@@ -72,6 +72,8 @@ class Answers(NamedTuple):
     """f64[N, 2], lower and upper end; None unless trained with `training.coverage` or the loss `pinball`."""
     abstained: np.ndarray | None = None
     """bool[N]: rows that the model is too unsure of; None where it never abstains."""
+    warnings: tuple[str, ...] = ()
+    """What the answers may suffer from, such as cells of a category that training did not see, a line each."""
 
 
 class Client:
@@ -242,9 +244,10 @@ class Client:
         told = [reply["predictions"] for reply in replies]
         apart = [reply["uncertainty"] for reply in replies if reply.get("uncertainty") is not None]
         uncertainty = np.concatenate(apart).astype(np.float32) if apart else None
+        warnings = _warnings(replies)
         if replies[0]["probabilities"] is None:
             answers = Answers(np.concatenate(told).astype(np.float64), None, (), name, version, taken, ids, uncertainty)
-            return answers._replace(intervals=_stacked(replies, "intervals", np.float64))
+            return answers._replace(intervals=_stacked(replies, "intervals", np.float64), warnings=warnings)
         probabilities = np.concatenate([np.asarray(reply["probabilities"], np.float32) for reply in replies])
         classes = tuple(self.describe(name, version)["classes"])
         indices = np.concatenate(told).astype(np.int64)
@@ -256,8 +259,20 @@ class Client:
             if "sets" in reply
         ]
         return answers._replace(
-            sets=_stacked(inside, "sets", np.bool_), abstained=_stacked(replies, "abstained", np.bool_)
+            sets=_stacked(inside, "sets", np.bool_),
+            abstained=_stacked(replies, "abstained", np.bool_),
+            warnings=warnings,
         )
+
+
+def _warnings(replies: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Return what the replies warn of; a part but the first says from which row on it counts."""
+    told, first = [], 1
+    for reply in replies:
+        where = f"from row {first:,} on, where rows are counted from 1 again: " if first > 1 else ""
+        told += [f"{where}{warning}" for warning in reply.get("warnings", ())]
+        first += len(reply["predictions"])
+    return tuple(told)
 
 
 def _stacked(replies: list[dict[str, Any]], key: str, kind: type) -> np.ndarray | None:

@@ -87,6 +87,19 @@ def test_rows_and_columns_of_every_kind_get_the_answers_of_the_model(client: mmj
     assert answers.inference_time_ms > 0
 
 
+def test_categories_that_training_did_not_see_are_told(client: mmjax.Client, registry: Path):
+    row = {"size": 1.0, "colour": "1", "flag": True, "when": "2024-03-04"}
+    odd = {"colour": "mauve", "flag": None}
+    rows = [row, row | odd]
+    expected = ("column 'colour': 1 cell of a category unknown to the model: 'mauve' (row 2)",)
+    assert load_model("kinds", registry=registry).predict(rows).warnings == expected
+    assert client.predict(rows, model="kinds").warnings == expected
+    assert client.predict([row], model="kinds").warnings == ()
+    many = client.predict([row] * (MOST_ROWS + 5) + rows, model="kinds")
+    where = "from row 2,053 on, where rows are counted from 1 again: "
+    assert many.warnings == (where + expected[0].replace("row 2", "row 2,051"),)
+
+
 def test_cells_of_python_and_numpy_are_taken(client: mmjax.Client):
     plain = client.predict([{"size": None, "colour": "1", "flag": True, "when": "2024-03-04"}], model="kinds")
     row = {"size": float("nan"), "colour": np.int64(1), "flag": np.True_, "when": date(2024, 3, 4)}

@@ -92,15 +92,17 @@ def compare(a: Side, b: Side) -> Comparison:
     configure(device="cpu")
     tested = a.metrics.get("test", {}), b.metrics.get("test", {})
     noise = difference_noise(a.answers, b.answers, names=(a.name, b.name), metrics=tested)
-    metrics, losses = (meaningful(side.metrics, side.report) for side in (a, b)), different_losses(a, b)
-    found = compare_metrics(*metrics, noise.intervals, losses=not losses)
+    first, second = (meaningful(side.metrics, side.report) for side in (a, b))
+    losses = different_losses(a, b)
+    found = compare_metrics(first, second, noise.intervals, losses=not losses)
     return Comparison(a.name, b.name, found, compare_configs(a, b), noise.how, losses)
 
 
 def compare_configs(a: Side, b: Side) -> list[ConfigDifference]:
     """Return every key that differs."""
     asked = (config_keys(a.config) - a.decided) | (config_keys(b.config) - b.decided)
-    return [ConfigDifference(*row, recipe=row[0] not in asked) for row in diff_configs(a.config, b.config)]
+    found = diff_configs(a.config, b.config)
+    return [ConfigDifference(key, left, right, recipe=key not in asked) for key, left, right in found]
 
 
 def different_losses(a: Side, b: Side) -> str:

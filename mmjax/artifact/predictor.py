@@ -16,6 +16,7 @@ from mmjax.backend import compiled, platform, reference_mode
 from mmjax.config import Config
 from mmjax.data.encode import check_columns, columns_from_rows, encode
 from mmjax.data.pipeline import batch_rows, padded_slices
+from mmjax.data.unknown import Unknown, unknown_cells, unknown_warnings
 from mmjax.errors import BundleError, ConfigError, DataError, TrainingError
 from mmjax.models.build import served_otherwise, served_variables
 from mmjax.parts import States, build_parts
@@ -46,6 +47,8 @@ class Predictions(NamedTuple):
     """f64[N, 2], lower and upper end; None unless trained with `training.coverage` or the loss `pinball`."""
     abstained: np.ndarray | None = None
     """bool[N]: rows that are too unsure to be answered; None without `training.abstain_below`."""
+    warnings: tuple[str, ...] = ()
+    """What the answers may suffer from, a line each: cells of a category that training did not see."""
 
 
 class Predictor(NamedTuple):
@@ -78,7 +81,8 @@ class Predictor(NamedTuple):
         """
         columns = as_columns(rows)
         check_columns(self.schema, columns, where="rows")
-        return to_predictions(self.schema, self.score(columns))
+        scores, unknown = self.score_known(columns)
+        return to_predictions(self.schema, scores)._replace(warnings=unknown_warnings(unknown))
 
     def score(self, columns: Columns, *, whole: bool = False) -> Scores:
         """Return raw Scores of rows as read; of images at most a bucket is decoded at a time.
@@ -86,6 +90,15 @@ class Predictor(NamedTuple):
         `whole`: rows of a table are padded to the largest bucket, however few they are: a program that others use.
         """
         return concatenate([self._score(batch, whole=whole) for batch in _batches(self, columns, label=False)])
+
+    def score_known(self, columns: Columns) -> tuple[Scores, tuple[Unknown, ...]]:
+        """Return what `score` does, and the cells of a category that training did not see."""
+        scores, unknown, start = [], [], 0
+        for batch in _batches(self, columns, label=False):
+            unknown += unknown_cells(self.schema, columns, batch.get("category"), start=start)
+            scores.append(self._score(batch))
+            start += batch_rows(batch)
+        return concatenate(scores), tuple(unknown)
 
     def _score(self, batch: Batch, *, whole: bool = False) -> Scores:
         # The last few of many rows of a table are padded to a whole bucket: cheaper than a program of their own

@@ -7,7 +7,7 @@ with mmjax.Client("http://localhost:8000") as client:
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -26,6 +26,7 @@ from mmjax.client_bodies import (
     table_requests,
 )
 from mmjax.client_http import Reply, ServerError, ask, close, make_server, send
+from mmjax.frames import Frame, frame_columns, is_frame
 
 __all__ = ["Answers", "Client", "Model", "ServerError"]
 
@@ -91,11 +92,12 @@ class Client:
     def predict(self, rows: Rows, *, model: str | None = None, version: int | None = None) -> Answers:
         """Return the Answers for rows of a table, or for images.
 
-        Rows are dicts by column name, a dict of lists or arrays, or a 2-D array or lists of cells in the order of the
-        model's features; None and NaN are missing. Images are paths or bytes of files, one or a list of them. Where a
-        model looks at images beside cells, rows are by column name, and hold both. What exceeds the limits of a request
-        is sent as several. Without `model` there must be only one that is meant.
+        Rows are dicts by column name, a dict of lists or arrays, a pandas DataFrame, or a 2-D array or lists of cells
+        in the order of the model's features; None and NaN are missing. Images are paths or bytes of files, one or a
+        list of them. Where a model looks at images beside cells, rows are by column name, and hold both. What exceeds
+        the limits of a request is sent as several. Without `model` there must be only one that is meant.
         """
+        rows = frame_columns(cast(Frame, rows)) if is_frame(rows) else rows
         try:
             return self._predict(rows, model, version)
         except ServerError as error:

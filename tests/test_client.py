@@ -80,6 +80,7 @@ def test_rows_and_columns_of_every_kind_get_the_answers_of_the_model(client: mmj
     check(client.predict(columns | {"id": ["x"] * 40, "kind": ["a"] * 40}, model="kinds"), expected)
     in_order = [[row[name] for name in ("size", "colour", "flag", "when")] for row in rows]
     check(client.predict(in_order, model="kinds"), expected)
+    check(client.predict(pd.DataFrame(columns), model="kinds"), expected)
     as_arrays = {name: np.array(cells, dtype=object) for name, cells in columns.items()}
     answers = client.predict(as_arrays, model="kinds")
     check(answers, expected)
@@ -124,7 +125,7 @@ def test_a_large_table_of_numbers_goes_as_tensors_with_the_same_bits(client: mmj
         np.concatenate([np.asarray(part.probabilities) for part in parts]),
         parts[0].classes,
     )
-    for rows in (values, columns):
+    for rows in (values, columns, pd.DataFrame(columns)):
         answers = client.predict(rows, model="numbers")
         check(answers, expected)
         assert len(answers.request_ids) == 2
@@ -257,9 +258,10 @@ BAD: list[tuple[Any, str]] = [
     (np.zeros(3), "rows: expected an array of rows and columns, got one of shape (3,); to ask for one row, put the"),
     ([[1.0, 10**5000]], "row 1, cell 2: expected a number within ±3.4e38, got one of 16,610 bits"),
     ([[1.0, "\ud800"]], "rows: expected texts that UTF-8 has bytes for, got one with '\\ud800'"),
-    (pd.DataFrame({"x": [1.0]}), "got DataFrame; of a data frame give frame.to_dict('list')"),
-    (pd.DataFrame({"x": [1.0, 2.0]}), "got DataFrame; of a data frame give frame.to_dict('list')"),
-    ({1, 2}, "rows: expected dicts, lists, columns, an array, or paths or bytes of images, got set"),
+    (pd.DataFrame({1: [1.0]}), "data frame: expected names of columns that are texts, got 1; rename it"),
+    (pd.DataFrame([[1.0, 2.0]], columns=["x", "x"]), "data frame: expected each column once, got 'x' again; rename or"),
+    (pd.Series([1.0]), "a pandas DataFrame, or paths or bytes of images, got Series"),
+    ({1, 2}, "rows: expected dicts, lists, columns, an array, a pandas DataFrame, or paths or bytes of images, got"),
     (["a.png", 3], "rows: expected paths and bytes of images only, got 1 of another kind"),
 ]  # fmt: skip
 

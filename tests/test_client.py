@@ -390,6 +390,31 @@ def test_a_busy_or_broken_server_is_asked_again(scripted, steps: list[Any]):
     assert left[0] <= 20_000
 
 
+COMPILING = (
+    503,
+    {"Retry-After": "0"},
+    {"type": "urn:mmjax:not-ready", "errors": ["the models are being compiled"], "request_id": "x"},
+)
+
+
+def test_a_server_that_compiles_is_waited_for(scripted, caplog: pytest.LogCaptureFixture):
+    """However often it says so: only what it refuses for other reasons counts as a try."""
+    url, script = scripted
+    script.steps[:] = [COMPILING] * 6 + [BUSY] + [COMPILING] * 6 + [FINE]
+    with mmjax.Client(url, timeout_s=20, retries=1) as client:
+        assert client.predict([[1.0]]).prediction.tolist() == [1.5]
+        assert [record.message for record in caplog.records] == [
+            f"{url}: waiting for it, up to 20 s: the models are being compiled"
+        ]
+        script.steps[:] = [BUSY, COMPILING, BUSY]
+        assert refusal(client, [[1.0]]).reason == "overloaded"
+    script.steps[:] = [COMPILING] * 99
+    with mmjax.Client(url, timeout_s=0.5) as client:
+        error = refusal(client, [[1.0]])
+    assert (error.reason, error.problems) == ("not-ready", ("the models are being compiled (waited 0.5 s)",))
+    assert 2 < len(script.steps) < 97
+
+
 def test_retry_after_is_waited_for(scripted):
     url, script = scripted
     script.steps[:] = [(429, {"Retry-After": "1"}, {"error": "rate"}), FINE]

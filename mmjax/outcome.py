@@ -163,7 +163,8 @@ def _train_longer(config: Config, prepared: Prepared, decisions: tuple[Decision,
     asked, why = config.training.epochs, {made.key: made.why for made in decisions}.get("training.epochs")
     assert isinstance(asked, int), "the recipe decides the epochs"
     if why is not None and why.startswith("budget"):
-        return f"train longer first: {why}"
+        ended = f" and ended after {epochs}" if epochs < asked and not config.training.early_stopping.enabled else ""
+        return f"train longer first: training.epochs was cut to {asked} ({why}){ended}"
     if config.budget is not None and epochs < asked and config.training.early_stopping.enabled is not True:
         return f"train longer first: budget {config.budget} ended it after {epochs} of {asked} epochs"
     if why is not None or epochs != asked or config.preset == "fast":  # a decided config does not tell fast's plan

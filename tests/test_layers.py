@@ -20,7 +20,8 @@ LAYERS: dict[int, dict[str, str]] = {
     1: {
         "data": """data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images
             data/audit_labels data/audit_leaks
-            data/audit_rows data/cache data/cells data/decode data/decode_sheet data/encode data/encode_survey
+            data/audit_rows data/audit_target data/cache data/cells data/decode data/decode_sheet
+            data/encode data/encode_survey
             data/facts data/findings data/fingerprint data/folders data/idx data/image_bytes data/image_paths
             data/images data/infer
             data/kinds data/labels data/loading data/pipeline data/pixels data/prepare data/prepare_images

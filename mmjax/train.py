@@ -196,10 +196,12 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 result = result._replace(best_epoch=(*result.best_epochs, result.best_epoch)[0])
             states, facts = fit_output(config, setup, states)
             calibrated = "calibration" in facts
-            evaluations, answers, leak, modalities = evaluate_splits(config, setup, states, calibrated=calibrated)
+            evaluated = evaluate_splits(config, setup, states, calibrated=calibrated)
+            evaluations, answers, leak, modalities, quantiles = evaluated
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("baselines"):
-            judged = judged_answers(config, prepared, answers, decisions, facts, epochs=len(result.history))
+            epochs = len(result.history)
+            judged = judged_answers(config, prepared, answers, decisions, facts, epochs=epochs, quantiles=quantiles)
         with record.stage("bundle"):
             report = run_report(
                 config,

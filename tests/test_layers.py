@@ -51,7 +51,8 @@ LAYERS: dict[int, dict[str, str]] = {
     3: {
         "parts": "parts",
         "recipe": "recipe",
-        "evaluation": """analysis/baseline_data analysis/baseline_labels analysis/baseline_models analysis/baselines
+        "evaluation": """analysis/baseline_data analysis/baseline_labels analysis/baseline_models
+            analysis/baseline_quantiles analysis/baselines
             analysis/boosting
             analysis/bootstrap analysis/bootstrap_labels
             analysis/bootstrap_ranking analysis/compare analysis/evaluation

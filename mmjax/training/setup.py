@@ -18,11 +18,11 @@ from mmjax.data.prepare import Prepared
 from mmjax.data.prepared import rows_to_learn
 from mmjax.data.split import Split
 from mmjax.errors import ConfigError, DataError
-from mmjax.models.build import count_parameters
+from mmjax.models.build import count_parameters, served_otherwise, served_variables
 from mmjax.models.fusion import images_trunk, with_images_trunk
 from mmjax.models.pretrained import with_state_dict
 from mmjax.models.state_dict import load_state_dict, sha256_of
-from mmjax.parts import Parts, States
+from mmjax.parts import Parts, States, build_parts
 from mmjax.schema import Batch, Schema
 from mmjax.training.decide import CALIBRATED, decision_problems
 from mmjax.training.events import Measure, Plan, Task, shaped, start_compiling
@@ -292,6 +292,23 @@ def first_member(setup: Setup) -> Setup:
     measure = _measure(setup.scorer, fitted, setup.plan.monitor, alone=True)
     task = setup.task._replace(rows=members.rows[0], members=None, fitted=fitted, measure=measure)
     return setup._replace(state=member_of(setup.state, 0), task=task, fitted=fitted)
+
+
+def as_served(config: Config, setup: Setup, states: States) -> tuple[Setup, States]:
+    """Return both as the model answers once it is loaded, so that what is told of it is true of its answers.
+
+    Themselves where it answers in the form that was trained (`models.build.served_otherwise`).
+    """
+    precision = str(config.precision)
+    if not served_otherwise(config.model, precision):
+        return setup, states
+    parts = build_parts(config, setup.scorer.prepared.schema, served=True)
+    whole = member = compiled(parts.forward, precision=precision)
+    if parts.member is not parts.forward:
+        member = compiled(parts.member, precision=precision)
+    variables = jax.device_put(served_variables(config.model, states.variables, precision))
+    scorer = setup.scorer._replace(forward=whole, member=member)
+    return setup._replace(scorer=scorer), states._replace(variables=variables)
 
 
 def make_members(config: Config, split: Split) -> Members | None:

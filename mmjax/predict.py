@@ -34,12 +34,13 @@ from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
 from mmjax.config import TabularData
 from mmjax.data.audit_rows import counted
-from mmjax.data.encode import check_columns, unknown_categories
+from mmjax.data.encode import check_columns
 from mmjax.data.folders import IMAGE_SUFFIXES
 from mmjax.data.idx import find_idx
 from mmjax.data.image_paths import IMAGES_HELP, expect_folder, image_folder, refuse_images, with_paths
 from mmjax.data.images import list_images, read_images, read_unlabelled_table, scan_images
 from mmjax.data.table import Table, iter_table
+from mmjax.data.unknown import Unknown, counts_by_column
 from mmjax.data.validate import BrokenRules, add_broken, broken_notes, broken_rules, refuse_cells
 from mmjax.errors import ConfigError, DataError
 from mmjax.parts import member_count
@@ -115,10 +116,10 @@ def predict_file(predictor: Predictor, source: Path, output: Path, *, images: Pa
             heading += ["uncertainty"] if member_count(predictor.config) > 1 else []
             _writer(file, heading).writerow(heading)
             for chunk in given.chunks:
-                _writer(file, (*map(str, chunk.identifiers), *words)).writerows(output_rows(chunk, predictor))
+                scores, cells = _scores(chunk, predictor)
+                _writer(file, (*map(str, chunk.identifiers), *words)).writerows(output_rows(chunk, predictor, scores))
                 rows += len(chunk.identifiers)
-                for column, texts in unknown_categories(predictor.schema, chunk.columns).items():
-                    unknown[column] += sum(texts.values())
+                unknown += counts_by_column(cells)
                 broken = add_broken(broken, broken_rules(chunk.columns, predictor.schema, chunk.lines))
         os.replace(partial, output)
     except OSError as error:
@@ -136,9 +137,9 @@ def _writer(file: IO[str], texts: Iterable[str]) -> Any:
     return csv.writer(file, lineterminator="\n", quoting=quoting)
 
 
-def output_rows(chunk: Chunk, predictor: Predictor) -> Iterator[tuple[Any, ...]]:
+def output_rows(chunk: Chunk, predictor: Predictor, scores: Scores) -> Iterator[tuple[Any, ...]]:
     """Yield the output rows of a chunk. Numbers are written so that reading them gives the same f32 or f64."""
-    found: Predictions = to_predictions(predictor.schema, _scores(chunk, predictor))
+    found: Predictions = to_predictions(predictor.schema, scores)
     columns: list[Iterable[Any]] = [chunk.identifiers]
     if labels := predictor.schema.target.labels:
         columns += label_columns(labels, found.prediction)
@@ -165,9 +166,9 @@ def label_columns(labels: Sequence[Label], held: np.ndarray) -> list[list[str]]:
     ]
 
 
-def _scores(chunk: Chunk, predictor: Predictor) -> Scores:
+def _scores(chunk: Chunk, predictor: Predictor) -> tuple[Scores, tuple[Unknown, ...]]:
     try:
-        return predictor.score(chunk.columns)
+        return predictor.score_known(chunk.columns)
     except DataError:
         chunk.refuse()
         raise

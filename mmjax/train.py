@@ -198,10 +198,11 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 answering = as_served(config, setup, states)
             served, facts = fit_output(config, *answering)
             evaluated = evaluate_splits(config, answering[0], served, calibrated="calibration" in facts)
-            evaluations, answers, leak, modalities = evaluated
+            evaluations, answers, leak, modalities, quantiles = evaluated
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("baselines"):
-            judged = judged_answers(config, prepared, answers, decisions, facts, epochs=len(result.history))
+            epochs = len(result.history)
+            judged = judged_answers(config, prepared, answers, decisions, facts, epochs=epochs, quantiles=quantiles)
         with record.stage("bundle"):
             report = run_report(
                 config,

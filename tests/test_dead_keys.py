@@ -84,6 +84,7 @@ MIXED: Settings = {
 }
 PAIRS: Settings = {**MIXED, f"{LISTING}.columns": ["image", "negative"]}
 ODD: Settings = {**TABLE, "data.tabular.path": "odd.csv", "split.strategy": "column", "split.column": "part"}
+PRICED: Settings = {"data.tabular.target_column": "price"}
 RULED: Settings = {**TABLE, "data.tabular.schema": "tight.json"}
 SHARES = ("train", "validation", "test")
 
@@ -242,6 +243,7 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("audit.leaks", Key("fail", "refusal", COPIES, says="audit.leaks: warn")),
     ("audit.conflicts", Key("fail", "findings", {**COPIES, "data.tabular.path": "conflicts.csv"})),
     *((f"audit.{check}", Key("fail", "findings", ODD)) for check in ("columns", "classes", "drift")),
+    ("audit.tails", Key("fail", "findings", {**TABLE, "data.tabular.path": "heavy.csv"} | PRICED)),
     ("audit.near_duplicates", Key("fail", "findings", {**IMAGES, "data.image.path": "alike"})),
     ("preset", Key("fast", "program", {**TABLE, "model.name": None, "model.architecture.dropout": None})),
     ("model.type", Key("vision", "refusal", says="model.type")),
@@ -398,7 +400,15 @@ def make_tables(folder: Path) -> None:
     changed = [{**row, "kind": "abc"[(i + 1) % 3]} for i, row in enumerate(rows)]
     odd = [{**row, "constant": "1", "length": row["length"] if row["part"] == "train" else "30"} for row in rows]
     odd += [{**odd[1], "id": "odd", "kind": "rare"}]
-    for name, made in (("table", rows), ("copies", leaking * 2), ("conflicts", rows + changed), ("odd", odd)):
+    prices = np.exp(2 * np.random.default_rng(0).normal(size=3 * ROWS))
+    heavy = [{**row, "price": f"{price:.3f}"} for row, price in zip(rows * 3, prices, strict=True)]
+    for name, made in (
+        ("heavy", heavy),
+        ("table", rows),
+        ("copies", leaking * 2),
+        ("conflicts", rows + changed),
+        ("odd", odd),
+    ):
         write_csv(folder / f"{name}.csv", tuple(made[0]), [tuple(row.values()) for row in made])
 
 

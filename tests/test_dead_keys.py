@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -484,11 +483,8 @@ def shapes_of(config: Config) -> Setup:
     """The Setup with zeros for what its programs compute: enough to lower others for its shapes, uncompiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmjax.training.setup.compiled", lambda function, **_: functools.partial(zeros, function))
-        patch.setattr("mmjax.training.setup._started", lambda task, plan, scorer, variables: (task, scorer))
-        done: Future[None] = Future()
-        done.set_result(None)
-        patch.setattr("mmjax.training.setup.compile_ahead", lambda *_: done)
-        return setup_of.__wrapped__(config)
+        resolved, prepared = resolved_of(config), prepared_of(config)
+        return set_up(resolved, prepared, build_parts(resolved, prepared.schema), ahead=False)
 
 
 def zeros(function: Callable[..., Any], *arguments: Any) -> Any:

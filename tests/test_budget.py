@@ -26,8 +26,6 @@ from mmjax.training.members import try_member_loops
 from mmjax.training.setup import set_up
 from tests.doors import write_table
 
-pytestmark = pytest.mark.usefixtures("rough_programs")
-
 
 def config_of(
     path: Path | str = "table.csv",

@@ -440,13 +440,11 @@ def data(tmp_path_factory: pytest.TempPathFactory, rough_programs: None) -> Iter
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MMJAX_CACHE_DIR", str(folder / "home"))
-        before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_default_prng_impl")}
+        cache = jax.config.jax_compilation_cache_dir
         jax.config.update("jax_compilation_cache_dir", None)
-        jax.config.update("jax_default_prng_impl", "rbg")  # in place of threefry, which is slow to lower
         configure()
         yield
-        for name, value in before.items():
-            jax.config.update(name, value)
+        jax.config.update("jax_compilation_cache_dir", cache)
 
 
 def make_config(settings: Settings) -> Config:

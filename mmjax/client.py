@@ -67,7 +67,7 @@ class Answers(NamedTuple):
     uncertainty: np.ndarray | None = None
     """f32[N]: how far the members of the model disagree; None for a model of one member."""
     sets: np.ndarray | None = None
-    """bool[N, K]: the classes in each row's set; None unless the model was trained with `training.coverage`."""
+    """bool[N, K]: the classes, or labels, in each row's set; None unless trained with `training.coverage`."""
     intervals: np.ndarray | None = None
     """f64[N, 2], lower and upper end; None unless trained with `training.coverage` or the loss `pinball`."""
     abstained: np.ndarray | None = None

@@ -674,7 +674,8 @@ class Training(Section, frozen=True, kw_only=True):
         WithinOne | None,
         Meta(
             description="Answers also hold a set of classes, or an interval, with the truth in it in this share of "
-            "cases: split-conformal, fitted on the validation rows after calibration. Not for labels."
+            "cases: split-conformal, fitted on the validation rows after calibration. Labels: a set with this share of "
+            "those that hold for a row in the mean (conformal risk control), over rows for which any does."
         ),
     ] = None
     abstain_below: Annotated[

@@ -299,9 +299,6 @@ def _labels(config: Config, given: Given, section: str, data: TabularData | Imag
     if isinstance(data, ImageData) and not data.path.lower().endswith((".csv", ".csv.gz")):
         told = f"expected a .csv file as `{section}.path` with a list of columns, got {data.path}"
         yield Conflict((target, f"{section}.path"), f"{told}; list the images in one with a column for each label")
-    if training.coverage is not None:
-        told = "expected one answer a row, of which a set holds the true one, got a list of labels"
-        yield Conflict(("training.coverage", target), f"{told}; remove it: training.abstain_below tells unsure rows")
     if "training.label_smoothing" in given and training.loss is UNSET:
         told = "has no effect: expected `training.loss: cross_entropy` with it, which is for one class a row; remove it"
         yield Conflict(("training.label_smoothing", target), told, idle=True)

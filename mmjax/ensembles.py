@@ -48,15 +48,14 @@ def members_report(setup: Setup, states: States, result: TrainResult) -> dict[st
     members, metrics = setup.scorer.members, setup.scorer.metrics
     if members is None:
         return None
-    test = setup.scorer.prepared.split.test
     best = result.best_epochs or (result.best_epoch,) * len(members.numbers)
-    own = zip(members.numbers, best, setup.scorer.each(states), members.held, strict=True)
+    found = [metrics(states, rows) for rows in (members.held, (setup.scorer.prepared.split.test,) * len(best))]
     return {
         "kind": "seeds" if setup.plan.training.seeds else "folds" if members.folds else "members",
         "folds": members.folds,
         "each": [
-            {"number": number, "best_epoch": epoch, "validation": metrics(alone, held), "test": metrics(alone, test)}
-            for number, epoch, alone, held in own
+            {"number": number, "best_epoch": epoch, "validation": validation, "test": test}
+            for number, epoch, validation, test in zip(members.numbers, best, *found, strict=True)
         ],
     }
 

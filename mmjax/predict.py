@@ -95,7 +95,7 @@ def predict_file(predictor: Predictor, source: Path, output: Path, *, images: Pa
     """Return what was Written to the CSV `output`: identifier, `prediction`, `probability_<class>` for every class, and
     `uncertainty` of a model with members. Of several labels `prediction_<label>` for each, in the words of the data.
 
-    Then, of a model that has them, `set` (a JSON list of classes), `lower` and `upper`, `abstained` (true or false).
+    Then, of a model that has them, `set` (a JSON list), `lower` and `upper`, `abstained` (true or false).
     `images` is the folder that paths of images in a table start from, if not the config's or the file's own. The file
     appears whole or not at all. Raises DataError for what the schema refuses, naming rows and columns.
     """

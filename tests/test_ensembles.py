@@ -84,8 +84,9 @@ def alone(setup: Setup, index: int) -> Setup:
     assert members is not None
     one = Members(*((part[index],) for part in members[:3]), members.folds)
 
-    def measure(variables: Any, *, member: int = 0) -> dict[str, float]:
-        return setup.task.measure(variables, member=index)
+    def measure(variables: Any) -> list[dict[str, float]]:
+        alike = jax.tree.map(lambda leaf: np.repeat(leaf, len(members.numbers), 0), variables)
+        return setup.task.measure(alike)[index : index + 1]
 
     only = [slice(index, index + 1)]
     transform = member_of(setup.task.fitted[0], only[0]) if members.folds else setup.task.fitted[0]
@@ -348,8 +349,7 @@ def test_a_member_whose_metric_is_undefined_keeps_its_last_epoch(tmp_path: Path)
 def _each_fold(setup: Setup, result: TrainResult) -> list[dict[str, float]]:
     members = setup.task.members
     assert members is not None
-    each = setup.scorer.each(States(result.variables, *setup.fitted))
-    return [setup.scorer.metrics(own, held) for own, held in zip(each, members.held, strict=True)]
+    return setup.scorer.metrics(States(result.variables, *setup.fitted), members.held)
 
 
 def test_folds_of_data_with_validation_rows_of_their_own_are_refused(tmp_path: Path):

@@ -42,7 +42,7 @@ def told(state, task: Task, plan: Plan):
 def falling(values: list[float]):
     """A measure that says these validation losses, one an epoch."""
     left = iter(values)
-    return lambda variables: {"val_loss": next(left)}
+    return lambda variables: [{"val_loss": next(left)}]
 
 
 def test_events_come_in_order(getkey) -> None:
@@ -62,7 +62,7 @@ def test_the_best_epoch_is_kept(getkey) -> None:
 
     def measure(variables):
         kept.append(np.asarray(variables["params"]["head"]["kernel"]).copy())
-        return {"val_loss": [3.0, 1.0, 2.0, 4.0][len(kept) - 1]}
+        return [{"val_loss": [3.0, 1.0, 2.0, 4.0][len(kept) - 1]}]
 
     state = make_state(task.learner, task.data, getkey())
     events, result = told(state, task._replace(measure=measure), make_plan())

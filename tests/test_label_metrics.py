@@ -234,8 +234,7 @@ def test_each_label_has_its_own_threshold():
     np.testing.assert_allclose(state["threshold"], [*wanted, 0.5], atol=1e-6)
     assert list(facts["threshold"]["labels"]) == list(NAMES)
     assert decision_problems(training, schema, y) == []
-    assert decision_problems(Training(coverage=0.9, abstain_below=0.4), schema, y) == [
-        "training.coverage: expected one answer a row, got several labels; remove it",
+    assert decision_problems(Training(abstain_below=0.4), schema, y) == [
         "training.abstain_below: expected a number above 0.5, as yes or no of a label is at least that probable, "
         "got 0.4",
     ]

@@ -250,12 +250,6 @@ REFUSED = {
         {"loss": "cross_entropy"},
         f"training.loss: expected one of bce, focal for multilabel ({LIST}), got cross_entropy",
     ),
-    "coverage": (
-        {},
-        {"coverage": 0.9},
-        "training.coverage: expected one answer a row, of which a set holds the true one, got a list of labels; remove "
-        "it: training.abstain_below tells unsure rows",
-    ),
     "abstain": (
         {},
         {"abstain_below": 0.4},

@@ -25,6 +25,7 @@ from mmjax.predict import predict_file
 from mmjax.serving.limits import Limits
 from mmjax.serving.parity import compare_live, compare_server
 from mmjax.train import FitResult, fit
+from tests.chromium import chromium
 from tests.doors import door, write_csv
 from tests.live import JSON, Client, thread
 from tests.rough import roughly
@@ -68,6 +69,7 @@ def made(home: Path) -> FitResult:
         "class_weights": "balanced",
         "threshold": "f1",
         "calibration": "temperature",
+        "coverage": 0.8,
         "abstain_below": 0.6,
         "early_stopping": {"monitor": "val_f1_macro"},
     }
@@ -103,6 +105,7 @@ def test_the_report_tells_of_each_label_and_the_card_of_all(made: FitResult, hom
         "Predicts which of 3 labels hold, any number of them: urgent (yes or no)",
         "## Labels",
         "threshold of",
+        "coverage: sets to hold 0.8 of a row's true labels in the mean, fitted on 18 validation rows with any; on test",
     ):
         assert line in card
     assert "one of 3 classes" not in card
@@ -111,6 +114,19 @@ def test_the_report_tells_of_each_label_and_the_card_of_all(made: FitResult, hom
     held = made.predictor.predict({n: [r[n] for r in rows_of(home / "mail.csv")] for n in HEADER[:3]}).prediction
     assert evaluation.metrics["f1_macro"] == pytest.approx(f1_score(truth, held, average="macro"), rel=1e-9)
     assert golden_problems(made.bundle) == []
+    sets = report["answers"]["conformal"]
+    assert sets["splits"]["validation"]["coverage"] >= sets["coverage"] == 0.8
+    assert 0.6 < sets["splits"]["test"]["coverage"] <= 1.0
+    inside, some = held_sets(made, home), truth.any(axis=1)
+    share = (inside & truth).sum(axis=1)[some] / truth.sum(axis=1)[some]
+    assert evaluation.trust["conformal"]["coverage"] == pytest.approx(share.mean(), rel=1e-9)
+
+
+def held_sets(made: FitResult, home: Path) -> np.ndarray:
+    rows = rows_of(home / "mail.csv")
+    sets = made.predictor.predict({name: [row[name] for row in rows] for name in HEADER[:3]}).sets
+    assert sets is not None
+    return sets
 
 
 def equal(found: Any, expected: Predictions) -> None:
@@ -119,6 +135,8 @@ def equal(found: Any, expected: Predictions) -> None:
     np.testing.assert_array_equal(found.probabilities, expected.probabilities)
     np.testing.assert_array_equal(found.uncertainty, expected.uncertainty)
     np.testing.assert_array_equal(found.abstained, expected.abstained)
+    assert expected.sets is not None
+    np.testing.assert_array_equal(found.sets, expected.sets)
     assert found.classes == expected.classes == LABELS
 
 
@@ -138,14 +156,23 @@ def test_every_door_gives_the_same_answers(made: FitResult, server: Client, home
     names = [[name for name, held in zip(LABELS, one, strict=True) if held] for one in expected.prediction]
     assert reply["labels"] == names
     np.testing.assert_array_equal(np.array(reply["probabilities"], np.float32), expected.probabilities)
+    assert expected.sets is not None
+    assert reply["sets"] == [[n for n, inside in zip(LABELS, one, strict=True) if inside] for one in expected.sets]
+    assert server.ask("GET", "/models/mail").json["answers"] == ["sets", "abstained"]
 
 
 def test_batch_prediction_writes_a_column_for_each_label(made: FitResult, home: Path, tmp_path: Path):
     predict_file(made.predictor, home / "mail.csv", tmp_path / "out.csv")
     printed = rows_of(tmp_path / "out.csv")
     assert list(printed[0]) == [
-        "row", *(f"prediction_{n}" for n in LABELS), *(f"probability_{n}" for n in LABELS), "abstained", "uncertainty",
+        "row", *(f"prediction_{n}" for n in LABELS), *(f"probability_{n}" for n in LABELS), "set", "abstained",
+        "uncertainty",
     ]  # fmt: skip
+    inside = held_sets(made, home)
+    assert 0 < inside.mean() < 1
+    assert [json.loads(row["set"]) for row in printed] == [
+        [n for n, s in zip(LABELS, one, strict=True) if s] for one in inside
+    ]
     given = rows_of(home / "mail.csv")
     expected = made.predictor.predict({name: [row[name] for row in given] for name in HEADER[:3]})
     for i, label in enumerate(made.predictor.schema.target.labels):
@@ -200,6 +227,21 @@ def test_the_protocol_answers_each_label(made: FitResult, server: Client):
     assert server.counted("predicted", label="urgent") == before + 1
 
 
+def test_the_page_shows_the_set_of_labels(made: FitResult, server: Client):
+    row = {"x0": 0.4, "x1": 0.6, "kind": "a"}
+    (inside,) = made.predictor.predict([row]).sets  # pyright: ignore[reportGeneralTypeIssues]
+    with chromium() as page:
+        page.open(f"http://127.0.0.1:{server.port}/#mail:1")
+        page.until("document.querySelectorAll('#form .field').length === 3")
+        for i, cell in enumerate(row.values()):
+            page.run(f"document.querySelector('#field-{i}').value = {json.dumps(str(cell))}")
+        page.run("document.querySelector('#form button').click()")
+        page.until("document.querySelector('#result .answer') !== null")
+        told = page.run("document.querySelector('#result').innerText")
+    names = ", ".join(name for name, held in zip(LABELS, inside, strict=True) if held)
+    assert f"Set\n{names or 'empty: no label is as probable as true ones are'}\n" in told
+
+
 def test_init_writes_a_config_that_loads(home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     targets = [word for name in LABELS for word in ("--target", name)]
     ended = door(capsys, init, "--data", home / "mail.csv", *targets, "--output", tmp_path / "mail.yaml")
@@ -216,7 +258,7 @@ def test_init_writes_a_config_that_loads(home: Path, capsys: pytest.CaptureFixtu
     [
         ("realmlp_s", {"epochs": 1, "loss": "focal", "threshold": 0.4}, {}),
         ("tabm", {"epochs": 1}, {}),
-        ("mlp", {"epochs": 1, "abstain_below": 0.9, "threshold": "mcc"}, {"split": {"folds": 2}}),
+        ("mlp", {"epochs": 1, "abstain_below": 0.9, "threshold": "mcc", "coverage": 0.9}, {"split": {"folds": 2}}),
         ("realmlp", {"epochs": 1, "class_weights": [{"label": "spam", "weight": 3.0}]}, {}),
     ],
 )
@@ -233,6 +275,7 @@ def test_every_network_learns_labels(home: Path, name: str, training: dict, more
     thresholds = made.predictor.states.output.get("threshold", np.full(3, training.get("threshold", 0.5)))
     np.testing.assert_array_equal(found.prediction, found.probabilities >= thresholds)
     assert (found.uncertainty is not None) == (name in ("tabm", "mlp"))
+    assert (found.sets is not None) == ("coverage" in training)
     if "abstain_below" in training:
         sure = np.maximum(found.probabilities, 1 - found.probabilities).min(axis=1)
         np.testing.assert_array_equal(found.abstained, sure < 0.9)
@@ -271,6 +314,7 @@ def test_raw_tensors_and_rows_say_the_same_of_labels(tmp_path: Path):
     ):
         raw, rows = client.predict(values), client.predict(cells)
     assert raw.prediction.dtype == bool
+    assert raw.probabilities is not None
     np.testing.assert_array_equal(raw.prediction, rows.prediction)
     np.testing.assert_array_equal(raw.probabilities, rows.probabilities)
     np.testing.assert_array_equal(raw.prediction, raw.probabilities > 0.5)

@@ -85,8 +85,8 @@ def story_of(data: dict[str, Any], made: dict[str, Any], **training: Any) -> Sto
     config, _ = resolve(config, prepared.schema, **sizes)
     setup = set_up(config, prepared, build_parts(config, prepared.schema))
 
-    def measure(variables: Any) -> dict[str, float]:
-        return setup.task.measure(variables) | {"val_rmse": math.nan}
+    def measure(variables: Any) -> list[dict[str, float]]:
+        return [own | {"val_rmse": math.nan} for own in setup.task.measure(variables)]
 
     return Story(setup.state, setup.task._replace(measure=measure), setup.plan)
 

@@ -108,6 +108,8 @@ def _threshold(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str
 
 
 def _conformal(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str:
+    if fact.get("labels"):
+        return _label_sets(fact, figures, where)
     sized = "mean_size" in figures
     what, holds = ("sets", "the class") if sized else ("intervals", "the number")
     size = f"{figures['mean_size']:.2f} classes" if sized else f"a width of {number(figures['mean_width'])}"
@@ -121,6 +123,16 @@ def _conformal(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str
     return (
         f"coverage: {what} to hold {holds} in {fact['coverage']:.4g} of cases, fitted on {_rows(fact)}; {where} "
         f"{number(figures['coverage'])} do, with {size} in the mean{none}"
+    )
+
+
+def _label_sets(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str:
+    empty = figures["sizes"].get("0")
+    none = f", {empty:.1%} of them empty" if empty else ""
+    return (
+        f"coverage: sets to hold {fact['coverage']:.4g} of a row's true labels in the mean, fitted on {_rows(fact)} "
+        f"with any; {where} {number(figures['coverage'])}, with {figures['mean_size']:.2f} labels in a set in the mean "
+        f"({figures['mean_labels']:.2f} are true){none}"
     )
 
 

@@ -54,7 +54,7 @@ def trust_figures(schema: Schema, scores: Scores, batch: Batch, *, state: Any, b
             side: _called_figures(rows, labels, schema.positive_index, weight) for side, rows in called.items()
         }
     if scores.sets is not None:
-        found["conformal"] = _set_figures(scores.sets, labels, weight)
+        found["conformal"] = (_label_set_figures if several else _set_figures)(scores.sets, labels, weight)
     if scores.abstained is not None:
         right = scores.prediction == labels
         right = right.all(axis=1) if several else right
@@ -105,9 +105,26 @@ def _called_figures(called: np.ndarray, labels: np.ndarray, positive: int, weigh
 
 
 def _set_figures(sets: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
-    held, sizes = np.take_along_axis(sets, labels[:, None], axis=1)[:, 0], sets.sum(axis=1)
+    held = np.take_along_axis(sets, labels[:, None], axis=1)[:, 0]
+    return {"coverage": _mean(held, weight), **_size_figures(sets.sum(axis=1), weight)}
+
+
+def _size_figures(sizes: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
     shares = {str(size): _mean(sizes == size, weight) for size in np.unique(sizes)}
-    return {"coverage": _mean(held, weight), "mean_size": _mean(sizes, weight), "sizes": shares}
+    return {"mean_size": _mean(sizes, weight), "sizes": shares}
+
+
+def _label_set_figures(sets: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
+    """Return of sets bool[N, L] the `coverage`: the mean share of a row's true labels that its set holds.
+
+    It is 1 - FNR, of the rows that hold any label; NaN where none does. `mean_size` and `sizes` are those of the sets
+    of all rows, `mean_labels` how many labels rows hold.
+    """
+    held = labels > 0
+    count = held.sum(axis=1)
+    share = (sets & held).sum(axis=1) / np.maximum(count, 1)
+    sizes = _size_figures(sets.sum(axis=1), weight)
+    return {"coverage": _mean(share, weight * (count > 0)), **sizes, "mean_labels": _mean(count, weight)}
 
 
 def _interval_figures(intervals: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, Any]:

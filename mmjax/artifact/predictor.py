@@ -41,7 +41,7 @@ class Predictions(NamedTuple):
     variation distance from the answer, 0 to 1, for labels that of the label where it is largest; for values the
     standard deviation, in their unit."""
     sets: np.ndarray | None = None
-    """bool[N, K]: the classes in each row's set; None unless trained with `training.coverage`."""
+    """bool[N, K]: the classes, or labels, in each row's set; None unless trained with `training.coverage`."""
     intervals: np.ndarray | None = None
     """f64[N, 2], lower and upper end; None unless trained with `training.coverage` or the loss `pinball`."""
     abstained: np.ndarray | None = None

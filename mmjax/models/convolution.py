@@ -1,8 +1,9 @@
 """One 2-D convolution for every network, and its gradients, each in the form that is fastest on the backend at hand.
 
-On GPU and TPU all of it is `jax.lax`. On CPU each of the three is one of several forms that compute the same, chosen
-for the layer at hand by `chosen_forms`; `benchmarks/convolution.py` measures every form and says where the choice is
-not the fastest. What it found (two cores with AVX-512 BF16, jaxlib 0.12, ms, f32 / bf16; see docs/BENCHMARKS.md):
+On GPU and TPU all of it is `jax.lax`, a first layer with stride on folded pixels. On CPU each of the three is one of
+several forms that compute the same, chosen for the layer at hand by `chosen_forms`; `benchmarks/convolution.py`
+measures every form and says where the choice is not the fastest. What it found (two cores with AVX-512 BF16, jaxlib
+0.12, ms, f32 / bf16; see docs/BENCHMARKS.md):
 
 | layer, batch | of | XLA's own | chosen |
 |---|---|---|---|
@@ -29,7 +30,15 @@ import jax.numpy as jnp
 
 from mmjax.backend import fast_bfloat16
 from mmjax.models.convolution_check import wrong_forms
-from mmjax.models.convolution_forms import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry, Padding, by_lax
+from mmjax.models.convolution_forms import (
+    FORWARD_FORMS,
+    INPUT_FORMS,
+    WEIGHT_FORMS,
+    Geometry,
+    Padding,
+    by_lax,
+    by_lax_folded,
+)
 
 FEW_CHANNELS = 4
 """Inputs, such as images, whose patches side by side are still small."""
@@ -54,8 +63,12 @@ def convolution(
     if x.dtype != kernel.dtype:
         raise TypeError(f"convolution: expected x and kernel of one dtype, got {x.dtype} and {kernel.dtype}; cast one")
     pads: Padding = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
-    if jax.default_backend() != "cpu" or x.shape[-1] != groups * kernel.shape[2]:  # which lax refuses in its words
-        return by_lax(x, kernel, Geometry(stride, pads, groups))
+    geometry = Geometry(stride, pads, groups)
+    if x.shape[-1] != groups * kernel.shape[2]:  # which lax refuses in its words
+        return by_lax(x, kernel, geometry)
+    if jax.default_backend() != "cpu":
+        folds = groups == 1 < stride <= min(kernel.shape[:2]) and x.shape[-1] <= FEW_CHANNELS
+        return by_lax_folded(x, kernel, geometry) if folds else by_lax(x, kernel, geometry)
     if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
         x, stride = x[:, ::stride, ::stride], 1  # the pixels between are not looked at
     return _on_cpu(x, kernel, Geometry(stride, pads, groups))

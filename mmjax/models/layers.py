@@ -369,12 +369,57 @@ def _random_u16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def max_pool_3x3(x: jax.Array) -> jax.Array:
     """Return the maximum over 3x3 windows, stride 2, one pixel of padding: `[B, H, W, C] -> [B, H/2, W/2, C]`, up.
 
-    As maxima of shifted images, rows then columns: on CPU the gradient of a windowed reduction costs three times that.
+    Rows, then columns. What ties for a maximum shares its gradient.
     """
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    height, width = ((size - 3) // 2 * 2 + 1 for size in x.shape[1:3])
-    x = jnp.maximum(jnp.maximum(x[:, 0:height:2], x[:, 1 : 1 + height : 2]), x[:, 2 : 2 + height : 2])
-    return jnp.maximum(jnp.maximum(x[:, :, 0:width:2], x[:, :, 1 : 1 + width : 2]), x[:, :, 2 : 2 + width : 2])
+    return _maximum_of_3(_maximum_of_3(x, 1), 2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _maximum_of_3(x: jax.Array, axis: int) -> jax.Array:
+    """Return the maximum of every window of three pixels along an axis, stride 2, one pixel of padding.
+
+    The gradient is written as what each pixel gets from the one or two windows that it lies in, so that no pixel is
+    scattered: a fourth of the time of the one that JAX derives on a CPU (64 px, 64 channels).
+    """
+    first, second, third = _windows_of_3(x, axis)
+    return jnp.maximum(jnp.maximum(first, second), third)
+
+
+def _maximum_of_3_forward(x: jax.Array, axis: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    maximum = _maximum_of_3(x, axis)
+    return maximum, (x, maximum)
+
+
+def _maximum_of_3_backward(axis: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
+    x, maximum = saved
+    first, second, third = ((pixel == maximum).astype(jnp.float32) for pixel in _windows_of_3(x, axis))
+    share = (gradient.astype(jnp.float32) / (first + second + third)).astype(x.dtype)
+
+    def from_window(next_one: int) -> jax.Array:
+        """What pixel i gets of window `i // 2`, or of the next one; there is none after the last."""
+        top, own = (_twice(each, axis, next_one, x.shape[axis]) for each in (maximum, share))
+        return jnp.where(x == top, own.astype(jnp.float32), 0.0)
+
+    odd = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) % 2 == 1
+    return ((from_window(0) + jnp.where(odd, from_window(1), 0.0)).astype(x.dtype),)
+
+
+def _windows_of_3(x: jax.Array, axis: int) -> list[jax.Array]:
+    """The first, second and third pixel of every window."""
+    windows = (x.shape[axis] + 1) // 2
+    pads = [(1, 2 * windows - x.shape[axis]) if each == axis else (0, 0) for each in range(x.ndim)]
+    x = jnp.pad(x, pads, constant_values=-jnp.inf)
+    return [jax.lax.slice_in_dim(x, pixel, pixel + 2 * windows - 1, 2, axis) for pixel in range(3)]
+
+
+def _twice(x: jax.Array, axis: int, start: int, size: int) -> jax.Array:
+    """Return every value from `start` on along an axis twice, `size` in all: zeros where they end before."""
+    pads = [(-start, start) if each == axis else (0, 0) for each in range(x.ndim)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(*pad, 0) for pad in pads])
+    return jax.lax.slice_in_dim(jnp.repeat(x, 2, axis), 0, size, 1, axis)
+
+
+_maximum_of_3.defvjp(_maximum_of_3_forward, _maximum_of_3_backward)
 
 
 def average_pool_2x2(x: jax.Array) -> jax.Array:

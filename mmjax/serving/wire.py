@@ -90,7 +90,7 @@ class Reply(msgspec.Struct, frozen=True):
     uncertainty: list[float] | msgspec.UnsetType = msgspec.UNSET
     """How far the members of the model disagree, a number a row; absent for a model of one member."""
     sets: list[list[str]] | msgspec.UnsetType = msgspec.UNSET
-    """[N]: the class texts in each row's conformal set; only of classifiers trained with `training.coverage`."""
+    """[N]: the classes, or labels, in each row's conformal set; only with `training.coverage`."""
     intervals: list[list[float]] | msgspec.UnsetType = msgspec.UNSET
     """[N][2], lower and upper end; only of regressions trained with `training.coverage` or `loss: pinball`."""
     abstained: list[bool] | msgspec.UnsetType = msgspec.UNSET

@@ -8,6 +8,14 @@ worse than the `ceil((n + 1) * coverage)`-th of n such scores with a probability
   probable as the quantile (Sadinle, Lei & Wasserman 2019, arXiv 1609.00451, one threshold for all classes). Such sets
   are the smallest there are on average and need no random number, which adaptive sets (APS) do to be exact. A set may
   be empty: no class is as probable as true ones are.
+- Labels, of which a row may hold several: conformal risk control of the false negative rate, the share of a row's true
+  labels that its set lacks (Angelopoulos, Bates, Fisch, Lei & Schuster 2024, arXiv 2208.02814: lambda of section 1.1
+  with B = 1, theorem 1, the loss of section 3.2). The set holds every label that is at least as probable as the
+  largest lambda with `n / (n + 1) * mean rate + 1 / (n + 1) <= 1 - coverage`. So of a new row's true labels it holds
+  `coverage` in the mean, and at most `2 / (n + 1)` more where probabilities are not tied (theorem 2). With one label a
+  row this is LAC. The n rows are those that hold any label, and it is of such rows that the promise is: the others have
+  no such rate. Were they to count as lacking nothing, the promise would hold too, but where nine rows of ten hold no
+  label, empty sets would keep it at a coverage of 0.9.
 - Numbers: the score is the absolute error, so the interval is as wide for every row (arXiv 1604.04173, algorithm 2).
   Of quantiles it is how far the truth is outside their interval, which is then widened by as much, or narrowed where
   it held too many (Romano, Patterson & Candes 2019, arXiv 1905.03222, equation 6).
@@ -30,20 +38,25 @@ def rows_needed(coverage: float) -> int:
     return math.ceil(coverage / (1.0 - coverage) - 1e-9)
 
 
-def conformal_quantile(scores: np.ndarray, coverage: float, weight: np.ndarray | None = None) -> float:
+def conformal_quantile(
+    scores: np.ndarray, coverage: float, weight: np.ndarray | None = None, *, new: float | None = None
+) -> float:
     """Return the `ceil((n + 1) * coverage)`-th smallest of `scores f64[n]`; infinity where n is too small.
 
-    `weight f64[n]` counts rows. The new row weighs 1, or as much as the mean of those that weigh anything if that is
-    less, for weights may sum to 1. NaN scores are the worst.
+    `weight f64[n]` counts rows. The new row weighs `new`, by default as `weight_of_new` says. NaN scores are the worst.
     """
     weight = np.ones(len(scores)) if weight is None else np.asarray(weight, np.float64)
     ordered = np.argsort(scores, kind="stable")  # NaN last
     reached = np.cumsum(weight[ordered])
-    new = min(1.0, weight.sum() / np.count_nonzero(weight)) if weight.any() else 1.0
-    wanted = coverage * (weight.sum() + new)
+    wanted = coverage * (weight.sum() + (weight_of_new(weight) if new is None else new))
     place = int(np.searchsorted(reached, wanted - 1e-9 * wanted))
     found = float(scores[ordered[place]]) if place < len(scores) else math.inf
     return math.inf if math.isnan(found) else found
+
+
+def weight_of_new(weight: np.ndarray) -> float:
+    """Return what a new row weighs: 1, or the mean of `weight f64[n]` above 0 if that is less, as they may sum to 1."""
+    return min(1.0, weight.sum() / np.count_nonzero(weight)) if weight.any() else 1.0
 
 
 def least_probability(
@@ -51,7 +64,27 @@ def least_probability(
 ) -> np.float32:
     """Return the probability from which on a class of `f64[N, K]` is in the set; 0 where there are too few rows."""
     own = np.take_along_axis(np.asarray(probabilities, np.float64), labels[:, None], axis=1)[:, 0]
-    quantile = conformal_quantile(-own, coverage, weight)
+    return _as_least(conformal_quantile(-own, coverage, weight))
+
+
+def least_label_probability(
+    probabilities: np.ndarray, labels: np.ndarray, coverage: float, weight: np.ndarray | None = None
+) -> np.float32:
+    """Return the probability from which on a label of `f64[N, L]` is in the set; 0 where too few rows hold any.
+
+    `labels [N, L]` is above 0 where a label holds. Each true label of a row weighs its share of the row, so the weight
+    that a set holds is that of its rows less their false negative rates, and the lambda of conformal risk control is a
+    conformal quantile of true labels beside a new row that weighs 1 as a whole.
+    """
+    held = np.asarray(labels) > 0
+    weight = np.where(held.any(axis=1), 1.0 if weight is None else np.asarray(weight, np.float64), 0.0)
+    each = weight / np.maximum(held.sum(axis=1), 1)
+    row, label = np.nonzero(held)
+    own = np.asarray(probabilities, np.float64)[row, label]
+    return _as_least(conformal_quantile(-own, coverage, each[row], new=weight_of_new(weight)))
+
+
+def _as_least(quantile: float) -> np.float32:
     return np.float32(0.0 if math.isinf(quantile) else -quantile * (1.0 - ROUNDING))
 
 

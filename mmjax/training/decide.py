@@ -17,7 +17,7 @@ from mmjax.data.pipeline import pad_rows, padded_slices
 from mmjax.errors import TrainingError
 from mmjax.schema import Batch, Schema, Target
 from mmjax.training.calibration import best_doubt, doubted, tempered
-from mmjax.training.conformal import half_widths, least_probability, rows_needed, widening
+from mmjax.training.conformal import half_widths, least_label_probability, least_probability, rows_needed, widening
 from mmjax.training.matrix_scaling import choose_mixing
 from mmjax.training.outputs import Output, Prediction
 from mmjax.training.scoring import TABLE_ROWS, Scores
@@ -168,8 +168,11 @@ def _conformal(coverage: float, state: Any, found: Prediction, batch: Batch) -> 
     labels, weight = batch["label"], batch.get("weight")
     fact: dict[str, Any] = {"coverage": coverage, "rows": len(labels)}
     if found.probabilities is not None:
-        least = least_probability(np.asarray(found.probabilities), labels, coverage, weight)
-        bounded, key, value = least > 0, "least_probability", least
+        several = labels.ndim == 2
+        bound = least_label_probability if several else least_probability
+        value = bound(np.asarray(found.probabilities), labels, coverage, weight)
+        bounded, key = value > 0, "least_probability"
+        fact |= {"labels": True, "rows": int((labels > 0).any(axis=1).sum())} if several else {}
     else:
         if found.intervals is None:
             value = half_widths(np.asarray(found.prediction), labels, coverage, weight)
@@ -186,12 +189,10 @@ def _conformal(coverage: float, state: Any, found: Prediction, batch: Batch) -> 
 
 def decision_problems(training: Training, schema: Schema, validation_labels: np.ndarray) -> list[str]:
     """Return what of the config cannot be with this target and these validation rows, a line each."""
-    target, rows = schema.target, len(validation_labels)
+    target = schema.target
     threshold = [] if target.labels else _threshold_problems(training.threshold, target.classes, validation_labels)
-    if training.coverage is not None and target.labels:
-        coverage = ["training.coverage: expected one answer a row, got several labels; remove it"]
-    else:
-        coverage = _coverage_problems(training, rows)
+    counted = (validation_labels > 0).any(axis=1) if target.labels else validation_labels
+    coverage = _coverage_problems(training, int(counted.sum()) if target.labels else len(counted), target)
     clamp = []
     if training.clamp is True and target.task != "regression":
         clamp = [f"training.clamp: expected a regression target, got a {target.task} target; remove it"]
@@ -212,12 +213,12 @@ def _threshold_problems(threshold: str | float, classes: tuple[str, ...], labels
     return []
 
 
-def _coverage_problems(training: Training, rows: int) -> list[str]:
+def _coverage_problems(training: Training, rows: int, target: Target) -> list[str]:
     if training.coverage is None or rows >= rows_needed(training.coverage):
         return []
     return [
-        f"training.coverage: {training.coverage:g} expected at least {rows_needed(training.coverage)} validation rows, "
-        f"got {rows}; lower it, or raise validation_split"
+        f"training.coverage: {training.coverage:g} expected at least {rows_needed(training.coverage)} validation rows"
+        f"{' that hold a label' if target.labels else ''}, got {rows}; lower it, or raise validation_split"
     ]
 
 

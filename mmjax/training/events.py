@@ -29,7 +29,6 @@ from mmjax.training.members import (
     Chunk,
     Members,
     Trial,
-    apart,
     make_member_chunk,
     member_of,
     try_member_loops,
@@ -90,9 +89,8 @@ class TrainResult(NamedTuple):
     """Of each member; empty for one model."""
 
 
-Measure = Callable[..., dict[str, float]]
-"""`measure(variables) -> {"val_loss": ..., "val_accuracy": ..., ...}` after each epoch; of one of several members with
-`member=` its index."""
+Measure = Callable[[Any], list[dict[str, float]]]
+"""`measure(variables) -> [{"val_loss": ..., "val_accuracy": ..., ...}]` after each epoch, of each model."""
 
 
 class Task(NamedTuple):
@@ -367,22 +365,25 @@ def timed_epoch(state: TrainState, task: Task, plan: Plan) -> float:
 def _resident(task: Task, seed: int, batch_size: int) -> Callable[[int, int], Iterator[_Window]]:
     """Return windows that are whole epochs: all training rows stay on the device."""
     data = jax.device_put(take(task.data, task.rows))
+    places = [np.searchsorted(task.rows, rows).astype(np.int32) for rows in task.members.rows] if task.members else []
 
     def windows(epoch: int, first: int) -> Iterator[_Window]:
-        order = _epoch_order(task, seed, epoch, batch_size)
+        order = _epoch_order(task, places, seed, epoch, batch_size)
         yield _Window(data, jax.device_put(order), first, order.shape[-2])
 
     return windows
 
 
-def _epoch_order(task: Task, seed: int, epoch: int, batch_size: int) -> np.ndarray:
-    """Return the rows of each batch as indices into `task.rows`, i32[S, B], or i32[E, S, B] for members."""
+def _epoch_order(task: Task, places: list[np.ndarray], seed: int, epoch: int, batch_size: int) -> np.ndarray:
+    """Return the rows of each batch as indices into `task.rows`, i32[S, B], or i32[E, S, B] for members.
+
+    `places i32[N_e]` are the rows of each member, as such indices.
+    """
     if task.members is None:
         return epoch_batches(seed, epoch, len(task.rows), batch_size)
     steps, orders = task.epoch_rows // batch_size, []
-    for number, rows in zip(task.members.numbers, task.members.rows, strict=True):
-        own = epoch_batches(seed, epoch, len(rows), batch_size, number)[:steps]
-        orders.append(np.searchsorted(task.rows, rows).astype(np.int32)[own])
+    for number, own in zip(task.members.numbers, places, strict=True):
+        orders.append(own[epoch_batches(seed, epoch, len(own), batch_size, number)[:steps]])
     return np.stack(orders)
 
 
@@ -394,9 +395,13 @@ def _streamed(task: Task, seed: int, batch_size: int) -> Callable[[int, int], It
     def windows(epoch: int, first: int) -> Iterator[_Window]:
         order = epoch_batches(seed, epoch, len(task.rows), batch_size)
         with contextlib.closing(read_windows(task.data, task.rows, order, steps=steps, start=first)) as ahead:
-            for data in ahead:
-                yield _Window(jax.device_put(data), rows, 0, min(steps, len(order) - first))
-                first += steps
+            counts = (min(steps, len(order) - start) for start in range(first, len(order), steps))
+            on_device = (_Window(jax.device_put(data), rows, 0, n) for data, n in zip(ahead, counts, strict=True))
+            before = next(on_device, None)  # the next one moves there while this one is computed with
+            while before is not None:
+                after = next(on_device, None)
+                yield before
+                before = after
 
     return windows
 
@@ -454,12 +459,11 @@ def watch(
 
 def _measured(now: Snapshot, task: Task) -> list[dict[str, float]]:
     """Return the metrics of the epoch that ended: of the model, or of each member that still learns."""
-    variables = eval_variables(now.state)
+    each = task.measure(eval_variables(now.state))
     if task.members is None:
-        return [_epoch_metrics(now.totals, task) | task.measure(variables)]
-    active = np.flatnonzero(now.position.stop.active).tolist()
-    totals, own = on_host(now.totals), apart(variables)
-    return [_epoch_metrics(member_of(totals, e), task) | task.measure(own[e], member=e) for e in active]
+        return [_epoch_metrics(now.totals, task) | each[0]]
+    totals, active = on_host(now.totals), np.flatnonzero(now.position.stop.active).tolist()
+    return [_epoch_metrics(member_of(totals, e), task) | each[e] for e in active]
 
 
 def _mean(each: list[dict[str, float]]) -> dict[str, float]:
@@ -509,7 +513,7 @@ def _after_epoch(
     if best is None or (np.any(kept) and not np.ndim(kept)):
         best, best_epoch = _copy(eval_variables(now.state)), epoch
     elif np.any(kept):
-        best, best_epoch = where_active(kept, eval_variables(now.state), best), epoch
+        best, best_epoch = _chooser()(kept, eval_variables(now.state), best), epoch
     over = after.over or not bool(np.any(stop.active))
     after = after._replace(stop=stop, best_epoch=best_epoch, over=over)
     return Snapshot(now.state, totals, best, after), improved
@@ -581,6 +585,11 @@ def _copy(tree: Any) -> Any:
 def _copier() -> Callable[[Any], Any]:
     """Return one program for all leaves: dozens of calls after each epoch are a twentieth of a small run."""
     return compiled(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+@functools.cache
+def _chooser() -> Callable[[Any, Any, Any], Any]:
+    return compiled(where_active)
 
 
 def _kept(now: Snapshot) -> Snapshot:

@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
     """How far the members of a model are from one another, see `mean_of_members`; None for a model of one member.
     f32[B] for classification and labels, f32[B, T] in the target's own unit for regression."""
     sets: jax.Array | None = None
-    """bool[B, K]: the classes in the conformal set; None without `training.coverage`."""
+    """bool[B, K]: the classes in the conformal set, or bool[B, L] of labels; None without `training.coverage`."""
     intervals: jax.Array | None = None
     """f32[B, T, 2]: lower and upper end, in the target's own unit; None without `training.coverage`."""
     abstained: jax.Array | None = None
@@ -191,7 +191,8 @@ def sigmoid_output() -> Output:
 def labels_output(labels: int, members: int = 1) -> Output:
     """Return the Output of a logit for each of L labels, for `i32[B, L]` of 0 and 1; see `label_outputs`.
 
-    Of several members it is that of their mean. `threshold f32[L]` in the state is each label's own.
+    Of several members it is that of their mean. `threshold f32[L]` in the state is each label's own; from
+    `least_probability f32[]` on, one for all, labels are in the set.
     """
 
     def apply(state: Any, outputs: jax.Array) -> Prediction:
@@ -201,9 +202,11 @@ def labels_output(labels: int, members: int = 1) -> Output:
         else:
             probabilities = label_outputs.probabilities_of(state, outputs)
         found = Prediction(label_outputs.called(state, probabilities), probabilities, apart)
-        if "abstain_below" not in state:
-            return found
-        return found._replace(abstained=label_outputs.unsure(probabilities, state["abstain_below"]))
+        if "least_probability" in state:
+            found = found._replace(sets=probabilities >= state["least_probability"])
+        if "abstain_below" in state:
+            found = found._replace(abstained=label_outputs.unsure(probabilities, state["abstain_below"]))
+        return found
 
     return Output(labels, _temperature_of_1, _as_floats, apply, label_outputs.with_temperature)
 

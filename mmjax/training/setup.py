@@ -1,6 +1,6 @@
 """From a resolved config and prepared rows to what `train_events` needs: the learner, fitted states, who measures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from msgspec import UNSET
 from mmjax.backend import compile_ahead, compiled, platform, threads_in_use
 from mmjax.config import Config, Training, fold_count, image_settings, table_images
 from mmjax.config_rules_images import NO_CUTMIX, size_problem
-from mmjax.data.pipeline import Picked, batch_rows, take
+from mmjax.data.pipeline import Picked, batch_rows, pad_rows, take
 from mmjax.data.prepare import Prepared
 from mmjax.data.prepared import rows_to_learn
 from mmjax.data.split import Split
 from mmjax.errors import ConfigError, DataError
-from mmjax.models.build import count_parameters
+from mmjax.models.build import count_parameters, served_otherwise, served_variables
 from mmjax.models.fusion import images_trunk, with_images_trunk
 from mmjax.models.pretrained import with_state_dict
 from mmjax.models.state_dict import load_state_dict, sha256_of
-from mmjax.parts import Parts, States
+from mmjax.parts import Parts, States, build_parts
 from mmjax.schema import Batch, Schema
 from mmjax.training.decide import CALIBRATED, decision_problems
 from mmjax.training.events import Measure, Plan, Task, shaped, start_compiling
@@ -33,7 +33,7 @@ from mmjax.training.members import Members, member_of, stacked
 from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
 from mmjax.training.outputs import Output, Prediction
-from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, inputs_of, metrics_of, pass_rows, score
+from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, inputs_of, metrics_of, pass_rows, score, score_beside
 from mmjax.training.state import TrainState, eval_variables, init_state
 from mmjax.training.steps import Learner
 from mmjax.transforms.base import stack_states
@@ -48,10 +48,14 @@ class Scorer(NamedTuple):
     """Of all members together."""
     member: Forward
     """Of one of them; the same where there is one model."""
+    beside: jax.stages.Wrapped
+    """Of members beside each other, each of rows of its own: the batch has a leading axis too."""
     answer: Callable[[Any, np.ndarray], Prediction]
     """The Output's `apply`, compiled."""
     total: jax.stages.Wrapped
     """The mean loss of outputs, labels and weights or None, compiled."""
+    totals: jax.stages.Wrapped
+    """That of members, whose arrays have a leading axis."""
     rows: int
     """Rows of every forward pass: as many as there are to look at after each epoch, up to a limit."""
     members: Members | None
@@ -78,6 +82,19 @@ class Scorer(NamedTuple):
         self._wait(len(outputs))
         return float(self.total(outputs, batch["label"], batch.get("weight")))
 
+    def _losses(self, outputs: Sequence[np.ndarray], answers: Sequence[Batch]) -> list[float]:
+        """Return the `loss` of each model; of several by one program, fewer rows padded by some without weight."""
+        if self.members is None:
+            return [self.loss(*each) for each in zip(outputs, answers, strict=True)]
+        most = max(map(len, outputs))
+        fields = [
+            {"weight": np.ones(len(own), np.float32)} | batch | {"outputs": own}
+            for own, batch in zip(outputs, answers, strict=True)
+        ]
+        padded = [pad_rows(each, most) for each in fields]
+        stacked_ = (np.stack([each[name] for each in padded]) for name in ("outputs", "label", "weight"))
+        return np.asarray(self.totals(*stacked_)).tolist()
+
     def _wait(self, what: Any) -> None:
         if what in self.under_way:
             self.under_way[what].result()
@@ -96,12 +113,14 @@ class Scorer(NamedTuple):
         """Return the Scores of a split, by all members, of inputs from which something is hidden."""
         return self._score(self.forward, states, self.rows_of(split), hide)
 
-    def metrics(self, member: States, rows: np.ndarray) -> dict[str, float]:
-        """Return `loss` and every metric on some rows, of one model or member; an empty dict when there are none."""
-        if not len(rows):
-            return {}
-        scores, answers = self._score(self.member, member, rows), self.answers(rows)
-        return {"loss": self.loss(scores.outputs, answers)} | metrics_of(self.prepared.schema, scores, answers)
+    def metrics(self, states: States, rows: Sequence[np.ndarray]) -> list[dict[str, float]]:
+        """Return `loss` and every metric of each model, on rows of its own; empty dicts where there are none."""
+        if not any(map(len, rows)):
+            return [{} for _ in rows]
+        found, answers = self._beside(states, rows), [self.answers(own) for own in rows]
+        losses = self._losses([scores.outputs for scores in found], answers)
+        exact = (metrics_of(self.prepared.schema, *each) for each in zip(found, answers, strict=True))
+        return [{"loss": loss} | own for loss, own in zip(losses, exact, strict=True)]
 
     def each(self, states: States) -> list[States]:
         """Return the states of each member."""
@@ -122,6 +141,13 @@ class Scorer(NamedTuple):
         self._wait("forward")
         return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows, change=change)
 
+    def _beside(self, states: States, rows: Sequence[np.ndarray]) -> list[Scores]:
+        """Return the Scores of each model on rows of its own: of a table by one program, as on a GPU starting one takes
+        longer than what it computes; a pass of images is long enough."""
+        if self.members is not None and self.prepared.schema.image is None:
+            return score_beside(self.beside, states, self.prepared.batch, rows, size=self.rows)
+        return [self._score(self.member, own, alone) for own, alone in zip(self.each(states), rows, strict=True)]
+
     def _of(self, states: States, index: int) -> States:
         """Return the states of one member; a single model's are its own."""
         if self.members is None:
@@ -132,13 +158,12 @@ class Scorer(NamedTuple):
     def _out_of_fold(self, states: States, rows: np.ndarray) -> Scores:
         """Return the Scores of all rows, each from the M members of its fold; outputs are f32[N, M, O]."""
         assert self.members is not None
-        of_fold, parts, places = self.members.of_fold, [], []
-        for first in range(0, len(self.members.numbers), of_fold):
-            held = self.members.held[first]
-            found = [self._score(self.member, self._of(states, first + i), held).outputs for i in range(of_fold)]
-            parts.append(np.concatenate([each.reshape(len(held), -1, each.shape[-1]) for each in found], axis=1))
-            places.append(np.searchsorted(rows, held))
-        outputs = np.concatenate(parts)[np.argsort(np.concatenate(places))]
+        of_fold, held, parts = self.members.of_fold, self.members.held, []
+        each = [scores.outputs for scores in self._beside(states, held)]
+        for first in range(0, len(each), of_fold):
+            own = each[first : first + of_fold]
+            parts.append(np.concatenate([one.reshape(len(one), -1, one.shape[-1]) for one in own], axis=1))
+        outputs = np.concatenate(parts)[np.argsort(np.searchsorted(rows, np.concatenate(held[::of_fold])))]
         outputs = outputs[:, 0] if outputs.shape[1] == 1 else outputs
         answer = jax.tree.map(np.asarray, self.answer(states.output, outputs))
         return Scores(outputs, *answer)
@@ -266,8 +291,26 @@ def first_member(setup: Setup) -> Setup:
     if members is None:
         return setup
     fitted = (members.transform_of(transform_state, 0), output_state)
-    task = setup.task._replace(rows=members.rows[0], members=None, fitted=fitted)
+    measure = _measure(setup.scorer, fitted, setup.plan.monitor, alone=True)
+    task = setup.task._replace(rows=members.rows[0], members=None, fitted=fitted, measure=measure)
     return setup._replace(state=member_of(setup.state, 0), task=task, fitted=fitted)
+
+
+def as_served(config: Config, setup: Setup, states: States) -> tuple[Setup, States]:
+    """Return both as the model answers once it is loaded, so that what is told of it is true of its answers.
+
+    Themselves where it answers in the form that was trained (`models.build.served_otherwise`).
+    """
+    precision = str(config.precision)
+    if not served_otherwise(config.model, precision):
+        return setup, states
+    parts = build_parts(config, setup.scorer.prepared.schema, served=True)
+    whole = member = compiled(parts.forward, precision=precision)
+    if parts.member is not parts.forward:
+        member = compiled(parts.member, precision=precision)
+    variables = jax.device_put(served_variables(config.model, states.variables, precision))
+    scorer = setup.scorer._replace(forward=whole, member=member)
+    return setup._replace(scorer=scorer), states._replace(variables=variables)
 
 
 def make_members(config: Config, split: Split) -> Members | None:
@@ -447,31 +490,48 @@ def _scorer(
     held = members.held if members else (prepared.split.validation,)
     rows = pass_rows(prepared.schema, max(map(len, held)) or len(prepared.split.train))
 
-    @compiled
     def total(outputs: jax.Array, label: jax.Array, weight: jax.Array | None) -> jax.Array:
         return loss(outputs, parts.output.targets(output_state, label), weight)
 
     whole = member = compiled(parts.forward, precision=precision)
     if parts.member is not parts.forward:
         member = compiled(parts.member, precision=precision)
-    return Scorer(prepared, whole, member, compiled(parts.held_out.apply), total, rows, members)
+    folded = bool(members and members.folds)
+
+    def beside(variables: Any, transform: Any, output: Any, batch: Batch) -> Any:
+        def one(own: Any) -> Any:
+            alone, fitted, rows_of_own = own
+            return parts.member(alone, fitted if folded else transform, output, rows_of_own)
+
+        return jax.lax.map(one, (variables, transform if folded else (), batch))
+
+    together = compiled(beside, precision=precision)
+    answer, one, each = compiled(parts.held_out.apply), compiled(total), compiled(jax.vmap(total))
+    return Scorer(prepared, whole, member, together, answer, one, each, rows, members)
 
 
 _WHILE_TRAINING = ("loss", "accuracy", "subset_accuracy")
 """Metrics of the training rows that are added up in the steps."""
 
 
-def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str) -> Measure:
-    """Return what looks at the validation rows after each epoch, and at the training rows when `monitor` needs it."""
+def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str, *, alone: bool = False) -> Measure:
+    """Return what looks at the validation rows after each epoch, and at the training rows when `monitor` needs it.
+
+    With `alone` of the first of several members, as a model of its own, whose states `fitted` are.
+    """
     of_train = monitor.startswith("train_") and monitor.removeprefix("train_") not in _WHILE_TRAINING
     split, members = scorer.prepared.split, scorer.members
-    transforms = [members.transform_of(fitted[0], e) for e in range(len(members.rows))] if members else [fitted[0]]
+    train, held = (members.rows, members.held) if members else ((split.train,), (split.validation,))
+    if alone:
+        scorer, train, held = scorer._replace(members=None), train[:1], held[:1]
 
-    def measure(variables: Any, *, member: int = 0) -> dict[str, float]:
-        train, held = (members.rows[member], members.held[member]) if members else (split.train, split.validation)
-        states = States(variables, transforms[member], fitted[1])
-        found = {f"val_{name}": value for name, value in scorer.metrics(states, held).items()}
-        seen = scorer.metrics(states, train) if of_train else {}
-        return found | {f"train_{name}": value for name, value in seen.items() if name not in _WHILE_TRAINING}
+    def measure(variables: Any) -> list[dict[str, float]]:
+        states = States(variables, *fitted)
+        seen = scorer.metrics(states, train) if of_train else [{} for _ in train]
+        return [
+            {f"val_{name}": value for name, value in own.items()}
+            | {f"train_{name}": value for name, value in more.items() if name not in _WHILE_TRAINING}
+            for own, more in zip(scorer.metrics(states, held), seen, strict=True)
+        ]
 
     return measure

@@ -14,7 +14,7 @@ export function answer(description, { document: reply, milliseconds, timing }) {
   parts.push(
     facts([
       ["Interval", reply.intervals && reply.intervals[0].map((end) => number(end)).join(" to ")],
-      ["Set", reply.sets && setOf(reply.sets[0])],
+      ["Set", reply.sets && setOf(description, reply.sets[0])],
       ["Uncertainty", reply.uncertainty && uncertainty(description, reply.uncertainty[0])],
       ["Abstained", reply.abstained && (reply.abstained[0] ? "yes: better ask somebody else" : "no")],
       ["Waiting", stage("queue")],
@@ -29,9 +29,10 @@ export function answer(description, { document: reply, milliseconds, timing }) {
   return parts;
 }
 
-/** The classes that the row may have; an empty set is an answer too. */
-function setOf(names) {
-  return short(names.join(", ") || "empty: no class is as probable as true ones are", 400);
+/** The classes, or labels, that the row may have; an empty set is an answer too. */
+function setOf(description, names) {
+  const what = description.task === "multilabel" ? "label" : "class";
+  return short(names.join(", ") || `empty: no ${what} is as probable as true ones are`, 400);
 }
 
 /** How far the models of a model of several disagree. */

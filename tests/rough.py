@@ -13,20 +13,16 @@ from mmjax.models.convolution_check import wrong_forms
 def roughly() -> Iterator[None]:
     """Let XLA optimize little in this process meanwhile: compiling takes a third less time.
 
-    Random bits are XLA's own: each use of JAX's usual generator is as much to lower and compile as a small network.
     What decides compiler options and forms of convolutions by computing is asked before, and what was compiled is
     forgotten before and after, so that no other test gets such a program.
     """
     configure(precision="bfloat16")
     for precision in ("float32", "bfloat16"):
         wrong_forms(precision)
-    generator = jax.config.jax_default_prng_impl
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_default_prng_impl", "rbg")
     try:
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
-        jax.config.update("jax_default_prng_impl", generator)
         jax.clear_caches()

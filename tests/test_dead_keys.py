@@ -440,11 +440,13 @@ def data(tmp_path_factory: pytest.TempPathFactory, rough_programs: None) -> Iter
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MMJAX_CACHE_DIR", str(folder / "home"))
-        cache = jax.config.jax_compilation_cache_dir
+        before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_default_prng_impl")}
         jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_default_prng_impl", "rbg")  # in place of threefry, which is slow to lower
         configure()
         yield
-        jax.config.update("jax_compilation_cache_dir", cache)
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def make_config(settings: Settings) -> Config:

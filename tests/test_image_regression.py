@@ -14,6 +14,7 @@ from mmjax.predict import predict_file
 from mmjax.train import FitResult, fit
 from tests.chromium import chromium
 from tests.inference_server import served
+from tests.rough import roughly
 
 SIDE = 12
 
@@ -56,7 +57,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitResult]:
         "precision": "float32",
     }
     config = config_from_dict(content, "test")
-    return folder, fit(config, runs_dir=folder / "runs", registry=folder / "registry")
+    with roughly():
+        return folder, fit(config, runs_dir=folder / "runs", registry=folder / "registry")
 
 
 def test_the_network_is_far_better_than_the_mean(trained: tuple[Path, FitResult]) -> None:

@@ -58,8 +58,10 @@ class Setup(NamedTuple):
     """What was loaded where the config names pretrained weights."""
 
 
-def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
+def set_up(config: Config, prepared: Prepared, parts: Parts, *, ahead: bool = True) -> Setup:
     """Return the Setup of a resolved config: fits the Transform and Output on training rows, makes initial weights.
+
+    With `ahead` the programs of a small run of a table begin to be compiled, for who trains next.
 
     ConfigError, all problems at once, for what only the data can tell: a `monitor` that is no metric of this target, a
     run that ends before its first update. DataError for training rows that all weigh nothing.
@@ -77,7 +79,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     shapes = jax.eval_shape(init, *drawn[0])
     params = shapes["params"]
     # Compiling is most of a small run: initial weights while the rest is traced, then what is needed first
-    small = members is None and not prepared.streamed and prepared.schema.image is None
+    small = ahead and members is None and not prepared.streamed and prepared.schema.image is None
     ready = [compile_ahead(init, *drawn[0])] if small else []
     rates = parts.model.rates(params) if parts.model.rates else fine_tuning_rates(config.training, params)
     optimizer = make_optimizer(config.training, total_steps=steps[-1], params=params, rates=rates)

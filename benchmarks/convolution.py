@@ -6,6 +6,7 @@ fastest? Layers: those of ResNet-18 at 32 px (batch 64), 1x1 of ResNet-50 there,
 Each form is a program of its own, compiled as training compiles it, all before the first is timed; the forms of a layer
 take turns, n = 9 (`--runs`) after a warm-up, and one that has taken half a second in all is timed no more. Of a 1x1
 layer with stride, what is chosen comes after the pixels between were left out ("sliced").
+Beside them the max pool of large images with its gradient, and XLA's own.
 The table has medians in ms and GFLOP/s, a star at the chosen form and a note where it is more than 10 % slower than the
 fastest; the figures are shares and ratios over the layers.
 Hardware: two cores (AMD EPYC, AVX-512 with BF16). Versions: Python 3.13, jax 0.12.
@@ -25,6 +26,7 @@ from harness import Figure, save_results
 from mmjax.backend import compiled, configure, fast_bfloat16
 from mmjax.models.convolution import chosen_forms
 from mmjax.models.convolution_forms import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry
+from mmjax.models.layers import max_pool_3x3
 
 ENOUGH_MS = 500.0
 NEAR = 1.1
@@ -214,6 +216,27 @@ def line(timed: Timed) -> str:
     return f"{layer.name:46} {timed.part:8} {timed.precision:9} {forms}{note}"
 
 
+def pool_figure(precision: str, runs: int) -> Figure:
+    """Return how many times as long XLA's own max pool takes as that of the networks, with its gradient."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((32, 64, 64, 64), np.float32), DTYPES[precision])
+
+    def windowed(x: jax.Array) -> jax.Array:
+        pads = ((0, 0), (1, 1), (1, 1), (0, 0))
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
+
+    pools = (windowed, max_pool_3x3)
+    programs = [compiled(jax.grad(lambda x, pool=pool: pool(x).sum()), precision=precision) for pool in pools]
+    times: list[list[float]] = [[], []]
+    for run in range(runs + 1):  # the first compiles
+        for program, each in zip(programs, times, strict=True):
+            started = time.perf_counter()
+            jax.block_until_ready(program(x))
+            each += [time.perf_counter() - started] if run else []
+    ratios = tuple(a / b for a, b in zip(*times, strict=True))
+    what = "max pool of 32 images of 64 px, 64 channels, with its gradient"
+    return Figure(f"{what}, {precision}: XLA's own / ours", "x", ratios)
+
+
 def figures_of(found: list[Timed], part: str, precision: str) -> list[Figure]:
     """Return how good the choice is, over the layers."""
     of = [timed for timed in found if (timed.part, timed.precision) == (part, precision)]
@@ -245,6 +268,7 @@ def main() -> None:
         for precision in precisions
         for figure in figures_of(found, part, precision)
     ]
+    figures += [pool_figure(precision, runs) for precision in precisions]
     rows = [{**timed._asdict(), "layer": timed.layer.name, "over_fastest": timed.over_fastest} for timed in found]
     save_results("convolution", figures, layers=rows, threads=backend.threads, runs=runs)
 

@@ -4,7 +4,7 @@ Question: for how much of an epoch does the GPU compute, when `mmjax.fit` trains
 decoded before, once with all pixels on the device (`data.loading: resident`) and once read from disk as they are needed
 (`streamed`)? The epoch is the second of three, the look at the validation rows after it inside; the first compiles.
 Busy: the union of the times of all kernels and copies that the profiler saw, over the time from the end of the epoch
-before to its own end. 32,768 made-up JPEG files, bfloat16, the batch size that the recipe chooses; n = 1 run of each.
+before to its own end. 16,384 made-up JPEG files, bfloat16, the batch size that the recipe chooses; n = 1 run of each.
 Needs a GPU.
 """
 
@@ -110,7 +110,7 @@ def busy_seconds(trace: Path) -> float:
 def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=32768, help="files [32768]")
+    parser.add_argument("--images", type=int, default=16384, help="files [16384]")
     parser.add_argument("--fit-here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.fit_here:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mmjax.config import Config, fold_count
+from mmjax.data.audit_rows import counted
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.errors import ConfigError, DataError
 from mmjax.parts import build_parts
-from mmjax.recipe import Decision, decided, resolve_prepared, with_decisions
+from mmjax.recipe import Decision, as_yaml, decided, resolve_prepared, with_decisions
 from mmjax.training.events import timed_epoch
 from mmjax.training.setup import Setup, first_member, set_up
 
@@ -62,24 +63,30 @@ def measured_cost(setup: Setup) -> Cost:
 def cuts(config: Config, cost: Cost, left_s: float) -> tuple[Decision, ...]:
     """Return what fits into `left_s` seconds: a Decision about the budget, and one for each key that is cut.
 
-    Members go first, then folds (none at all where two are too many), then epochs, of which one is left. The program of
-    the run is compiled once more, that of several models up to four times: each way to compute them is tried.
+    Members go first, then folds, one by one (none at all where two are too many), then epochs, of which one is left. An
+    epoch of fewer folds is one of fewer rows. The program of the run is compiled once more, that of several models up
+    to four times: each way to compute them is tried.
     """
     epochs = config.training.epochs
     assert isinstance(epochs, int), "the recipe decides the epochs"
     members, folds, seeds = config.training.members, fold_count(config), max(len(config.training.seeds), 1)
     wanted = {"training.members": members, "split.folds": folds, "training.epochs": epochs}
-    epoch_s = max(cost.epoch_s, 1e-9)
     share = STOPPED_SHARE if config.training.early_stopping.enabled is True else 1.0
-    beside = left_s - COMPILED_OFTEN * cost.compile_s
-    if (models := max(folds, 1) * members * seeds) > 1 and beside < share * epochs * epoch_s * models:
-        fitting = max(int(beside / (share * epochs * epoch_s)), 0)
-        members = max(1, min(members, fitting // max(folds, 1)))
-        folds = folds if folds <= fitting else fitting if fitting >= 2 else 0
-    wanted_models, models = models, max(folds, 1) * members * seeds
-    whole_s = _training_s(cost, models, share * epochs)
+    trained, wanted_models = share * epochs, max(folds, 1) * members * seeds
+
+    def of_folds(number: int) -> Cost:
+        return cost._replace(epoch_s=max(cost.epoch_s, 1e-9) * _rows_of(number, folds))
+
+    def too_long(members: int, number: int) -> bool:
+        models = max(number, 1) * members * seeds
+        return models > 1 and _training_s(of_folds(number), models, trained) > left_s
+
+    members = next((fewer for fewer in range(members, 1, -1) if not too_long(fewer, folds)), 1)
+    fewest = next((fewer for fewer in range(folds, 1, -1) if not too_long(members, fewer)), 0)
+    models, own = max(fewest, 1) * members * seeds, of_folds(fewest)
+    whole_s, folds = _training_s(own, models, trained), fewest
     if whole_s > left_s:
-        epochs = max(1, min(epochs, int((left_s - _training_s(cost, models, 0)) / (models * epoch_s))))
+        epochs = max(1, min(epochs, int((left_s - _training_s(own, models, 0)) / (models * own.epoch_s))))
     found = dict(zip(KEYS, (members, folds, epochs), strict=True))
     taken = f"an epoch of one model takes {cost.epoch_s:.2g} s and compiling {cost.compile_s:.2g} s"
     left = f"{max(left_s, 0.0):.0f} s are left for the training"
@@ -92,6 +99,15 @@ def cuts(config: Config, cost: Cost, left_s: float) -> tuple[Decision, ...]:
     why = f"{CUT} {config.budget}: {{}} are too many"
     cut = (Decision(key, value, why.format(wanted[key])) for key, value in found.items() if value != wanted[key])
     return (told, *cut)
+
+
+def _rows_of(folds: int, wanted: int) -> float:
+    """Return the rows of an epoch of `folds` folds as a share of those of `wanted` folds; without folds at most 1.
+
+    >>> _rows_of(2, 5), _rows_of(5, 5), _rows_of(0, 5)
+    (0.625, 1.0, 1.0)
+    """
+    return 1.0 if folds < 2 else (folds - 1) / folds * wanted / (wanted - 1)
 
 
 def _training_s(cost: Cost, models: int, epochs: float) -> float:
@@ -125,11 +141,27 @@ def cut_down(asked: Config, ready: Ready, cut: tuple[Decision, ...], tell: Calla
             prepared = prepare(asked, tell)
             config, anew = resolve_prepared(asked, prepared)
             decisions = with_decisions(anew, cut)
-        return Ready(config, decisions, prepared, set_up(config, prepared, build_parts(config, prepared.schema)))
+        setup = set_up(config, prepared, build_parts(config, prepared.schema))
     except (ConfigError, DataError) as error:
         left = ", ".join(f"{decision.key}: {decision.value}" for decision in cut if decision.key != CUT)
         told = f"budget: {config.budget} leaves {left}, with which the config cannot be; raise it, or ask for less"
         raise ConfigError([told, *error.problems]) from error
+    after = Ready(config, decisions, prepared, setup)
+    tell(_chosen(ready, after))
+    return after
+
+
+def _chosen(before: Ready, after: Ready) -> str:
+    """Return what is trained after a cut, in words, and what the recipe decides otherwise because of it."""
+    training, folds = after.config.training, fold_count(after.config)
+    epochs = training.epochs
+    assert isinstance(epochs, int), "the recipe decides the epochs"
+    models = max(folds, 1) * training.members * max(len(training.seeds), 1)
+    known = {decision.key: decision.value for decision in before.decisions}
+    anew = [one for one in after.decisions if one.key not in (CUT, *KEYS) and known.get(one.key, CUT) != one.value]
+    also = f"; decided anew: {', '.join(f'{one.key}={as_yaml(one.value)}' for one in anew)}" if anew else ""
+    what = f"{counted(models, 'model')}, of {folds} folds" if folds else f"{counted(models, 'model')}, no folds"
+    return f"budget: trained now: {what}, epochs: at most {epochs:,}{also}"
 
 
 def cut_before(known: tuple[Decision, ...]) -> tuple[Decision, ...]:

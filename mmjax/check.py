@@ -75,7 +75,7 @@ def check(config: Config, tell: Callable[[str], None] = lambda line: None) -> Ch
     config, early = before_data(config)
     prepared = prepare(config, tell)
     config, decisions = resolve_prepared(config, prepared)
-    setup = set_up(config, prepared, build_parts(config, prepared.schema))
+    setup = set_up(config, prepared, build_parts(config, prepared.schema), ahead=False)
     return _timed(config, (*early, *decisions), prepared, backend, setup)
 
 
@@ -154,7 +154,8 @@ def write_batch(checked: Checked, path: Path) -> int:
     augment = build_augment(settings.augmentation, size=image.train_size if image else None, seed=config.seed)
     if augment is not None:
         rows = train[first].astype(np.int32)
-        batch = augment(jax.random.key(config.seed), batch | {"row": rows, "epoch": np.zeros_like(rows)})
+        given = batch | {"row": rows, "epoch": np.zeros_like(rows)}
+        batch = compiled(augment)(jax.random.key(config.seed), given)
     pixels = np.asarray(batch["image"])
     images = np.clip(np.round(pixels.reshape(-1, *pixels.shape[2:])), 0, 255).astype(np.uint8)
     captions = _captions(batch, prepared.schema.target.classes)

@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FrameType, MappingProxyType
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
@@ -25,6 +25,9 @@ from mmjax.artifact.files import plain, to_json
 from mmjax.errors import BundleError, ConfigError, DataError, MmjaxError, TrainingError, did_you_mean
 from mmjax.huge_pages import start_with_huge_pages
 from mmjax.interrupts import Terminated, end_in_time, raise_for
+
+if TYPE_CHECKING:
+    from mmjax.analysis.compare import Comparison
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
@@ -47,6 +50,12 @@ json_option = click.option(
     "--json", expose_value=False, is_flag=True, help="Print one JSON object as the last line on standard output."
 )
 """Adds `--json`; `run` acts on it, so the command gets no argument."""
+
+
+all_option = click.option(
+    "--all", "everything", is_flag=True, help="Show every metric of every split, and what the recipe decided too."
+)
+"""Adds `--all` to what compares."""
 
 
 class Outcome(NamedTuple):
@@ -93,6 +102,19 @@ def print_table(table: Table) -> None:
         click.echo(line)
 
 
+def print_comparison(compared: "Comparison", *, everything: bool, same: str = "") -> None:
+    """Print a Comparison: what differs in the configs, then the metrics. `same` is told where no more is to be said."""
+    from mmjax.analysis.compare import comparison_tables  # here: other doors have no use for it
+
+    if not compared.metrics:
+        echo(f"{compared.noise}\n")
+    for table in comparison_tables(compared, everything=everything):
+        print_table(table)
+        echo()
+    if same or not compared.config:
+        echo(same or "the configs say the same")
+
+
 def _draw(table: Table) -> None:
     """Draw a table with rich, which only a terminal needs."""
     from rich import box
@@ -107,6 +129,8 @@ def _draw(table: Table) -> None:
     for row in table.rows:
         drawn.add_row(*map(Text, row))
     Console(highlight=False).print(drawn)
+    if table.note:
+        click.echo(table.note)
 
 
 @contextlib.contextmanager

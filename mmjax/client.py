@@ -7,7 +7,7 @@ with mmjax.Client("http://localhost:8000") as client:
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -26,6 +26,7 @@ from mmjax.client_bodies import (
     table_requests,
 )
 from mmjax.client_http import Reply, ServerError, ask, close, make_server, send
+from mmjax.frames import Frame, frame_columns, is_frame
 
 __all__ = ["Answers", "Client", "Model", "ServerError"]
 
@@ -72,14 +73,17 @@ class Answers(NamedTuple):
     """f64[N, 2], lower and upper end; None unless trained with `training.coverage` or the loss `pinball`."""
     abstained: np.ndarray | None = None
     """bool[N]: rows that the model is too unsure of; None where it never abstains."""
+    warnings: tuple[str, ...] = ()
+    """What the answers may suffer from, such as cells of a category that training did not see, a line each."""
 
 
 class Client:
     """A server at `url`. Threads may share a client; connections are kept until `close` or the end of `with`.
 
     `timeout_s` is for one request with all its tries, and is told to the server, which does not begin what would come
-    too late. 429, 503 and broken connections are tried again `retries` times. Raises ConfigError for a URL of no
-    server; its methods raise ServerError, and DataError for rows that cannot be sent.
+    too late. 429, 503 and broken connections are tried again `retries` times, and a server that compiles its models is
+    waited for. Raises ConfigError for a URL of no server; its methods raise ServerError, and DataError for rows that
+    cannot be sent.
     """
 
     def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = 30.0, retries: int = 4) -> None:
@@ -89,11 +93,12 @@ class Client:
     def predict(self, rows: Rows, *, model: str | None = None, version: int | None = None) -> Answers:
         """Return the Answers for rows of a table, or for images.
 
-        Rows are dicts by column name, a dict of lists or arrays, or a 2-D array or lists of cells in the order of the
-        model's features; None and NaN are missing. Images are paths or bytes of files, one or a list of them. Where a
-        model looks at images beside cells, rows are by column name, and hold both. What exceeds the limits of a request
-        is sent as several. Without `model` there must be only one that is meant.
+        Rows are dicts by column name, a dict of lists or arrays, a pandas DataFrame, or a 2-D array or lists of cells
+        in the order of the model's features; None and NaN are missing. Images are paths or bytes of files, one or a
+        list of them. Where a model looks at images beside cells, rows are by column name, and hold both. What exceeds
+        the limits of a request is sent as several. Without `model` there must be only one that is meant.
         """
+        rows = frame_columns(cast(Frame, rows)) if is_frame(rows) else rows
         try:
             return self._predict(rows, model, version)
         except ServerError as error:
@@ -242,9 +247,10 @@ class Client:
         told = [reply["predictions"] for reply in replies]
         apart = [reply["uncertainty"] for reply in replies if reply.get("uncertainty") is not None]
         uncertainty = np.concatenate(apart).astype(np.float32) if apart else None
+        warnings = _warnings(replies)
         if replies[0]["probabilities"] is None:
             answers = Answers(np.concatenate(told).astype(np.float64), None, (), name, version, taken, ids, uncertainty)
-            return answers._replace(intervals=_stacked(replies, "intervals", np.float64))
+            return answers._replace(intervals=_stacked(replies, "intervals", np.float64), warnings=warnings)
         probabilities = np.concatenate([np.asarray(reply["probabilities"], np.float32) for reply in replies])
         classes = tuple(self.describe(name, version)["classes"])
         indices = np.concatenate(told).astype(np.int64)
@@ -256,8 +262,20 @@ class Client:
             if "sets" in reply
         ]
         return answers._replace(
-            sets=_stacked(inside, "sets", np.bool_), abstained=_stacked(replies, "abstained", np.bool_)
+            sets=_stacked(inside, "sets", np.bool_),
+            abstained=_stacked(replies, "abstained", np.bool_),
+            warnings=warnings,
         )
+
+
+def _warnings(replies: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Return what the replies warn of; a part but the first says from which row on it counts."""
+    told, first = [], 1
+    for reply in replies:
+        where = f"from row {first:,} on, where rows are counted from 1 again: " if first > 1 else ""
+        told += [f"{where}{warning}" for warning in reply.get("warnings", ())]
+        first += len(reply["predictions"])
+    return tuple(told)
 
 
 def _stacked(replies: list[dict[str, Any]], key: str, kind: type) -> np.ndarray | None:

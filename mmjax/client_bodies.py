@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 import numpy as np
 
 from mmjax.errors import DataError
+from mmjax.frames import Frame
 
 MOST_ROWS = 4096
 MOST_IMAGES = 16
@@ -32,6 +33,7 @@ Rows = (
     | Mapping[str, Sequence[Any] | np.ndarray]
     | Sequence[Sequence[Any]]
     | np.ndarray
+    | Frame
     | ImageSource
     | Sequence[ImageSource]
 )
@@ -51,7 +53,7 @@ def as_images(rows: Rows) -> list[ImageSource] | None:
     """Return the images that are meant; None when it is a table. DataError for a list of both, or of nothing."""
     if isinstance(rows, str | Path | bytes):
         return [rows]
-    if not isinstance(rows, Sequence | Mapping):  # a data frame gives the names of its columns, which are no paths
+    if not isinstance(rows, Sequence | Mapping):
         return None
     if isinstance(rows, Mapping) and len(rows) == 1:
         (cells,) = rows.values()
@@ -207,8 +209,8 @@ def _table(rows: Rows, description: Mapping[str, Any] | None) -> tuple[str, list
         )
     if not isinstance(rows, Sequence):
         raise DataError(
-            f"rows: expected dicts, lists, columns, an array, or paths or bytes of images, got {type(rows).__name__}; "
-            "of a data frame give frame.to_dict('list')"
+            "rows: expected dicts, lists, columns, an array, a pandas DataFrame, or paths or bytes of images, got "
+            f"{type(rows).__name__}"
         )
     named = [row for row in rows if isinstance(row, Mapping)]
     if len(named) == len(rows):

@@ -6,8 +6,8 @@ A prediction changes nothing, so a request may be sent again whenever its reply 
 import contextlib
 import email.utils
 import http.client
-import itertools
 import json
+import logging
 import queue
 import random
 import time
@@ -20,11 +20,15 @@ from mmjax.errors import ConfigError, MmjaxError
 
 BUSY = (429, 503)
 """Statuses that another try may turn into an answer."""
+NOT_READY = "not-ready"
+"""The server's word for models that it is compiling."""
 LONGEST_TIMEOUT_MS = 3_600_000
 """A server takes no longer ones."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
 """Before the second try and at most before a later one, where the server does not say; jitter takes off up to half."""
+
+LOGGER = logging.getLogger("mmjax.client")
 
 
 class ServerError(MmjaxError):
@@ -115,11 +119,12 @@ def send(
 ) -> Reply:
     """Return the reply with a status below 400; ServerError for any other, and when none comes in `timeout_s`.
 
-    429, 503 and broken connections are tried again, after `Retry-After` or a wait that doubles, with jitter.
+    429, 503 and broken connections are tried again, after `Retry-After` or a wait that doubles, with jitter; a server
+    that is not ready yet is waited for as long as `timeout_s` allows, which the logger `mmjax.client` tells.
     """
-    where, request_id = f"{method} {path}", uuid.uuid4().hex
+    where, request_id, tried, waits = f"{method} {path}", uuid.uuid4().hex, 0, False
     ends = time.monotonic() + server.timeout_s
-    for tried in itertools.count():
+    while True:
         left = ends - time.monotonic()
         sent = {**server.headers, "X-Request-ID": request_id, **(headers or {})}
         if method == "POST":
@@ -133,10 +138,16 @@ def send(
             failure, wait = _no_answer(server, where, request_id, error), 0.0
         wait += random.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tried)
         again = failure.status in BUSY or failure.reason == "no-answer"
-        if not again or tried >= server.retries or time.monotonic() + wait >= ends:
+        starting = failure.reason == NOT_READY
+        if not again or (tried >= server.retries and not starting) or time.monotonic() + wait >= ends:
+            if starting:
+                failure.problems = tuple(f"{told} (waited {server.timeout_s:g} s)" for told in failure.problems)
             raise failure
+        if starting and not waits:
+            told = "; ".join(failure.problems)
+            LOGGER.warning("%s: waiting for it, up to %g s: %s", _url(server), server.timeout_s, told)
+        tried, waits = tried + (not starting), waits or starting
         time.sleep(wait)
-    raise AssertionError("not reached")
 
 
 def ask(server: Server, method: str, path: str) -> Reply:

@@ -437,6 +437,7 @@ class Audit(Section, frozen=True, kw_only=True):
         Severity, Meta(description="Constant, nearly constant, identifier and nearly numeric columns.")
     ] = "warn"
     classes: Annotated[Severity, Meta(description="Imbalanced classes, and classes with few rows.")] = "warn"
+    tails: Annotated[Severity, Meta(description="A target of positive numbers with a heavy tail.")] = "warn"
     drift: Annotated[
         Severity, Meta(description="Columns that differ between training and validation or test rows.")
     ] = "warn"

@@ -175,6 +175,11 @@ def diff_configs(a: Config, b: Config) -> list[tuple[str, Any, Any]]:
     return [(path, left.get(path), right.get(path)) for path in differing]
 
 
+def config_keys(config: Config) -> frozenset[str]:
+    """Return the key paths that have a value in a config, also null."""
+    return frozenset(path for path, _ in _flatten(config_to_dict(config)))
+
+
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():

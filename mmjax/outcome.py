@@ -2,12 +2,15 @@
 
 import datetime as dt
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.analysis.baseline_quantiles import Quantiles
 from mmjax.analysis.baselines import Judgement, judge
 from mmjax.analysis.bootstrap import intervals, resample, start_resampling
 from mmjax.analysis.card import model_card
@@ -30,6 +33,7 @@ from mmjax.parts import States
 from mmjax.recipe import Decision, usual_epochs
 from mmjax.training.decide import Facts, Rows, decide, fits_on_validation, predicted, start_predicting
 from mmjax.training.events import TrainResult
+from mmjax.training.outputs import quantiles_of
 from mmjax.training.setup import Setup
 
 
@@ -71,11 +75,13 @@ class Evaluated(NamedTuple):
     """What the test rows say that are no copies of training rows; None where the audit told of no copy."""
     modalities: Modalities | None
     """What images and columns each add; None where there are not both."""
+    quantiles: dict[str, Quantiles]
+    """Those of the rows that were not trained on, where the network was trained for quantiles."""
 
 
 def evaluate_splits(config: Config, setup: Setup, states: States, *, calibrated: bool) -> Evaluated:
     """Return what is Evaluated; with folds, rows that are not for test by the models that have not seen them."""
-    evaluations, answers, leak, prepared = {}, {}, None, setup.scorer.prepared
+    evaluations, answers, quantiles, leak, prepared = {}, {}, {}, None, setup.scorer.prepared
     for name in PARTS:
         if len(rows := setup.scorer.rows_of(name)):
             told = OUT_OF_FOLD if name == "validation" and fold_count(config) else name
@@ -89,9 +95,12 @@ def evaluate_splits(config: Config, setup: Setup, states: States, *, calibrated:
             evaluations[told] = evaluation._replace(metrics=loss | evaluation.metrics)
             if name != "train":
                 answers[told] = answers_of_scores(prepared.schema, scores, batch, prepared.names[rows])
+            if name != "train" and config.training.loss == "pinball":
+                values = quantiles_of(states.output, scores.outputs) + prepared.schema.target.offset
+                quantiles[told] = Quantiles(config.training.quantiles, values)
             if name == "test" and len(leaked_rows(prepared.findings)):
                 leak = leak_of(prepared, scores, batch)
-    return Evaluated(evaluations, answers, leak, judged_modalities(config, setup, states, answers))
+    return Evaluated(evaluations, answers, leak, judged_modalities(config, setup, states, answers), quantiles)
 
 
 def judged_modalities(config: Config, setup: Setup, states: States, answers: dict[str, Answers]) -> Modalities | None:
@@ -124,6 +133,7 @@ def judged_answers(
     facts: Facts,
     *,
     epochs: int,
+    quantiles: Mapping[str, Quantiles] = MappingProxyType({}),
 ) -> Judged:
     """Return intervals and baselines on the rows that count: test, else validation, else (no baselines) out of fold.
 
@@ -144,6 +154,8 @@ def judged_answers(
         advice=_train_longer(config, prepared, decisions, epochs) or _what_to_try(config),
         weighted=config.training.class_weights != "none",
         thresholded="threshold" in facts,
+        absolute=config.training.loss == "mae",
+        quantiles=quantiles.get(split),
     )
     return Judged(spread, found._replace(notes=(*found.notes, *_threshold_note(facts))))
 
@@ -163,7 +175,8 @@ def _train_longer(config: Config, prepared: Prepared, decisions: tuple[Decision,
     asked, why = config.training.epochs, {made.key: made.why for made in decisions}.get("training.epochs")
     assert isinstance(asked, int), "the recipe decides the epochs"
     if why is not None and why.startswith("budget"):
-        return f"train longer first: {why}"
+        ended = f" and ended after {epochs}" if epochs < asked and not config.training.early_stopping.enabled else ""
+        return f"train longer first: training.epochs was cut to {asked} ({why}){ended}"
     if config.budget is not None and epochs < asked and config.training.early_stopping.enabled is not True:
         return f"train longer first: budget {config.budget} ended it after {epochs} of {asked} epochs"
     if why is not None or epochs != asked or config.preset == "fast":  # a decided config does not tell fast's plan

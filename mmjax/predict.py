@@ -35,7 +35,7 @@ from mmjax.cli import echo, json_option, run
 from mmjax.config import TabularData
 from mmjax.data.asked_images import AskedImages, image_problems, refuse_asked
 from mmjax.data.audit_rows import counted
-from mmjax.data.encode import check_columns, unknown_categories
+from mmjax.data.encode import check_columns
 from mmjax.data.folders import IMAGE_SUFFIXES
 from mmjax.data.idx import find_idx
 from mmjax.data.image_paths import (
@@ -43,24 +43,15 @@ from mmjax.data.image_paths import (
     count_gaps,
     expect_folder,
     gap_notes,
-    image_faults,
     image_folder,
     located_images,
-    refuse_images,
-    refuse_paths,
+    refuse_rows,
+    row_problems,
 )
 from mmjax.data.images import list_images, read_images, read_unlabelled_table
 from mmjax.data.table import Table, iter_table
-from mmjax.data.validate import (
-    BrokenRules,
-    Fault,
-    add_broken,
-    broken_notes,
-    broken_rules,
-    cell_faults,
-    faults_by_row,
-    refuse_cells,
-)
+from mmjax.data.unknown import Unknown, counts_by_column
+from mmjax.data.validate import BrokenRules, add_broken, broken_notes, broken_rules
 from mmjax.errors import ConfigError, DataError
 from mmjax.parts import member_count
 from mmjax.schema import Columns, Label, Schema
@@ -151,15 +142,14 @@ def predict_file(
             heading += [PROBLEM] if on_invalid == "report" else []
             _writer(file, heading).writerow(heading)
             for asked in given.chunks:
-                chunk, scores, problems = answered(asked, predictor, on_invalid)
+                chunk, scores, cells, problems = answered(asked, predictor, on_invalid)
                 found = iter(()) if scores is None else answer_rows(predictor.schema, scores)
                 if on_invalid == "report":
                     found = with_problems(found, problems, len(asked.identifiers), width=len(heading) - 2)
                 lines = ((name, *cells) for name, cells in zip(asked.identifiers, found, strict=True))
                 _writer(file, (*map(str, asked.identifiers), *words, *problems.values())).writerows(lines)
                 rows, invalid = rows + len(asked.identifiers), invalid + len(problems)
-                for column, texts in unknown_categories(predictor.schema, chunk.columns).items():
-                    unknown[column] += sum(texts.values())
+                unknown += counts_by_column(cells)
                 gaps += count_gaps(predictor.schema, chunk.columns) if has_gaps else Counter()
                 broken = add_broken(broken, broken_rules(chunk.columns, predictor.schema, chunk.lines))
         os.replace(partial, output)
@@ -173,14 +163,23 @@ def predict_file(
     return Written(rows, given.ignored, dict(unknown), notes, invalid)
 
 
-def answered(chunk: Chunk, predictor: Predictor, on_invalid: OnInvalid) -> tuple[Chunk, Scores | None, dict[int, str]]:
-    """Return (the rows that could be read, their Scores, row -> problem of the others); no Scores where there is none.
+class Answered(NamedTuple):
+    """What became of a chunk."""
 
-    DataError naming the others under `fail`.
-    """
+    chunk: Chunk
+    """The rows that could be read."""
+    scores: Scores | None
+    """None where there is no such row."""
+    unknown: tuple[Unknown, ...]
+    problems: dict[int, str]
+    """Row, of the chunk as it was asked, -> what is wrong with it."""
+
+
+def answered(chunk: Chunk, predictor: Predictor, on_invalid: OnInvalid) -> Answered:
+    """Return what a model says of the rows that can be read; DataError naming the others under `fail`."""
     if chunk.encodable:
         try:
-            return chunk, predictor.score(chunk.columns), {}
+            return Answered(chunk, *predictor.score_known(chunk.columns), {})
         except DataError:
             if on_invalid == "fail":
                 _refuse(chunk)
@@ -192,7 +191,8 @@ def answered(chunk: Chunk, predictor: Predictor, on_invalid: OnInvalid) -> tuple
     keep[list(problems)] = False
     columns = {name: cells[keep] for name, cells in chunk.columns.items()}
     kept = chunk._replace(identifiers=chunk.identifiers[keep], columns=columns, lines=chunk.lines[keep])
-    return kept, predictor.score(columns) if keep.any() else None, problems
+    scores, unknown = predictor.score_known(columns) if keep.any() else (None, ())
+    return Answered(kept, scores, unknown, problems)
 
 
 def _refuse(chunk: Chunk) -> None:
@@ -295,22 +295,9 @@ def _table_chunks(schema: Schema, tables: Iterable[Table], named: str | None, fo
         table, faults = located_images(schema, read, folder)
         rows = len(table.lines)
         identifiers = table.columns[named] if named else np.arange(number, number + rows).astype(object)
-        refuse, problems = partial(_refuse_rows, schema, table, faults), partial(_row_problems, schema, table, faults)
+        refuse, problems = partial(refuse_rows, schema, table, faults), partial(row_problems, schema, table, faults)
         yield Chunk(identifiers, table.columns, table.lines, refuse, problems, encodable=not faults)
         number += rows
-
-
-def _refuse_rows(schema: Schema, table: Table, faults: list[Fault]) -> None:
-    refuse_paths(schema, table, faults)
-    refuse_cells(schema, table)
-    refuse_images(schema, table)
-
-
-def _row_problems(schema: Schema, table: Table, faults: list[Fault]) -> dict[int, str]:
-    """Return what is wrong with rows: cells that name no file (`faults`), other cells, images; a file is told once."""
-    no_file = {(fault.column, row) for fault in faults for row in fault.rows.tolist()}
-    unreadable = (one for one in image_faults(schema, table) if (one.column, int(one.rows[0])) not in no_file)
-    return faults_by_row([*faults, *cell_faults(schema, table), *unreadable])
 
 
 def _image_chunks(images: AskedImages, column: str) -> Iterator[Chunk]:

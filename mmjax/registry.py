@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmjax.analysis.compare import Comparison as Compared
-from mmjax.analysis.compare import compare, comparison_tables, different_targets, headline, metrics_table
+from mmjax.analysis.compare import Side, compare, headline, metrics_table
+from mmjax.analysis.report import meaningful
 from mmjax.artifact import registry as store
-from mmjax.artifact.bundle import BundleContents, load_bundle, structural_problems
+from mmjax.artifact.bundle import Bundle, BundleContents, load_bundle, structural_problems
 from mmjax.artifact.manifest import metrics_of, read_manifest
 from mmjax.artifact.registry import ModelRef
-from mmjax.cli import COMMANDS, echo, echo_table, json_option, print_table, run
+from mmjax.cli import COMMANDS, all_option, echo, echo_table, json_option, print_comparison, print_table, run
 from mmjax.config_load import config_to_dict, config_to_yaml
 from mmjax.data.audit_rows import counted
 from mmjax.errors import BundleError, ConfigError
@@ -120,7 +120,7 @@ def show(model: str, root: Path) -> dict[str, Any]:
         value = about[key]
         echo(f"{key:<9}{', '.join(value) if isinstance(value, list) else value}")
     echo()
-    print_table(metrics_table(bundle.contents.metrics))
+    print_table(metrics_table(meaningful(bundle.contents.metrics, bundle.contents.report)))
     echo()
     echo(config_to_yaml(bundle.contents.config).rstrip())
     contents = bundle.contents
@@ -134,40 +134,25 @@ def show(model: str, root: Path) -> dict[str, Any]:
 )
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
+@all_option
 @root_option
 @json_option
-def compare_command(a: str, b: str, root: Path) -> dict[str, Any]:
+def compare_command(a: str, b: str, root: Path, everything: bool) -> dict[str, Any]:
     """Compare two versions."""
     refs = store.resolve(root, a), store.resolve(root, b)
     first, second = (load_bundle(ref.path) for ref in refs)
-    compared = _compared((str(refs[0]), str(refs[1])), first.contents, second.contents)
+    compared = compare(*(_side(str(ref), bundle) for ref, bundle in zip(refs, (first, second), strict=True)))
     same = first.digest == second.digest
-    if not compared.metrics:
-        echo(f"{compared.noise}\n")
-    for table in comparison_tables(compared):
-        print_table(table)
-        echo()
-    if same or not compared.config:
-        echo("the content is the same, to the bit" if same else "the configs say the same")
+    print_comparison(compared, everything=everything, same="the content is the same, to the bit" if same else "")
     return {**compared._asdict(), "same_content": same}
 
 
-def _compared(names: tuple[str, str], first: BundleContents, second: BundleContents) -> Compared:
-    """Return both side by side, with what the luck of the test rows makes of their differences.
-
-    Of models that predict different things there are no metrics, and `noise` says so.
-    """
-    configs = first.config, second.config
-    if different := different_targets(first.schema.target, second.schema.target):
-        return compare(*names, ({}, {}), configs, noise=different)
-    from mmjax.analysis.noise import difference_noise  # here, for it imports JAX
-    from mmjax.backend import configure
-
-    configure(device="cpu")
-    metrics = first.metrics, second.metrics
-    tested = first.metrics.get("test", {}), second.metrics.get("test", {})
-    noise = difference_noise(first.answers, second.answers, names=names, metrics=tested)
-    return compare(*names, metrics, configs, intervals=noise.intervals, noise=noise.how)
+def _side(name: str, bundle: Bundle) -> Side:
+    """Return a version as a Side."""
+    contents = bundle.contents
+    decided = frozenset(decision["key"] for decision in contents.report.get("decisions", ()))
+    target, report = contents.schema.target, contents.report
+    return Side(name, contents.config, contents.metrics, target, report, contents.answers, decided)
 
 
 @command.command(help="Let an alias point to a version that passes every check; a plain NAME is its newest version.")

@@ -1,22 +1,19 @@
 """`python -m mmjax.runs`: look at training runs, compare them, remove old ones."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from mmjax.analysis.compare import compare, comparison_tables, different_targets, headline, metrics_table
+from mmjax.analysis.compare import Side, compare, headline, metrics_table
+from mmjax.analysis.report import meaningful
 from mmjax.analysis.tables import number
 from mmjax.artifact import runs as store
-from mmjax.artifact.answers import Answers
 from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.runs import Run
-from mmjax.cli import COMMANDS, echo, echo_table, json_option, print_table, run
+from mmjax.cli import COMMANDS, all_option, echo, echo_table, json_option, print_comparison, print_table, run
 from mmjax.config_load import config_from_dict, config_to_yaml
 from mmjax.schema import schema_from_json
-
-if TYPE_CHECKING:
-    from mmjax.analysis.noise import Noise
 
 root_option = click.option(
     "--runs-dir", "root", default="runs", show_default=True, type=click.Path(path_type=Path), help="Where runs are."
@@ -86,6 +83,7 @@ def _summary(found: Run) -> dict[str, Any]:
 def show(ref: str, epochs: int, root: Path) -> dict[str, Any]:
     """Show a run."""
     found = store.find_run(root, ref)
+    report = store.read_report(found.path)
     history = store.read_history(found.path)
     summary = _summary(found)
     for key in ("run", "path", "status", "started", "seconds", "model", "version"):
@@ -94,10 +92,12 @@ def show(ref: str, epochs: int, root: Path) -> dict[str, Any]:
         echo(f"problem  {problem}")
     if found.record.metrics:
         echo()
-        print_table(metrics_table(found.record.metrics))
+        print_table(metrics_table(meaningful(found.record.metrics, report)))
     if shown := history[-epochs:] if epochs else []:
         echo()
         names = list(dict.fromkeys(name for row in shown for name in row))
+        if meaningful({"validation": {"mape": 0.0}}, report)["validation"]["mape"] is None:
+            shown = [row | {"val_mape": None} for row in shown]
         echo_table(names, [tuple(_cell(row.get(name)) for name in names) for row in shown], text_columns=0)
     if found.record.config:
         echo()
@@ -117,49 +117,23 @@ def _cell(value: Any) -> str:
 )
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
+@all_option
 @root_option
 @json_option
-def compare_command(a: str, b: str, root: Path) -> dict[str, Any]:
+def compare_command(a: str, b: str, root: Path, everything: bool) -> dict[str, Any]:
     """Compare two runs."""
-    found = store.find_run(root, a), store.find_run(root, b)
-    first, second = (config_from_dict(one.record.config, str(one.path / store.RECORD)) for one in found)
-    if different := _different(*found):
-        compared = compare(found[0].ref, found[1].ref, ({}, {}), (first, second), noise=different)
-        echo(f"{different}\n")
-    else:
-        metrics, noise = (found[0].record.metrics, found[1].record.metrics), _noise(*found)
-        refs = found[0].ref, found[1].ref
-        compared = compare(*refs, metrics, (first, second), intervals=noise.intervals, noise=noise.how)
-    for table in comparison_tables(compared):
-        print_table(table)
-        echo()
-    if not compared.config:
-        echo("the configs say the same")
+    compared = compare(*(_side(store.find_run(root, ref)) for ref in (a, b)))
+    print_comparison(compared, everything=everything)
     return compared._asdict()
 
 
-def _different(first: Run, second: Run) -> str:
-    """Return why two runs predict different things, as far as their folders tell; empty where they do not."""
-    files = first.path / "schema.json", second.path / "schema.json"
-    if not all(file.is_file() for file in files):
-        return ""
-    return different_targets(*(schema_from_json(file.read_bytes(), str(file)).target for file in files))
-
-
-def _noise(first: Run, second: Run) -> "Noise":
-    """Return what the luck of the test rows makes of the differences of two runs."""
-    from mmjax.analysis.noise import difference_noise  # here, for it imports JAX
-    from mmjax.backend import configure
-
-    configure(device="cpu")
-    metrics = first.record.metrics.get("test", {}), second.record.metrics.get("test", {})
-    return difference_noise(_answers(first), _answers(second), names=(first.ref, second.ref), metrics=metrics)
-
-
-def _answers(found: Run) -> Answers | None:
-    """Return the run's Answers to test rows; None where it has no bundle yet, or one without."""
-    folder = found.path / "bundle"
-    return load_bundle(folder).contents.answers if folder.is_dir() else None
+def _side(found: Run) -> Side:
+    """Return a run as a Side, with the config that it was asked for."""
+    config = config_from_dict(found.record.config, str(found.path / store.RECORD))
+    schema, bundle = found.path / "schema.json", found.path / "bundle"
+    target = schema_from_json(schema.read_bytes(), str(schema)).target if schema.is_file() else None
+    answers = load_bundle(bundle).contents.answers if bundle.is_dir() else None
+    return Side(found.ref, config, found.record.metrics, target, store.read_report(found.path), answers)
 
 
 @command.command(help="Remove all but the newest runs of each name; registered models stay.")

@@ -27,7 +27,7 @@ from mmjax.analysis.report import Report
 from mmjax.analysis.tables import shorten
 from mmjax.artifact.answers import kept_answers
 from mmjax.artifact.files import parse_object, write_json_atomic
-from mmjax.artifact.predictor import Predictor, load_predictor, make_predictor, served_predictor
+from mmjax.artifact.predictor import Predictor, load_predictor, make_predictor
 from mmjax.artifact.registry import check_writable, register
 from mmjax.artifact.runs import Run
 from mmjax.backend import Backend, configure
@@ -78,7 +78,7 @@ from mmjax.training.callbacks import metrics_logger, progress
 from mmjax.training.checkpoint import Loaded, checkpointer, load_newest
 from mmjax.training.event_types import Event
 from mmjax.training.events import TrainResult, steps_done, train_events, watch
-from mmjax.training.setup import Setup, set_up
+from mmjax.training.setup import Setup, as_served, set_up
 
 
 class FitResult(NamedTuple):
@@ -192,16 +192,19 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 compiling.result()
         with record.stage("evaluate"):
             states = States(result.variables, *setup.fitted)
-            members = members_report(setup, states, result)
+            answering = as_served(config, setup, states)
+            members = members_report(*answering, result)
             if config.training.seeds:
                 config, setup, states = first_seed(config, setup, states)
                 result = result._replace(best_epoch=(*result.best_epochs, result.best_epoch)[0])
-            states, facts = fit_output(config, setup, states)
-            calibrated = "calibration" in facts
-            evaluations, answers, leak, modalities = evaluate_splits(config, setup, states, calibrated=calibrated)
+                answering = as_served(config, setup, states)
+            served, facts = fit_output(config, *answering)
+            evaluated = evaluate_splits(config, answering[0], served, calibrated="calibration" in facts)
+            evaluations, answers, leak, modalities, quantiles = evaluated
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("baselines"):
-            judged = judged_answers(config, prepared, answers, decisions, facts, epochs=len(result.history))
+            epochs = len(result.history)
+            judged = judged_answers(config, prepared, answers, decisions, facts, epochs=epochs, quantiles=quantiles)
         with record.stage("bundle"):
             report = run_report(
                 config,
@@ -219,18 +222,18 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
             )
             for line in answer_lines(report):
                 options.tell(line)
-            predictor = make_predictor(config, prepared.schema, states, forward=setup.scorer.forward)
+            states = states._replace(output=served.output)
+            trained = make_predictor(config, prepared.schema, states, forward=setup.scorer.forward)
+            predictor = make_predictor(config, prepared.schema, served, forward=answering[0].scorer.forward)
             provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **provenance_of(prepared, backend)}
             kept = kept_answers(answers["test"], config.evaluation.answer_rows) if "test" in answers else None
-            bundle = save_run_bundle(run_dir, config, prepared, predictor, metrics, report, provenance, kept)
+            bundle = save_run_bundle(run_dir, config, prepared, trained, metrics, report, provenance, kept)
             version = None
             if registry is not None:
                 version = _register(registry, config.name, bundle, str(provenance["run_id"]))
                 bundle = registry / config.name / str(version)
         record.finish(model=config.name, version=version, bundle=str(bundle), metrics=metrics)
-    return FitResult(
-        run_dir, config.name, version, bundle, metrics, report, served_predictor(predictor), record.seconds
-    )
+    return FitResult(run_dir, config.name, version, bundle, metrics, report, predictor, record.seconds)
 
 
 def _in_time(asked: Config, ready: Ready, cut: tuple[Decision, ...], end: float, tell: Callable[[str], None]) -> Ready:

@@ -36,6 +36,15 @@ def getkey():
     return fresh
 
 
+@pytest.fixture(scope="module")
+def rough_programs() -> Iterator[None]:
+    """All of a file `roughly` compiled; see `tests/rough.py`."""
+    from tests.rough import roughly
+
+    with roughly():
+        yield
+
+
 @pytest.fixture(scope="session")
 def untrained_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry of untrained models of every shape (see `tests/untrained.py`), made once for a worker."""

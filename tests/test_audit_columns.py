@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.stats
 
 from mmjax.config import Audit
 from mmjax.data.audit import audit
@@ -141,6 +142,40 @@ def test_classes_of_a_fair_size_are_not_told(counts):
 
 def test_numbers_have_no_classes():
     assert found(table_rows({"x": normal(), "y": normal(1)}), "classes") == []
+
+
+def heavy(spread: float, count: int = COUNT) -> np.ndarray:
+    return np.exp(spread * np.random.default_rng(0).normal(size=count))
+
+
+def test_a_target_with_a_heavy_tail_is_told_and_what_to_try():
+    y = heavy(1.5)
+    rows = table_rows({"x": normal(), "y": y})
+    (finding,) = found(rows, "tails")
+    plain, logged = (scipy.stats.skew(f(y[rows.split.train])) for f in (np.asarray, np.log))
+    assert f"'y' has a heavy tail: skewness {plain:.1f} over {len(rows.split.train)} train rows, {logged:.1f} of" in (
+        finding.what
+    )
+    assert finding.examples[0] == f"line {rows.split.train[y[rows.split.train].argmax()] + 2}"
+    assert "training.loss: huber" in finding.advice
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.random.default_rng(0).normal(9, 1, COUNT),
+        np.random.default_rng(0).uniform(1, 9, COUNT),
+        np.random.default_rng(0).exponential(1, COUNT),
+        heavy(0.5),
+        heavy(1.5) - 1,
+        np.where(np.arange(COUNT) < COUNT - 2, normal() + 9, 1e6),
+    ],
+    ids=["normal", "uniform", "exponential", "slightly", "negative", "two outliers"],
+)
+def test_a_target_without_one_is_not_told(y: np.ndarray):
+    """Nor one with negative values, of which there is no logarithm, or whose logarithm has the same tail."""
+    assert found(table_rows({"x": normal(), "y": y}), "tails") == []
+    assert found(table_rows({"x": normal(), "y": np.where(y > np.median(y), "a", "b")}), "tails") == []
 
 
 def test_the_small_classes_of_wine_are_found(shared_data):

@@ -82,8 +82,8 @@ def test_compiled_equals_eager_and_keeps_shape_and_range(name, seed):
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_bytes_and_floats_give_the_same(name, getkey):
     key, image = getkey(), images(0)
-    floats = moved(COMPILED[name], key, image.astype(jnp.float32))
-    np.testing.assert_allclose(moved(COMPILED[name], key, image), floats, atol=0.01)
+    floats = moved(AUGMENTS[name], key, image.astype(jnp.float32))
+    np.testing.assert_allclose(moved(AUGMENTS[name], key, image), floats, atol=0.01)
 
 
 @laws
@@ -95,10 +95,10 @@ def test_the_key_decides(name, seed):
 
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_another_key_gives_another_result_and_rows_differ(name):
-    image = jnp.broadcast_to(images(0, (1, 1, 7, 6, 3)), (32, 2, 7, 6, 3))
+    image = jnp.broadcast_to(images(0, (1, 1, 7, 6, 3)), (3, 2, 7, 6, 3))
     one, two = (moved(COMPILED[name], jax.random.key(seed), image) for seed in (1, 2))
     assert not np.array_equal(one, two)
-    assert len(np.unique(one.reshape(64, -1), axis=0)) >= 2
+    assert len(np.unique(one.reshape(6, -1), axis=0)) >= 2
     assert not np.array_equal(one[:, 0], one[:, 1])
 
 
@@ -119,7 +119,7 @@ def test_no_strength_changes_nothing(name, getkey):
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_other_fields_are_untouched_and_a_batch_without_images_is_unchanged(name, getkey):
     batch = {"image": images(0), "label": jnp.arange(3), "image_present": jnp.ones((3, 2))}
-    out = COMPILED[name](getkey(), batch)
+    out = AUGMENTS[name](getkey(), batch)
     assert np.array_equal(out["label"], batch["label"])
     assert set(out) == set(batch)
     assert batch["image"].dtype == np.uint8

@@ -17,6 +17,7 @@ from mmjax.data.prepare import prepare
 from mmjax.errors import DataError
 from mmjax.train import FitResult, fit
 from tests.doors import HEADER, Ended, door, table_config, table_rows, write_csv
+from tests.rough import roughly
 
 ROWS = [(f"{i % 7}.5", ("blue", "red")[i % 2], "ab"[i % 2]) for i in range(30)]
 LINES = ["size,colour,kind", *map(",".join, ROWS)]
@@ -185,7 +186,8 @@ def ruled(tmp_path_factory: pytest.TempPathFactory) -> FitResult:
     (home / "s.json").write_text(json.dumps(RULES))
     table = write_csv(home / "t.csv", HEADER, table_rows(60))
     config = table_config(table, schema=str(home / "s.json"))
-    return fit(config, runs_dir=home / "runs", registry=None)
+    with roughly():
+        return fit(config, runs_dir=home / "runs", registry=None)
 
 
 def predicted(capsys, result: FitResult, source: Path) -> Ended:

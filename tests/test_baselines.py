@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import mean_pinball_loss
 from sklearn.neighbors import KNeighborsClassifier
 
 from mmjax.analysis import baselines, boosting
 from mmjax.analysis.baseline_data import make_design
 from mmjax.analysis.baseline_models import Rows, logistic_regression, nearest_neighbours, ridge_regression
+from mmjax.analysis.baseline_quantiles import Quantiles
 from mmjax.analysis.baselines import Judgement, judge
 from mmjax.analysis.bootstrap import metric_values
 from mmjax.artifact.answers import Answers, row_ids
@@ -262,3 +264,54 @@ def test_columns_that_do_not_vary_are_not_there():
     found = judge(data._replace(batch=batch), answers(data, knows=True), "test", boost=False)
     assert [one.name for one in found.baselines] == ["majority class"]
     assert found.notes == ("regression and neighbours: left out, as no column varies",)
+
+
+def test_a_network_that_learns_the_absolute_error_is_judged_by_it():
+    data = prepared(classes=0)
+    network = answers(data, knows=True)
+    worse = network._replace(prediction=network.label + 0.3)
+    found = judge(data, worse, "test", boost=False, absolute=True)
+    assert (found.metric, found.network["mae"]) == ("mae", pytest.approx(0.3))
+    usual = found.baselines[0]
+    middle = np.median(data.batch["label"][data.split.train].astype(np.float64))
+    assert usual.name == "median"
+    label = data.batch["label"][data.split.test].astype(np.float64)
+    assert usual.metrics["mae"] == pytest.approx(np.abs(label - middle).mean(), abs=0.02)
+    assert "; judged by mae, which it learns" in found.verdict
+    lost = judge(data, network._replace(prediction=network.label * 0), "test", boost=False, absolute=True)
+    assert lost.verdict.startswith(f"{lost.best} is better than this network on test: mae ")
+    assert lost.beaten
+
+
+LEVELS = (0.1, 0.5, 0.8)
+
+
+@pytest.mark.parametrize("weight", [False, True])
+def test_a_network_that_learns_quantiles_is_judged_by_the_pinball_loss(weight: bool):
+    """Its own and that of the mean are scikit-learn's; the mean's quantiles are those of the training rows."""
+    data = prepared(classes=0, weight=weight)
+    network, train = answers(data, knows=True), data.split.train
+    weights = data.batch.get("weight")
+
+    def oracle(values: np.ndarray) -> float:
+        return np.mean([mean_pinball_loss(network.label, values[:, i], alpha=q, sample_weight=network.weight)
+                        for i, q in enumerate(LEVELS)])  # fmt: skip
+
+    values = network.label + np.array([[-0.5, 0.01, 0.4]])
+    found = judge(data, network, "test", boost=True, quantiles=Quantiles(LEVELS, values))
+    usual, *others = found.baselines
+    assert (found.metric, found.network["pinball"]) == ("pinball", pytest.approx(oracle(values)))
+    if weights is None:
+        spread = np.quantile(data.batch["label"][train, 0].astype(np.float64) + 100, LEVELS, method="inverted_cdf")
+        wanted = oracle(np.tile(spread, (len(values), 1)))  # but for a row to either side: shares of rows are rounded
+        assert usual.metrics["pinball"] == pytest.approx(wanted, rel=2e-3)
+    assert all(oracle(values) < one.metrics["pinball"] < usual.metrics["pinball"] for one in others)
+    assert found.difference is not None
+    assert found.difference[0] > 0
+    assert not found.beaten
+    assert found.verdict.startswith("no baseline is better than this network on test: pinball ")
+    assert "; judged by the pinball loss of the quantiles 0.1, 0.5, 0.8, which it learns" in found.verdict
+    assert any(note.startswith("quantiles of baselines: ") for note in found.notes)
+    wide = judge(data, network, "test", boost=False, quantiles=Quantiles(LEVELS, values + np.array([[-9, 0, 9]])))
+    assert wide.beaten, "however good its medians are"
+    assert wide.network["mae"] == found.network["mae"]

@@ -58,7 +58,9 @@ ORDER = [
     (140.0, {"training.members": 2}),
     (90.0, {"training.members": 1}),
     (45.0, {"training.members": 1, "split.folds": 4}),
-    (15.0, {"training.members": 1, "split.folds": 0}),
+    (30.0, {"training.members": 1, "split.folds": 3}),
+    (15.0, {"training.members": 1, "split.folds": 2}),
+    (12.0, {"training.members": 1, "split.folds": 0}),
     (5.0, {"training.members": 1, "split.folds": 0, "training.epochs": 50}),
     (0.0, {"training.members": 1, "split.folds": 0, "training.epochs": 1}),
 ]
@@ -81,6 +83,8 @@ def test_what_is_left_fits_or_is_the_least(left_s, epoch_s, compile_s, epochs, m
     assert all(found[key] <= wanted[key] for key in wanted)
     assert found["split.folds"] != 1
     models = max(found["split.folds"], 1) * found["training.members"]
+    rows = 1 - 1 / kept if (kept := found["split.folds"]) else 1 - 1 / folds if folds else 1
+    epoch_s *= rows / (1 - 1 / folds if folds else 1)  # of fewer folds it has fewer rows
     needed = (COMPILED_OFTEN if models > 1 else 1) * compile_s + models * found["training.epochs"] * epoch_s
     assert needed <= left_s * (1 + 1e-9) or (models, found["training.epochs"]) == (1, 1)
 
@@ -104,6 +108,9 @@ def test_a_run_ends_in_time_and_says_what_was_cut(tmp_path: Path):
     assert any(line.startswith("budget: 20s: an epoch of one model takes") for line in lines)
     assert "split.folds: 0: budget 20s: 3 are too many" in lines
     assert any(line.startswith("training.epochs: ") and "1000000 are too many" in line for line in lines)
+    (chosen,) = (line for line in lines if line.startswith("budget: trained now: "))
+    epochs = result.predictor.config.training.epochs
+    assert chosen == f"budget: trained now: 1 model, no folds, epochs: at most {epochs:,}"
     assert any(key == "training.calibration" and value == "none" for key, value in decisions(result))  # decided anew
     assert result.predictor.config.split.folds == 0
     done = [event for event in events if isinstance(event, EpochEnded)]
@@ -142,7 +149,10 @@ def test_fewer_folds_are_decided_anew(tmp_path: Path):
     asked = config_of(path, folds=3, early_stopping={}, member_loop="map", shares=shares)
     before = ready(asked)
     assert before.config.training.early_stopping.monitor == "val_loss"
-    found = cut_down(asked, before, cuts(before.config, Cost(0.0, 1.0), 40.0), print)
+    lines: list[str] = []
+    found = cut_down(asked, before, cuts(before.config, Cost(0.0, 1.0), 40.0), lines.append)
+    assert lines[-1].startswith("budget: trained now: 1 model, no folds, epochs: at most 40; decided anew: ")
+    assert "training.early_stopping.enabled=false" in lines[-1]
     assert (found.config.split.folds, found.config.training.epochs) == (0, 40)
     assert found.config.training.early_stopping.enabled is False
     assert found.prepared.split.folds is None
@@ -158,7 +168,7 @@ def test_fewer_folds_are_decided_anew(tmp_path: Path):
 )
 def test_what_fewer_folds_cannot_be_names_the_budget(tmp_path: Path, asked: dict[str, object], told: str):
     config = config_of(write_table(tmp_path / "table.csv", rows=64), folds=5, member_loop="map", **asked)
-    start, left_s = ready(config), 250.0 if "batch_size" in asked else 50.0
+    start, left_s = ready(config), 130.0 if "batch_size" in asked else 50.0
     cut = cuts(start.config, Cost(0.0, 1.0), left_s)
     with pytest.raises(ConfigError, match=r"budget: 1m leaves split.folds: [02]") as refused:
         cut_down(config, start, cut, print)

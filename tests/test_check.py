@@ -14,6 +14,8 @@ from mmjax.config_load import config_from_dict, config_to_yaml, load_config
 from mmjax.drill import _shortened
 from tests.doors import Ended, door, table_config, write_images, write_table
 
+pytestmark = pytest.mark.usefixtures("rough_programs")
+
 TABLE = """\
 data:
   tabular:

@@ -354,11 +354,11 @@ def test_registry_compare(capsys, root, tmp_path):
     code, text, found = door(capsys, "registry", "compare", "iris:1", "iris:3", "--registry", str(root))
     assert code == 0
     assert "test   accuracy  0.9600  0.9700     +0.0100" in text
-    assert found["config"] == [{"key": "seed", "a": 0, "b": 7}]
+    assert found["config"] == [{"key": "seed", "a": 0, "b": 7, "recipe": False}]
     by_metric = {row["metric"]: row for row in found["metrics"] if row["split"] == "test"}
     assert by_metric["accuracy"]["difference"] == pytest.approx(0.01)
     unknown = {"difference": None, "interval": None, "larger_than_noise": None}
-    assert by_metric["mcc"] == {"split": "test", "metric": "mcc", "a": None, "b": 0.5, **unknown}
+    assert by_metric["mcc"] == {"split": "test", "metric": "mcc", "a": None, "b": 0.5, **unknown, "main": True}
     assert "cannot be compared row by row: no answers to test rows are kept of iris:1 and iris:3" in text
     assert not found["same_content"]
     code, text, found = door(capsys, "registry", "compare", "iris:1", "iris:2", "--registry", str(root))
@@ -373,6 +373,60 @@ def test_registry_compare(capsys, root, tmp_path):
     assert (code, found["metrics"]) == (0, [])
     assert "they predict different things (species / colour): metrics cannot be compared" in text
     assert "noise" not in text
+
+
+def test_what_differs_comes_first_and_the_rest_with_all(capsys, root, tmp_path):
+    """Settings that somebody chose, then the metrics of a report on one split; losses of unlike kind are apart."""
+    import msgspec
+
+    from mmjax.artifact.bundle import save_bundle
+    from tests.make_bundle_fixture import example_contents
+
+    contents = example_contents()
+    report = {"decisions": [{"key": "training.learning_rate"}], "data": {"zero_targets": {"test": 2}}}
+    for i, (loss, rate) in enumerate((("mse", 0.1), ("huber", 0.2), ("huber", 0.2))):
+        training = msgspec.structs.replace(contents.config.training, loss=loss, learning_rate=rate)
+        config = msgspec.structs.replace(contents.config, training=training, seed=i)
+        values = {"loss": 0.5 + i, "rmse": 2.0, "mape": 1e16}
+        made = contents._replace(config=config, report=report, metrics={"train": values, "test": values})
+        save_bundle(tmp_path / f"made{i}", made)
+        register(root, "price", tmp_path / f"made{i}", run_id=f"p{i}")
+    asked = "registry", "compare", "price:1", "price:2", "--registry", str(root)
+    code, text, found = door(capsys, *asked)
+    assert code == 0
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0] == ["config", "price:1", "price:2"]
+    assert lines[2:4] == [["training.loss", "mse", "huber"], ["seed", "0", "1"]]
+    assert lines[7:9] == [["test", "rmse", "2.0000", "2.0000", "0.0000"], ["test", "mape", "-", "-", "-"]]
+    assert "with --all also 4 values of losses and other splits and 1 key that the recipe decided differently" in text
+    assert {row["key"]: row["recipe"] for row in found["config"]} == {
+        "seed": False, "training.loss": False, "training.learning_rate": True,
+    }  # fmt: skip
+    _, text, _ = door(capsys, *asked, "--all")
+    assert "training.learning_rate  0.1      0.2" in text
+    assert ["test", "loss", "0.5000", "1.5000", "-"] in [line.split() for line in text.splitlines()]
+    assert "loss: not subtracted, as they are of unlike kind (mse / huber huber_delta 1.0)" in text
+    assert "with --all" not in text
+    _, text, found = door(capsys, "registry", "compare", "price:2", "price:3", "--registry", str(root), "--all")
+    assert ["test", "loss", "1.5000", "2.5000", "+1.0000"] in [line.split() for line in text.splitlines()]
+    assert found["losses"] == ""
+    _, text, _ = door(capsys, "registry", "show", "price", "--registry", str(root))
+    assert ["mape", "1.00e+16", "-"] in [line.split() for line in text.splitlines()]
+
+
+def test_runs_tell_no_mape_of_zero_targets(capsys, runs):
+    folder = runs / "iris" / "20260101-000001"
+    record = json.loads((folder / "run.json").read_text())
+    write_json_atomic(folder / "run.json", record | {"metrics": {"validation": {"rmse": 1.0, "mape": 1e16}}})
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "val_rmse": 1.0, "val_mape": 2e15}\n')
+    asked = "runs", "show", "iris", "--runs-dir", str(runs)
+    assert "1.00e+16" in door(capsys, *asked)[1]
+    write_json_atomic(folder / "report.json", {"data": {"zero_targets": {"validation": 1}}})
+    code, text, found = door(capsys, *asked)
+    assert (code, "e+1" in text) == (0, False)
+    assert found["history"][0]["val_mape"] == 2e15
+    other = "iris/20260101-000000"
+    assert "1.00e+16" not in door(capsys, "runs", "compare", "iris", other, "--runs-dir", str(runs), "--all")[1]
 
 
 def test_registry_promote_and_verify_refuse_a_damaged_version(capsys, root):
@@ -432,7 +486,7 @@ def test_runs_compare(capsys, runs):
     refs = ("iris/20260101-000000", "iris/20260101-000001")
     code, text, found = door(capsys, "runs", "compare", *refs, "--runs-dir", str(runs))
     assert code == 0
-    assert found["config"] == [{"key": "seed", "a": 0, "b": 1}]
+    assert found["config"] == [{"key": "seed", "a": 0, "b": 1, "recipe": False}]
     assert "+0.0500" in text
     assert "the configs say the same" in door(capsys, "runs", "compare", refs[0], refs[0], "--runs-dir", str(runs))[1]
     target = {"column": "species", "task": "classification", "classes": ["a", "b"]}

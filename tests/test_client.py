@@ -80,11 +80,25 @@ def test_rows_and_columns_of_every_kind_get_the_answers_of_the_model(client: mmj
     check(client.predict(columns | {"id": ["x"] * 40, "kind": ["a"] * 40}, model="kinds"), expected)
     in_order = [[row[name] for name in ("size", "colour", "flag", "when")] for row in rows]
     check(client.predict(in_order, model="kinds"), expected)
+    check(client.predict(pd.DataFrame(columns), model="kinds"), expected)
     as_arrays = {name: np.array(cells, dtype=object) for name, cells in columns.items()}
     answers = client.predict(as_arrays, model="kinds")
     check(answers, expected)
     assert (answers.model, answers.version, len(answers.request_ids)) == ("kinds", 1, 1)
     assert answers.inference_time_ms > 0
+
+
+def test_categories_that_training_did_not_see_are_told(client: mmjax.Client, registry: Path):
+    row = {"size": 1.0, "colour": "1", "flag": True, "when": "2024-03-04"}
+    odd = {"colour": "mauve", "flag": None}
+    rows = [row, row | odd]
+    expected = ("column 'colour': 1 cell of a category unknown to the model: 'mauve' (row 2)",)
+    assert load_model("kinds", registry=registry).predict(rows).warnings == expected
+    assert client.predict(rows, model="kinds").warnings == expected
+    assert client.predict([row], model="kinds").warnings == ()
+    many = client.predict([row] * (MOST_ROWS + 5) + rows, model="kinds")
+    where = "from row 2,053 on, where rows are counted from 1 again: "
+    assert many.warnings == (where + expected[0].replace("row 2", "row 2,051"),)
 
 
 def test_cells_of_python_and_numpy_are_taken(client: mmjax.Client):
@@ -111,7 +125,7 @@ def test_a_large_table_of_numbers_goes_as_tensors_with_the_same_bits(client: mmj
         np.concatenate([np.asarray(part.probabilities) for part in parts]),
         parts[0].classes,
     )
-    for rows in (values, columns):
+    for rows in (values, columns, pd.DataFrame(columns)):
         answers = client.predict(rows, model="numbers")
         check(answers, expected)
         assert len(answers.request_ids) == 2
@@ -244,9 +258,10 @@ BAD: list[tuple[Any, str]] = [
     (np.zeros(3), "rows: expected an array of rows and columns, got one of shape (3,); to ask for one row, put the"),
     ([[1.0, 10**5000]], "row 1, cell 2: expected a number within ±3.4e38, got one of 16,610 bits"),
     ([[1.0, "\ud800"]], "rows: expected texts that UTF-8 has bytes for, got one with '\\ud800'"),
-    (pd.DataFrame({"x": [1.0]}), "got DataFrame; of a data frame give frame.to_dict('list')"),
-    (pd.DataFrame({"x": [1.0, 2.0]}), "got DataFrame; of a data frame give frame.to_dict('list')"),
-    ({1, 2}, "rows: expected dicts, lists, columns, an array, or paths or bytes of images, got set"),
+    (pd.DataFrame({1: [1.0]}), "data frame: expected names of columns that are texts, got 1; rename it"),
+    (pd.DataFrame([[1.0, 2.0]], columns=["x", "x"]), "data frame: expected each column once, got 'x' again; rename or"),
+    (pd.Series([1.0]), "a pandas DataFrame, or paths or bytes of images, got Series"),
+    ({1, 2}, "rows: expected dicts, lists, columns, an array, a pandas DataFrame, or paths or bytes of images, got"),
     (["a.png", 3], "rows: expected paths and bytes of images only, got 1 of another kind"),
 ]  # fmt: skip
 
@@ -373,6 +388,31 @@ def test_a_busy_or_broken_server_is_asked_again(scripted, steps: list[Any]):
     left = [int(seen["x-request-timeout-ms"]) for seen in script.seen]
     assert left == sorted(left, reverse=True)
     assert left[0] <= 20_000
+
+
+COMPILING = (
+    503,
+    {"Retry-After": "0"},
+    {"type": "urn:mmjax:not-ready", "errors": ["the models are being compiled"], "request_id": "x"},
+)
+
+
+def test_a_server_that_compiles_is_waited_for(scripted, caplog: pytest.LogCaptureFixture):
+    """However often it says so: only what it refuses for other reasons counts as a try."""
+    url, script = scripted
+    script.steps[:] = [COMPILING] * 6 + [BUSY] + [COMPILING] * 6 + [FINE]
+    with mmjax.Client(url, timeout_s=20, retries=1) as client:
+        assert client.predict([[1.0]]).prediction.tolist() == [1.5]
+        assert [record.message for record in caplog.records] == [
+            f"{url}: waiting for it, up to 20 s: the models are being compiled"
+        ]
+        script.steps[:] = [BUSY, COMPILING, BUSY]
+        assert refusal(client, [[1.0]]).reason == "overloaded"
+    script.steps[:] = [COMPILING] * 99
+    with mmjax.Client(url, timeout_s=0.5) as client:
+        error = refusal(client, [[1.0]])
+    assert (error.reason, error.problems) == ("not-ready", ("the models are being compiled (waited 0.5 s)",))
+    assert 2 < len(script.steps) < 97
 
 
 def test_retry_after_is_waited_for(scripted):

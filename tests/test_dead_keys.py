@@ -84,6 +84,7 @@ MIXED: Settings = {
 }
 PAIRS: Settings = {**MIXED, f"{LISTING}.columns": ["image", "negative"]}
 ODD: Settings = {**TABLE, "data.tabular.path": "odd.csv", "split.strategy": "column", "split.column": "part"}
+PRICED: Settings = {"data.tabular.target_column": "price"}
 RULED: Settings = {**TABLE, "data.tabular.schema": "tight.json"}
 SHARES = ("train", "validation", "test")
 
@@ -240,6 +241,7 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("audit.leaks", Key("fail", "refusal", COPIES, says="audit.leaks: warn")),
     ("audit.conflicts", Key("fail", "findings", {**COPIES, "data.tabular.path": "conflicts.csv"})),
     *((f"audit.{check}", Key("fail", "findings", ODD)) for check in ("columns", "classes", "drift")),
+    ("audit.tails", Key("fail", "findings", {**TABLE, "data.tabular.path": "heavy.csv"} | PRICED)),
     ("audit.near_duplicates", Key("fail", "findings", {**IMAGES, "data.image.path": "alike"})),
     ("preset", Key("fast", "program", {**TABLE, "model.name": None, "model.architecture.dropout": None})),
     ("model.type", Key("vision", "refusal", says="model.type")),
@@ -396,7 +398,15 @@ def make_tables(folder: Path) -> None:
     changed = [{**row, "kind": "abc"[(i + 1) % 3]} for i, row in enumerate(rows)]
     odd = [{**row, "constant": "1", "length": row["length"] if row["part"] == "train" else "30"} for row in rows]
     odd += [{**odd[1], "id": "odd", "kind": "rare"}]
-    for name, made in (("table", rows), ("copies", leaking * 2), ("conflicts", rows + changed), ("odd", odd)):
+    prices = np.exp(2 * np.random.default_rng(0).normal(size=3 * ROWS))
+    heavy = [{**row, "price": f"{price:.3f}"} for row, price in zip(rows * 3, prices, strict=True)]
+    for name, made in (
+        ("heavy", heavy),
+        ("table", rows),
+        ("copies", leaking * 2),
+        ("conflicts", rows + changed),
+        ("odd", odd),
+    ):
         write_csv(folder / f"{name}.csv", tuple(made[0]), [tuple(row.values()) for row in made])
 
 
@@ -415,7 +425,7 @@ def make_images(folder: Path, *, seed: int = 0, alike: bool = False) -> list[str
 
 
 @pytest.fixture(scope="module", autouse=True)
-def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def data(tmp_path_factory: pytest.TempPathFactory, rough_programs: None) -> Iterator[None]:
     """A working folder with all the data, and a compile cache, so that equal programs are compiled once."""
     folder = tmp_path_factory.mktemp("dead_keys")
     make_tables(folder)
@@ -442,12 +452,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         jax.config.update("jax_compilation_cache_dir", None)
         jax.config.update("jax_default_prng_impl", "rbg")  # in place of threefry, which is slow to lower
         configure()
-        # Whether programs differ is asked here, not what they compute: compiled so, they take two thirds of the time.
-        jax.clear_caches()
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
-        jax.clear_caches()
         for name, value in before.items():
             jax.config.update(name, value)
 
@@ -481,9 +486,23 @@ def setup_of(config: Config) -> Setup:
     return set_up(resolved, prepared_of(config), build_parts(resolved, prepared_of(config).schema))
 
 
+@functools.cache
+def shapes_of(config: Config) -> Setup:
+    """The Setup with zeros for what its programs compute: enough to lower others for its shapes, uncompiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmjax.training.setup.compiled", lambda function, **_: functools.partial(zeros, function))
+        resolved, prepared = resolved_of(config), prepared_of(config)
+        return set_up(resolved, prepared, build_parts(resolved, prepared.schema), ahead=False)
+
+
+def zeros(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Zeros in place of what the function returns."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
+
+
 def program(config: Config) -> str:
     """The train step as XLA gets it, in short."""
-    setup = setup_of(config)
+    setup = shapes_of(config)
     training, task = setup.plan.training, setup.task
     assert isinstance(training.batch_size, int)
     chunk = jax.jit(make_train_chunk(task.learner, seed=setup.plan.seed, loop=setup.plan.loop))
@@ -494,7 +513,7 @@ def program(config: Config) -> str:
 
 def forward(config: Config) -> str:
     """The forward pass of answers as XLA gets it, in short."""
-    setup, prepared = setup_of(config), prepared_of(config)
+    setup, prepared = shapes_of(config), prepared_of(config)
     parts = build_parts(resolved_of(config), prepared.schema)
     batch = take({name: values for name, values in prepared.batch.items() if name != "label"}, np.arange(2))
     text = jax.jit(parts.forward).lower(eval_variables(setup.state), *setup.fitted, batch).as_text()
@@ -590,7 +609,7 @@ OBSERVED: dict[str, Callable[[Config], Any]] = {
     "loading": lambda config: prepared_of(config).streamed,
     "cache": cache,
     "shapes": shapes,
-    "fitted": lambda config: digest(setup_of(config).fitted),
+    "fitted": lambda config: digest(shapes_of(config).fitted),
     "program": program,
     "forward": forward,
     "events": events,
@@ -672,6 +691,6 @@ def test_what_is_not_as_asked_is_told_and_logged() -> None:
 def test_the_same_config_is_seen_the_same(seen: str) -> None:
     config = make_config(next(key.base for _, key in KEYS if key.seen == seen))
     was = observed(config, seen)
-    for cached in (prepared_of, resolved_of, setup_of):
+    for cached in (prepared_of, resolved_of, setup_of, shapes_of):
         cached.cache_clear()
     assert OBSERVED[seen](config) == was

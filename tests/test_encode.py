@@ -15,9 +15,9 @@ from mmjax.data.encode import (
     encode,
     encode_label,
     missing_columns,
-    unknown_categories,
 )
 from mmjax.data.infer import fit_vocabulary, infer_schema
+from mmjax.data.unknown import Unknown, unknown_cells, unknown_warnings
 from mmjax.errors import DataError
 from mmjax.schema import Column, ImageSpec, Kind, Schema, Target
 
@@ -185,10 +185,18 @@ def test_category_cells_of_every_type():
     )
 
 
-def test_unknown_categories_are_counted():
-    found = unknown_categories(SCHEMA, rows(city=cells("Bern", "Bern"), paid=cells("perhaps", None)))
-    assert found == {"city": {"Bern": 2}, "paid": {"perhaps": 1}}
-    assert unknown_categories(SCHEMA, rows(city=cells("Rome", " NA "), paid=cells(True, "NO"))) == {}
+def unknown_in(**given) -> list[tuple]:
+    columns = rows(**given)
+    return [tuple(cell) for cell in unknown_cells(SCHEMA, columns, encode(SCHEMA, columns)["category"])]
+
+
+def test_unknown_categories_are_told_from_missing_ones():
+    found = unknown_in(city=cells("Bern", "Bern"), paid=cells("perhaps", None))
+    assert found == [(0, "city", "Bern"), (0, "paid", "perhaps"), (1, "city", "Bern")]
+    assert unknown_in(city=cells("Rome", " NA "), paid=cells(True, "NO")) == []
+    told = unknown_warnings([Unknown(i, "city", "x" * 99) for i in range(7)], first=-10)
+    shown = ", ".join(f"'{'x' * 60}' (row {i})" for i in range(11, 16))
+    assert told == (f"column 'city': 7 cells of a category unknown to the model: {shown}, and 2 more",)
 
 
 def date_parts(*given, form="iso") -> np.ndarray:

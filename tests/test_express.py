@@ -150,6 +150,16 @@ def test_each_of_many_at_once_gets_its_own_answer(server: Thread, registry: Path
     assert server.engine.places.taken == 0
 
 
+def test_each_of_many_at_once_hears_of_its_own_unknown_categories(server: Thread):
+    bodies = [{"rows": [ROW] * i + [ROW | {"colour": f"hue {i}"}]} for i in range(4)] + [{"rows": [ROW]}]
+    with busy_device(server):
+        pass
+    *told, plain = all_at_once(server, [table(body) for body in bodies])
+    what = "column 'colour': 1 cell of a category unknown to the model:"
+    assert [reply.json["warnings"] for reply in told] == [[f"{what} 'hue {i}' (row {i + 1})"] for i in range(4)]
+    assert "warnings" not in plain.json
+
+
 def test_a_poisoned_one_fails_alone(server: Thread):
     bad = {"rows": [ROW | {"size": 1e39}]}
     documents = [bad if i % 7 == 3 else {"rows": [ROW]} for i in range(40)]

@@ -106,9 +106,13 @@ def test_one_image_of_a_row_counts_as_it_would_alone_and_the_mean_is_that_of_tho
     seen[1, 1] = seen[1, 0]  # equal images, of which one is taken away, have one mean
     present = np.array([[1, 1, 1], [1, 1, 0]], np.float32)
     fewer = np.array([[1, 1, 1], [1, 0, 0]], np.float32)
-    variables = join.init(jax.random.key(0), seen, present, None, None, train=False)
-    applied = (join.apply(variables, seen, there, None, None, train=False) for there in (present, fewer))
-    both, one = map(np.asarray, applied)
+
+    @jax.jit
+    def applied(there: jax.Array) -> jax.Array:
+        variables = join.init(jax.random.key(0), seen, present, None, None, train=False)
+        return join.apply(variables, seen, there, None, None, train=False)
+
+    both, one = (np.asarray(applied(there)) for there in (present, fewer))
     np.testing.assert_allclose(both, one, rtol=1e-5)
 
 

@@ -14,6 +14,7 @@ from mmjax.predict import predict_file
 from mmjax.train import FitResult, fit
 from tests.chromium import chromium
 from tests.inference_server import served
+from tests.rough import roughly
 
 SIDE = 12
 
@@ -56,7 +57,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitResult]:
         "precision": "float32",
     }
     config = config_from_dict(content, "test")
-    return folder, fit(config, runs_dir=folder / "runs", registry=folder / "registry")
+    with roughly():
+        return folder, fit(config, runs_dir=folder / "runs", registry=folder / "registry")
 
 
 def test_the_network_is_far_better_than_the_mean(trained: tuple[Path, FitResult]) -> None:
@@ -113,3 +115,23 @@ def test_the_server_answers_a_number_with_an_interval(trained: tuple[Path, FitRe
             assert float(shown[1]) == pytest.approx(answer, abs=1e-2)
             ends = shown[shown.index("Interval") + 1].split(" to ")
             assert [float(end) for end in ends] == pytest.approx([low, high], abs=1e-2)
+
+
+def test_what_is_told_of_a_bfloat16_model_is_true_of_the_one_that_answers(tmp_path: Path) -> None:
+    header, *rows = write_lines(tmp_path, 96).read_text().splitlines()
+    parts = [("train", "train", "val", "test")[index % 4] for index in range(len(rows))]
+    lines = [f"{row},{part}" for row, part in zip(rows, parts, strict=True)]
+    (tmp_path / "parts.csv").write_text("\n".join([f"{header},part", *lines]) + "\n")
+    tests = [line for line, part in zip(lines, parts, strict=True) if part == "test"]
+    (tmp_path / "test.csv").write_text("\n".join([f"{header},part", *tests]) + "\n")
+    content = {
+        "name": "angles",
+        "data": {"image": {"path": str(tmp_path / "parts.csv"), "target_column": "angle", "weight_column": "sure"}},
+        "split": {"strategy": "column", "column": "part"},
+        "model": {"architecture": {"stages": [1], "width": 8}},
+        "training": {"epochs": 3, "batch_size": 16, "learning_rate": 0.02, "members": 2, "member_loop": "map"},
+        "precision": "bfloat16",
+    }
+    result = fit(config_from_dict(content, "test"), runs_dir=tmp_path / "runs", registry=None)
+    loaded = evaluate_model(result.bundle, tmp_path / "test.csv").metrics
+    assert loaded == pytest.approx({name: result.metrics["test"][name] for name in loaded}, rel=1e-5)

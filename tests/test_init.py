@@ -19,6 +19,7 @@ from mmjax.errors import ConfigError, DataError
 from mmjax.init import Draft, Wish, command, config_stem, draft, draft_table, guess_delimiter, likely_target
 from mmjax.train import fit
 from tests.doors import HEADER, door, table_rows, write_csv, write_images, write_table
+from tests.rough import roughly
 
 ODD_NAMES = (
     *("no", "on", "5", ".5", "1e3", "0x10", "1:30", "2020-01-01", "true", "null", "~", "=", "<<", "...", "---", "-"),
@@ -367,7 +368,8 @@ def test_what_init_writes_trains_at_once(tmp_path: Path, capsys) -> None:
     data = write_table(tmp_path / "plants.csv")
     assert door(capsys, command, "--data", data, "--output", tmp_path / "plants.yaml").code == 0
     overrides = ["training.epochs=1", "model.architecture.hidden_layers=[4]"]
-    result = fit(load_config(tmp_path / "plants.yaml", overrides), runs_dir=tmp_path / "runs", registry=None)
+    with roughly():
+        result = fit(load_config(tmp_path / "plants.yaml", overrides), runs_dir=tmp_path / "runs", registry=None)
     schema = result.predictor.schema
     assert {column.name: column.kind for column in schema.columns} == dict(
         zip(HEADER, ("identifier", "numeric", "categorical", "boolean", "datetime", "ignored"), strict=True)

@@ -13,21 +13,22 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmjax"
 
 LAYERS: dict[int, dict[str, str]] = {
     0: {
-        "ground": """errors schema interrupts huge_pages numerics numerics_programs backend
+        "ground": """errors schema interrupts frames huge_pages numerics numerics_programs backend
             config config_conflict config_drafts config_load config_rules config_rules_images config_structure
             config_tree config_words config_yaml config_docs""",
     },
     1: {
         "data": """data/asked_images data/audit data/audit_columns data/audit_copies data/audit_drift data/audit_images
             data/audit_labels data/audit_leaks
-            data/audit_rows data/cache data/cells data/decode data/decode_sheet data/encode data/encode_survey
+            data/audit_rows data/audit_target data/cache data/cells data/decode data/decode_sheet
+            data/encode data/encode_survey
             data/facts data/findings data/fingerprint data/folders data/idx data/image_bytes data/image_paths
             data/images data/infer
             data/kinds data/labels data/loading data/pipeline data/pixels data/prepare data/prepare_images
             data/prepare_table
             data/prepared data/prepared_cache data/quarantine data/schema_file data/split data/split_groups
-            data/split_time data/stream data/survey data/table data/table_images data/table_survey data/validate
-            data/validate_survey""",
+            data/split_time data/stream data/survey data/table data/table_images data/table_survey data/unknown
+            data/validate data/validate_survey""",
         "transforms": """transforms/augment transforms/base transforms/boxes transforms/build transforms/image
             transforms/mix transforms/piecewise transforms/tabular transforms/trivial_augment""",
         "models": """models/activations models/airbench models/base models/build models/convolution
@@ -39,7 +40,7 @@ LAYERS: dict[int, dict[str, str]] = {
             training/threshold""",
         "artifact": "artifact/answers artifact/files artifact/golden artifact/manifest artifact/tree",
         "client": "client client_binary client_bodies client_http",
-        "analysis": """analysis/answers analysis/card analysis/compare analysis/log analysis/present analysis/report
+        "analysis": """analysis/answers analysis/card analysis/log analysis/present analysis/report
             analysis/tables""",
     },
     2: {
@@ -50,13 +51,15 @@ LAYERS: dict[int, dict[str, str]] = {
     3: {
         "parts": "parts",
         "recipe": "recipe",
-        "evaluation": """analysis/baseline_data analysis/baseline_labels analysis/baseline_models analysis/baselines
+        "evaluation": """analysis/baseline_data analysis/baseline_labels analysis/baseline_models
+            analysis/baseline_quantiles analysis/baselines
             analysis/boosting
             analysis/bootstrap analysis/bootstrap_labels
-            analysis/bootstrap_ranking analysis/evaluation analysis/modalities analysis/noise analysis/trust""",
+            analysis/bootstrap_ranking analysis/compare analysis/evaluation
+            analysis/modalities analysis/noise analysis/trust""",
     },
     4: {
-        "training": "training/setup",
+        "training": "training/scorer training/setup",
         "artifact": "artifact/models artifact/parity artifact/predictor artifact/sample",
     },
     5: {

@@ -16,6 +16,7 @@ from mmjax.serving.limits import Limits
 from mmjax.train import FitResult, fit
 from tests.doors import write_csv
 from tests.live import JSON, thread
+from tests.rough import roughly
 
 HEADER = ("size", "weight", "grade", "kind")
 TABM = {"name": "tabm", "architecture": {"hidden_layers": [6], "members": 3}}
@@ -36,7 +37,8 @@ def trained(home: Path, target: str, other: str) -> FitResult:
         "model": TABM,
         "training": {"epochs": 3, "batch_size": 16, "learning_rate": 0.02},
     }
-    return fit(config_from_dict(content, "test"), runs_dir=home / "runs", registry=home / "registry")
+    with roughly():
+        return fit(config_from_dict(content, "test"), runs_dir=home / "runs", registry=home / "registry")
 
 
 def cells() -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ def batch_of(seed: int, rows: int = ROWS, *, size: tuple[int, int] = (6, 7), cou
     return {
         "image": rng.integers(0, 256, (rows, count, *size, 3)).astype(np.uint8),
         "image_present": np.ones((rows, count), np.float32),
+        "numeric": np.ones((rows, 2), np.float32),
         "label": rng.integers(0, CLASSES, rows).astype(np.int32),
         "weight": rng.choice([0.5, 1.0, 2.0], rows).astype(np.float32),
     }
@@ -44,7 +45,7 @@ def parts_of(batch: dict, out: dict) -> np.ndarray:
 @laws
 @given(name=names, seed=seeds)
 def test_shapes_ranges_and_other_fields(name, seed):
-    batch = batch_of(seed) | {"numeric": np.ones((ROWS, 2), np.float32)}
+    batch = batch_of(seed)
     out = COMPILED[name](jax.random.key(seed), batch)
     assert out["image"].shape == batch["image"].shape
     assert out["image"].dtype == jnp.float32
@@ -150,7 +151,7 @@ def test_parts_follow_the_beta_law_and_half_of_both_are_cut():
         part = parts_of(batch, jax.jit(mix(mixup=alpha))(jax.random.key(2), batch))
         assert stats.kstest(np.clip(part, 0, 1), stats.beta(alpha, alpha).cdf).pvalue > 1e-4
     part = np.asarray(jax.random.uniform(jax.random.key(1), (1200,)))
-    boxes = cut_boxes(jax.random.key(0), jnp.asarray(part), (400, 300))
+    boxes = jax.jit(lambda key, part: cut_boxes(key, part, (400, 300)))(jax.random.key(0), part)
     top, left, height, width, _ = (np.asarray(each, float).ravel() for each in boxes)
     whole = (top > 0) & (left > 0) & (top + height < 400) & (left + width < 300)
     np.testing.assert_allclose((height * width / 120_000)[whole], part[whole], atol=0.02)  # whole pixels

@@ -28,6 +28,7 @@ from mmjax.train import FitResult, fit
 from tests.chromium import chromium
 from tests.doors import door, write_csv
 from tests.live import JSON, Client, thread
+from tests.rough import roughly
 from tests.untrained import TAGS, add_model
 
 LABELS = ("urgent", "bill", "spam")
@@ -73,7 +74,8 @@ def made(home: Path) -> FitResult:
         "early_stopping": {"monitor": "val_f1_macro"},
     }
     config = config_of(home / "mail.csv", "mail", {"name": "mlp", "architecture": {"hidden_layers": [16]}}, training)
-    return fit(config, runs_dir=home / "runs", registry=home / "registry")
+    with roughly():
+        return fit(config, runs_dir=home / "runs", registry=home / "registry")
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +266,8 @@ def test_every_network_learns_labels(home: Path, name: str, training: dict, more
     size = {"architecture": {"hidden_layers": [8]} | ({"members": 2} if name == "tabm" else {})}
     quick = more | {"evaluation": {"baselines": "none"}}
     config = config_of(home / "mail.csv", name, {"name": name, **size}, training, **quick)
-    made = fit(config, runs_dir=home / "runs", registry=None)
+    with roughly():
+        made = fit(config, runs_dir=home / "runs", registry=None)
     rows = {"x0": [0.5, -0.5], "x1": [0.0, 1.0], "kind": ["a", "b"]}
     found = made.predictor.predict(rows)
     assert found.probabilities is not None
@@ -293,7 +296,8 @@ def test_images_of_a_csv_have_labels_too(tmp_path: Path):
         "training": {"epochs": 2, "batch_size": 8},
         "precision": "float32",
     }
-    made = fit(config_from_dict(content, "test"), runs_dir=tmp_path / "runs", registry=None)
+    with roughly():
+        made = fit(config_from_dict(content, "test"), runs_dir=tmp_path / "runs", registry=None)
     found = made.predictor.predict({"image": [str(tmp_path / "0.png"), str(tmp_path / "1.png")]})
     assert found.prediction.shape == (2, 2)
     assert found.classes == ("red", "bright")

@@ -21,6 +21,7 @@ from mmjax.evaluate import evaluate_model
 from mmjax.predict import predict_file
 from mmjax.serving.parity import compare_forms, compare_server
 from mmjax.train import FitResult, fit
+from tests.rough import roughly
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared/data/multimodal"
@@ -73,7 +74,8 @@ class Trained(NamedTuple):
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     home = tmp_path_factory.mktemp("multimodal")
     table = make_shapes(home)
-    result = fit(config_of(table), runs_dir=home / "runs", registry=home / "registry")
+    with roughly():
+        result = fit(config_of(table), runs_dir=home / "runs", registry=home / "registry")
     return Trained(home, table, result, load_predictor(result.bundle))
 
 
@@ -219,7 +221,8 @@ def test_several_images_a_row_folds_and_a_number_to_predict(tmp_path: Path) -> N
         "precision": "float32",
         "split": {"folds": 2},
     }
-    result = fit(config_from_dict(document, "test"), runs_dir=tmp_path / "runs", registry=None)
+    with roughly():
+        result = fit(config_from_dict(document, "test"), runs_dir=tmp_path / "runs", registry=None)
     asked = {"a": [None, str(tmp_path / "0-0.png")], "b": [None, None], "sign": ["up", "down"]}
     found = load_predictor(result.bundle).predict(asked)
     assert np.isfinite(found.prediction).all()

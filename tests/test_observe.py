@@ -98,7 +98,9 @@ def test_the_live_figures_add_up(server: Thread):
     before = client.counted("requests", route="/predict/tabular", status="200")
     compiled = client.counted("compiles")
     rows = [ROW, ROW | {"size": None}, ROW | {"colour": "mauve"}, ROW | {"colour": None}]
-    assert client.ask("POST", "/predict/tabular", json.dumps({"rows": rows}).encode(), JSON).status == 200
+    reply = client.ask("POST", "/predict/tabular", json.dumps({"rows": rows}).encode(), JSON)
+    assert reply.status == 200
+    assert reply.json["warnings"] == ["column 'colour': 1 cell of a category unknown to the model: 'mauve' (row 3)"]
     assert client.ask("POST", "/predict/image", png(30), PNG).status == 200
     assert client.counted("requests", route="/predict/tabular", status="200", reason="ok") == before + 1
     for stage in ("queue", "decode", "infer", "encode"):

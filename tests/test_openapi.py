@@ -92,6 +92,16 @@ def test_what_is_answered_is_as_told(server: Client, document: dict[str, Any]):
     labels = {"features": [[0.5, -2], [3, 4]], "model": "tags"}
     asked += [("POST", "/predict/tabular", "/predict/tabular", json.dumps(labels), JSON)]
     asked += [("POST", "/predict/tabular", "/predict/tabular", "{", JSON)]
+    unseen = {"features": [[0.5, "mauve", True, "2024-03-04"]], "model": "kinds"}
+    assert len(server.ask("POST", "/predict/tabular", json.dumps(unseen), JSON).json["warnings"]) == 1
+    asked += [("POST", "/predict/tabular", "/predict/tabular", json.dumps(unseen), JSON)]
+    cells = zip(
+        ("size", "colour", "flag", "when"), ("FP32", "BYTES", "BOOL", "BYTES"), *unseen["features"], strict=True
+    )
+    unseen = {"inputs": [{"name": n, "shape": [1, 1], "datatype": d, "data": [cell]} for n, d, cell in cells]}
+    told = server.ask("POST", "/v2/models/kinds/infer", json.dumps(unseen), JSON).json["parameters"]["warnings"]
+    assert told == "column 'colour': 1 cell of a category unknown to the model: 'mauve' (row 1)"
+    asked += [("POST", "/v2/models/kinds/infer", "/v2/models/{name}/infer", json.dumps(unseen), JSON)]
     asked += [("POST", "/predict/image", "/predict/image", encode_png(picture(9)), {"content-type": "image/png"})]
     tensor = {"name": "features", "shape": [1, 5], "datatype": "FP32", "data": [1, 2, 3, 4, 5]}
     asked += [("POST", "/v2/models/numbers/infer", "/v2/models/{name}/infer", json.dumps({"inputs": [tensor]}), JSON)]

@@ -134,7 +134,7 @@ def test_a_bundle_of_images_in_bfloat16_answers_as_it_was_trained(tmp_path: Path
     batch, parts = encode(schema, columns), build_parts(config, schema)
     fitted = parts.transform.fit(batch)
     variables = worn(
-        jax.tree.map(np.asarray, parts.model.init(jax.random.key(0), parts.transform.apply(fitted, batch)))
+        jax.tree.map(np.asarray, jax.jit(parts.model.init)(jax.random.key(0), parts.transform.apply(fitted, batch)))
     )
     states = States(variables, fitted, parts.output.fit(np.arange(3)))
     trained = make_predictor(config, schema, states)

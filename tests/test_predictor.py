@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from mmjax.artifact.bundle import load_bundle, save_bundle
@@ -217,9 +218,12 @@ def test_a_bad_cell_is_named_by_its_row_however_far_down(predictor: Predictor) -
         ({"size": [], "colour": [], "open": [], "when": []}, "expected at least one row, got none"),
         (
             ["size"],
-            r"rows: expected a list of dicts, or a dict of lists, by column name, got list of str; of a data",
+            r"rows: expected a list of dicts, or a dict of lists, by column name, or a pandas DataFrame, got list",
         ),
-        (3, "rows: expected a list of dicts, or a dict of lists, by column name, got int"),
+        (3, "rows: expected a list of dicts, or a dict of lists, by column name, or a pandas DataFrame, got int"),
+        (pd.DataFrame({"size": [1.0]}), "rows: expected column 'colour', got none of that name"),
+        (pd.DataFrame({2: [1.0]}), "data frame: expected names of columns that are texts, got 2; rename it"),
+        (pd.DataFrame([[1, 2]], columns=["size", "size"]), "data frame: expected each column once, got 'size' again"),
         ([{"size": 1, "colour": "red", "open": "no"}], "rows: expected column 'when', got none of that name"),
         (
             [{**rows(1)[0], "colours": "red"}],
@@ -232,6 +236,27 @@ def test_a_bad_cell_is_named_by_its_row_however_far_down(predictor: Predictor) -
 def test_rows_that_are_none_are_refused(predictor: Predictor, given, message: str) -> None:
     with pytest.raises(DataError, match=message):
         predictor.predict(given)
+
+
+def test_a_data_frame_gets_the_answers_of_its_file(home: Path, predictor: Predictor) -> None:
+    """Whatever types pandas found or was told: texts and categories, dates, whole numbers with gaps."""
+    texts = pd.read_csv(home / "table.csv", dtype=str, keep_default_na=False)
+    expected = probabilities(predictor, texts.to_dict("list"))
+    dates, told = pd.to_datetime(texts["when"]), texts["colour"].astype("category")
+    for frame in (
+        texts,
+        pd.read_csv(home / "table.csv", na_values="?"),
+        texts.assign(when=dates, colour=told, open=texts["open"] == "yes"),
+        texts.assign(size=pd.to_numeric(texts["size"], errors="coerce").astype("Float64")),
+        texts.set_index(texts.index[::-1]),
+    ):
+        np.testing.assert_allclose(probabilities(predictor, frame), expected, rtol=1e-6)
+    gaps = texts.astype({"colour": "category"}).assign(when=dates.where(dates.dt.day > 9))
+    gaps.loc[::3, ["size", "colour", "open"]] = None
+    plain = gaps.astype(object).where(gaps.notna(), None).to_dict("list")
+    found = predictor.predict(gaps)
+    np.testing.assert_allclose(found.probabilities, probabilities(predictor, plain), rtol=1e-6)
+    assert found.warnings == ()
 
 
 def test_cells_may_hold_images_of_one_size() -> None:

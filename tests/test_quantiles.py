@@ -1,5 +1,6 @@
 """Quantile regression: the pinball loss is least at the quantiles; medians and intervals travel like other answers."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from sklearn.metrics import mean_pinball_loss
 
+from mmjax.analysis.card import model_card
 from mmjax.artifact.predictor import load_predictor
+from mmjax.config import Evaluation
 from mmjax.config_load import config_from_dict
 from mmjax.errors import ConfigError
 from mmjax.schema import Target
@@ -19,6 +23,7 @@ from mmjax.training.conformal import widening
 from mmjax.training.losses import pinball
 from mmjax.training.outputs import build_output
 from tests.doors import write_csv
+from tests.rough import roughly
 
 QUANTILES = (0.1, 0.5, 0.8)
 
@@ -111,12 +116,23 @@ def test_a_run_learns_where_the_spread_is(tmp_path: Path):
     path = write_csv(tmp_path / "t.csv", ("x", "y"), [(f"{a:.4f}", f"{b:.4f}") for a, b in zip(x, y, strict=True)])
     told: list[str] = []
     config = config_of(path, quantiles=[0.05, 0.5, 0.95], coverage=0.9)
-    result = fit(config, runs_dir=tmp_path / "runs", registry=None, tell=told.append)
+    with roughly():
+        result = fit(config, runs_dir=tmp_path / "runs", registry=None, tell=told.append)
     assert result.report["answers"]["conformal"]["splits"]["test"]["coverage"] == pytest.approx(0.9, abs=0.05)
     answers = load_predictor(result.bundle).predict({"x": [0.05, 0.95]})
     widths = np.diff(answers.intervals, axis=1)[:, 0]
     assert widths[1] > 2.5 * widths[0]
     assert (answers.intervals[:, 0] < answers.prediction).all()
-    plain = fit(config_of(path, epochs=3), runs_dir=tmp_path / "runs", registry=None, tell=told.append)
-    assert load_predictor(plain.bundle).predict({"x": [0.5]}).intervals is not None
+    quick = replace(config_of(path, epochs=3), evaluation=Evaluation(baselines="quick"))
+    with roughly():
+        plain = fit(quick, runs_dir=tmp_path / "runs", registry=None, tell=told.append)
     assert any("were the quantiles 0.05 and 0.95 exact" in line for line in told)
+    test = np.array(json.loads((plain.run_dir / "split.json").read_bytes())["test"])
+    found = load_predictor(plain.bundle).predict({"x": x[test].round(4)})
+    values = np.column_stack([found.intervals[:, 0], found.prediction, found.intervals[:, 1]])
+    losses = [mean_pinball_loss(y[test], values[:, i], alpha=q) for i, q in enumerate((0.05, 0.5, 0.95))]
+    judged = plain.report["baselines"]
+    assert (judged["metric"], judged["network"]["pinball"]) == ("pinball", pytest.approx(np.mean(losses), rel=1e-3))
+    assert all(one["metrics"]["pinball"] > 0 for one in judged["baselines"])
+    assert "judged by the pinball loss of the quantiles 0.05, 0.5, 0.95, which it learns" in plain.report["verdict"]
+    assert "pinball" in model_card(plain.report)

@@ -56,6 +56,11 @@ def numpy_forward(params: dict, rows: dict[str, np.ndarray], bend) -> np.ndarray
     return h @ p["head"]["kernel"] / np.sqrt(h.shape[1]) + p["head"]["bias"]
 
 
+def normals(leaf: jax.Array) -> np.ndarray:
+    """Noise f32 of a leaf's shape."""
+    return np.random.default_rng(leaf.size).normal(size=leaf.shape).astype(np.float32)
+
+
 def selu(z: np.ndarray) -> np.ndarray:
     return 1.0507009873554805 * np.where(z > 0, z, 1.6732632423543772 * np.expm1(np.minimum(z, 0)))
 
@@ -68,7 +73,7 @@ def mish(z: np.ndarray) -> np.ndarray:
 def test_equals_the_paper_in_numpy(target: Target, bend) -> None:
     own, rows = model(target=target), batch()
     variables = jax.jit(own.init)(jax.random.key(1), rows)
-    noise = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), variables)
+    noise = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.1 * normals(leaf), variables)
     outputs, _ = jax.jit(lambda v, b: own.apply(v, b, train=False))(noise, rows)
     np.testing.assert_allclose(outputs, numpy_forward(noise["params"], rows, bend), atol=2e-4)
 
@@ -79,7 +84,7 @@ def test_starts_by_the_data() -> None:
     x = np.random.default_rng(3).normal(2.0, 5.0, (500, 7)).astype(np.float32)
     layer = NTKDense(40, "data")
     part = Part(jnp.asarray(x), learned=True)
-    own = layer.init(jax.random.key(2), part)["params"]
+    own = jax.jit(lambda key: layer.init(key, part))(jax.random.key(2))["params"]
     outputs = np.asarray(layer.apply({"params": own}, part))
     np.testing.assert_allclose(outputs.std(axis=0), 1.0, rtol=1e-3)
     without = outputs - np.asarray(own["bias"])
@@ -97,12 +102,13 @@ def test_starts_by_the_data() -> None:
 
 def test_a_constant_input_leaves_finite_weights() -> None:
     x = np.ones((10, 4), np.float32)
-    params = NTKDense(8, "data").init(jax.random.key(0), Part(jnp.asarray(x), learned=True))["params"]
+    init = jax.jit(lambda key: NTKDense(8, "data").init(key, Part(jnp.asarray(x), learned=True)))
+    params = init(jax.random.key(0))["params"]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
 def test_embedding_waves_have_the_papers_spread() -> None:
-    params = PeriodicEmbedding().init(jax.random.key(0), jnp.zeros((2, 400)))["params"]
+    params = jax.jit(PeriodicEmbedding().init)(jax.random.key(0), jnp.zeros((2, 400)))["params"]
     assert float(params["frequency"].std()) == pytest.approx(0.1, rel=0.05)
     assert float(jnp.abs(params["phase"]).max()) <= np.pi
     assert float(params["phase"].std()) == pytest.approx(np.pi / np.sqrt(3), rel=0.05)
@@ -114,16 +120,17 @@ def test_embedding_waves_have_the_papers_spread() -> None:
 def test_the_short_form_is_plain() -> None:
     rows = batch()
     own = model("realmlp_s")
-    params = own.init(jax.random.key(0), rows)["params"]
+    params = jax.jit(own.init)(jax.random.key(0), rows)["params"]
     assert set(params) == {"scaling", "embedding", "hidden1", "hidden2", "hidden3", "head"}
     assert not params["head"]["kernel"].any()
     assert float(params["hidden2"]["kernel"].std()) == pytest.approx(1.0, rel=0.05)
     assert float(params["hidden2"]["bias"].std()) == pytest.approx(1.0, rel=0.2)
-    np.testing.assert_array_equal(own.apply({"params": params, "batch_stats": {}}, rows, train=True)[0], 0.0)
+    outputs, _ = jax.jit(lambda params: own.apply({"params": params, "batch_stats": {}}, rows, train=True))(params)
+    np.testing.assert_array_equal(outputs, 0.0)
 
 
 def test_rates_are_those_of_pytabkit() -> None:
-    params = model().init(jax.random.key(0), batch())["params"]
+    params = jax.eval_shape(model().init, jax.random.key(0), batch())["params"]
     found = rates(params)
     flat = {
         jax.tree_util.keystr(path, simple=True, separator="."): rate
@@ -225,11 +232,13 @@ def test_wrong_batches_are_refused() -> None:
 
 def test_the_module_says_what_it_is_made_of() -> None:
     module = RealMLP(1, (4,), jnp.tanh, 0.0, (), 0, False)
-    variables = module.init(jax.random.key(0), jnp.ones((3, 2)), None, None, train=False, mask=None)
+    variables = jax.eval_shape(
+        lambda x: module.init(jax.random.key(0), x, None, None, train=False, mask=None), jnp.ones((3, 2))
+    )
     assert set(variables["params"]) == {"waves", "scaling", "hidden1", "alpha1", "head"}
 
 
-@settings(deadline=None, max_examples=25)  # each compiles programs of its own
+@settings(deadline=None, max_examples=25)  # each compiles a program of its own
 @given(kinds=st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_inputs_in_parts_are_one_product(kinds: list[tuple[int, bool]], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -241,8 +250,8 @@ def test_inputs_in_parts_are_one_product(kinds: list[tuple[int, bool]], seed: in
         parts = [Part(each, learned) for each, (_, learned) in zip(values, kinds, strict=True)]
         return (weights * side_by_side(parts, kernel)).sum()
 
-    found = jax.value_and_grad(apart, argnums=(0, 1))(values, kernel)
-    x, k, w = (np.asarray(each, np.float64) for each in (jnp.concatenate(values, axis=1), kernel, weights))
+    found = jax.jit(jax.value_and_grad(apart, argnums=(0, 1)))(values, kernel)
+    x, k, w = (np.asarray(each, np.float64) for each in (np.concatenate(values, axis=1), kernel, weights))
     np.testing.assert_allclose(found[0], (w * (x @ k)).sum(), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(np.concatenate(found[1][0], axis=1), w @ k.T, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found[1][1], x.T @ w, rtol=1e-4, atol=1e-4)

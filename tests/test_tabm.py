@@ -42,8 +42,12 @@ def model(architecture: Architecture = SMALL) -> Model:
 
 def varied(own: Model) -> dict:
     """Variables of which none is as it starts, so that no part is idle."""
-    variables = own.init(jax.random.key(1), batch())
-    return jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), variables)
+    variables = jax.jit(own.init)(jax.random.key(1), batch())
+
+    def changed(leaf: jax.Array) -> np.ndarray:
+        return leaf + 0.3 * np.random.default_rng(leaf.size).normal(size=leaf.shape).astype(np.float32)
+
+    return jax.tree.map(changed, jax.tree.map(np.asarray, variables))
 
 
 def numpy_forward(params: dict, rows: dict[str, np.ndarray]) -> np.ndarray:
@@ -101,7 +105,7 @@ def test_a_member_depends_on_its_own_and_on_what_all_share() -> None:
     def of_member_0(params: dict) -> jax.Array:
         return jnp.square(own.apply(variables | {"params": params}, rows, train=False)[0][:, 0]).sum()
 
-    grads = jax.grad(of_member_0)(variables["params"])
+    grads = jax.jit(jax.grad(of_member_0))(variables["params"])
     for name in ("scaling", "head", "head_bias"):
         assert grads[name][0].any()
         assert not grads[name][1:].any()

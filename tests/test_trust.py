@@ -26,6 +26,7 @@ from mmjax.train import FitResult, fit
 from tests.chromium import chromium
 from tests.doors import door, write_csv
 from tests.live import Thread, request, thread
+from tests.rough import roughly
 from tests.test_express import ORDINARY
 
 ROW = {"size": 0.25, "colour": "red"}
@@ -47,7 +48,10 @@ def trained(home: Path, name: str, target: str, other: str, **training: Any) -> 
     training = {"epochs": 4, "batch_size": 20, "learning_rate": 0.02} | training
     config = {"name": name, "data": {"tabular": table}, "model": model, "training": training}
     lines: list[str] = []
-    done = fit(config_from_dict(config, "test"), runs_dir=home / "runs", registry=home / "registry", tell=lines.append)
+    with roughly():
+        done = fit(
+            config_from_dict(config, "test"), runs_dir=home / "runs", registry=home / "registry", tell=lines.append
+        )
     (home / f"{name}.txt").write_text("\n".join(lines))
     return done
 

@@ -12,6 +12,7 @@ from mmjax.registry import command as registry_door
 from mmjax.runs import command as runs_door
 from mmjax.train import FitResult, fit
 from tests.doors import door, table_config, write_table
+from tests.rough import roughly
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[FitRes
             "training": {"epochs": 8, "batch_size": 16, "learning_rate": rate, "calibration": "none"},
         }
         config = config_from_dict({**_dict(first), **content}, "test")
-        done.append(fit(config, runs_dir=home / "runs", registry=home / "registry"))
+        with roughly():
+            done.append(fit(config, runs_dir=home / "runs", registry=home / "registry"))
     return home, done
 
 
@@ -80,7 +82,8 @@ def test_what_to_try_is_what_can_help(trained) -> None:
     del asked["model"]
     training = {"learning_rate": 1e-6, "class_weights": "balanced", "threshold": 0.3}
     config = config_from_dict({**asked, "name": "weighted", "preset": "fast", "training": training}, "test")
-    report = fit(config, runs_dir=home / "runs", registry=None).report
+    with roughly():
+        report = fit(config, runs_dir=home / "runs", registry=None).report
     verdict, notes = report["verdict"], report["baselines"]["notes"]
     assert verdict.endswith("; try preset: best, or split.folds: 5")
     assert "; judged by roc_auc, as training weighted this network's classes" in verdict

@@ -17,9 +17,21 @@ from mmjax.analysis import boosting
 from mmjax.analysis.baseline_data import Labels, answers_of, cells, fit_labels, fitting_rows, make_design, trees_table
 from mmjax.analysis.baseline_labels import joined_labels, of_each_label
 from mmjax.analysis.baseline_models import Fitted, logistic_regression, nearest_neighbours, ridge_regression
+from mmjax.analysis.baseline_quantiles import (
+    MEAN,
+    PINBALL,
+    SPREAD,
+    Quantiles,
+    median,
+    pinball_draws,
+    pinball_of,
+    pinball_rows,
+    spread_around,
+)
 from mmjax.analysis.bootstrap import (
     MOST_ROWS,
     Interval,
+    Resamples,
     difference_intervals,
     larger_than_noise,
     metric_values,
@@ -31,6 +43,8 @@ from mmjax.backend import reference_mode
 from mmjax.data.prepared import Prepared
 from mmjax.training.metrics import metric_direction
 
+NETWORK = "this network"
+"""Among the names of baselines."""
 MOST_NUMBERS = 5_000_000
 """Training rows times columns (and four times classes) of a regression."""
 MOST_NEIGHBOURS = 10_000
@@ -66,7 +80,8 @@ class Judgement(NamedTuple):
     split: str
     """Of which split."""
     metric: str
-    """By which they are judged: `log_loss` or `rmse`, less is better; of weighted classes `roc_auc`, more is better."""
+    """By which they are judged: `log_loss` or `rmse`, less is better; of weighted classes `roc_auc`, more is better. A
+    network trained for quantiles is judged by `pinball`, one for the absolute error by `mae`."""
     network: dict[str, float]
     """The network's metrics on these rows."""
     baselines: tuple[Baseline, ...]
@@ -92,12 +107,15 @@ def judge(
     advice: str = "",
     weighted: bool = False,
     thresholded: bool = False,
+    absolute: bool = False,
+    quantiles: Quantiles | None = None,
 ) -> Judgement:
     """Return the Judgement of the network's Answers to all rows of `split`, in the order of `prepared.split`.
 
     Of images only the majority or mean is asked. `boost` adds gradient boosting, where a library is installed. `advice`
     ends the verdict where the network is behind, as in "try preset: best". `weighted` says that training weighted the
     network's classes, `thresholded` that a threshold calls them: its log loss, or its accuracy, is not the baselines'.
+    `absolute` says that it was trained for the absolute error; `quantiles` are those that it was trained for, if any.
     """
     random, notes = np.random.default_rng(seed), []
     given, batch = getattr(prepared.split, split), prepared.batch
@@ -106,14 +124,21 @@ def judge(
     train, choose = _to_learn_from(prepared, random)
     choose = _some(choose, MOST_CHOOSING, random, notes, "settings are chosen by {} validation rows")
     labels = fit_labels(batch, train, len(prepared.schema.target.classes))
-    usual = Fitted(np.tile(labels.usual if labels.classes else np.zeros(1), (len(at), 1)), "")
+    asked = np.concatenate([given[at], choose]) if quantiles else given[at]  # for the errors that they are spread by
+    middle = median(labels, batch, train) if absolute else np.zeros(1)
+    usual = Fitted(np.tile(labels.usual if labels.classes else middle, (len(asked), 1)), "")
     majority = "majority of each label" if labels.several else "majority class" if labels.classes else "mean"
-    asking: list[tuple[str, Predict]] = [(majority, lambda: usual)]
+    asking: list[tuple[str, Predict]] = [("median" if absolute else majority, lambda: usual)]
     if prepared.schema.features and len(choose):
-        parts = train, choose, given[at]
+        parts = train, choose, asked
         asking += _others(prepared, labels, parts, random, notes)
         asking += _boosting(prepared, labels, parts, random, notes, seed) if boost else []
     found: list[tuple[Baseline, Answers]] = []
+    losses: dict[str, np.ndarray] = {}
+    if quantiles is not None:
+        quantiles = quantiles._replace(values=quantiles.values[at])
+        losses[NETWORK] = pinball_rows(truth.label, quantiles)
+        notes += [SPREAD] if len(asking) > 1 else []
     with reference_mode():
         for name, ask in asking:
             started = time.perf_counter()
@@ -123,11 +148,22 @@ def judge(
                 notes.append(f"{name}: left out, as it failed: {error}")
                 continue
             spent = time.perf_counter() - started
-            answers = answers_of(labels, truth, fitted.answers, prepared.schema.target.offset)
-            found.append((Baseline(name, metric_values(answers), round(spent, 3), fitted.chosen), answers))
+            answers = answers_of(labels, truth, fitted.answers[: len(at)], prepared.schema.target.offset)
+            values = metric_values(answers)
+            if quantiles is not None:
+                rows, told = (train, MEAN) if fitted is usual else (choose, fitted.answers[len(at) :])
+                of = {"labels": labels, "batch": batch, "rows": rows, "found": told}
+                spread = spread_around(answers.prediction, quantiles.levels, **of)
+                losses[name] = pinball_rows(truth.label, spread)
+                values |= {PINBALL: pinball_of(losses[name], truth.weight)}
+            found.append((Baseline(name, values, round(spent, 3), fitted.chosen), answers))
     values = metric_values(truth)
-    judged = _judged_by(truth, values, weighted=weighted, thresholded=thresholded)
-    return _judgement(truth, values, found, split, tuple(notes), seed, advice, judged)
+    judged = _judged_by(truth, values, weighted=weighted, thresholded=thresholded, absolute=absolute)
+    if quantiles is not None:
+        values |= {PINBALL: pinball_of(losses[NETWORK], truth.weight)}
+        levels = ", ".join(f"{level:g}" for level in quantiles.levels)
+        judged = _JudgedBy(PINBALL, "", f"judged by the pinball loss of the quantiles {levels}, which it learns")
+    return _judgement(truth, values, found, split, tuple(notes), seed, advice, judged, losses)
 
 
 class _JudgedBy(NamedTuple):
@@ -140,7 +176,11 @@ class _JudgedBy(NamedTuple):
     """Why it is this metric, or what is unfair about it; empty where it is the usual one."""
 
 
-def _judged_by(truth: Answers, network: dict[str, float], *, weighted: bool, thresholded: bool) -> _JudgedBy:
+def _judged_by(
+    truth: Answers, network: dict[str, float], *, weighted: bool, thresholded: bool, absolute: bool
+) -> _JudgedBy:
+    if truth.probabilities is None and absolute:
+        return _JudgedBy("mae", "", "judged by mae, which it learns")
     if truth.probabilities is None:
         return _JudgedBy("rmse", "mae", "")
     also = "subset_accuracy" if of_labels(truth) else "accuracy"
@@ -161,14 +201,21 @@ def _judgement(
     seed: int,
     advice: str,
     judged: _JudgedBy,
+    losses: dict[str, np.ndarray],
 ) -> Judgement:
+    """Return the Judgement; `losses f64[N]` are the pinball losses of the baselines, by name, and of NETWORK."""
     answers = {one.name: theirs for one, theirs in found}
     baselines, metric = tuple(one for one, _ in found), judged.metric
-    drawn = resample(truth, seed=seed)
+
+    def draws(answers: Answers, name: str) -> Resamples:
+        pinball = pinball_draws(answers, losses[name], seed=seed) if name in losses else None
+        return {**resample(answers, seed=seed), **({} if pinball is None else {PINBALL: pinball})}
+
+    drawn = draws(truth, NETWORK)
 
     @functools.cache
     def differences(name: str) -> dict[str, Interval]:
-        return difference_intervals(drawn, resample(answers[name], seed=seed))
+        return difference_intervals(drawn, draws(answers[name], name))
 
     def larger(one: Baseline, metric: str) -> bool | None:
         interval = differences(one.name).get(metric)
@@ -204,14 +251,18 @@ def _judgement(
 
 def _ranked(baselines: Sequence[Baseline], metric: str) -> list[Baseline]:
     """Return the baselines, the best by the metric first; those whose value is undefined come last."""
-    sign = 1.0 if metric_direction(metric) == "min" else -1.0
+    sign = 1.0 if _less_is_better(metric) else -1.0
     return sorted(baselines, key=lambda one: (np.isnan(one.metrics[metric]), sign * one.metrics[metric]))
 
 
 def _is_better(one: Baseline, network: dict[str, float], metric: str) -> bool:
     """Return whether the baseline's value is better than the network's, also where that is undefined."""
     theirs, ours = one.metrics[metric], network[metric]
-    return bool(np.isnan(ours)) or (theirs < ours if metric_direction(metric) == "min" else theirs > ours)
+    return bool(np.isnan(ours)) or (theirs < ours if _less_is_better(metric) else theirs > ours)
+
+
+def _less_is_better(metric: str) -> bool:
+    return metric == PINBALL or metric_direction(metric) == "min"
 
 
 def _verdict(

@@ -22,6 +22,9 @@ HEADLINES = ("accuracy", "rmse", "subset_accuracy")
 Report = dict[str, Any]
 """JSON-able; no NaN or infinity: an undefined number is None."""
 
+Metrics = Mapping[str, Mapping[str, float | None]]
+"""split -> metric -> value; None or NaN where it is undefined."""
+
 
 class ReportInput(NamedTuple):
     """What a report is made from."""
@@ -138,9 +141,20 @@ def beaten(report: Report) -> str | None:
 
 def metric_cell(report: Report, split: str, metric: str) -> str:
     """Return a metric as text; `-` where undefined, and for a mape of targets that are 0."""
-    if metric == "mape" and report["data"].get("zero_targets", {}).get(split):
-        return "-"
-    return number(report["metrics"][split].get(metric))
+    return number(meaningful(report["metrics"], report)[split].get(metric))
+
+
+def meaningful(metrics: Metrics, report: Report) -> dict[str, dict[str, float | None]]:
+    """Return the metrics, by split, with None for a mape of targets that are 0, which are counted in the report.
+
+    >>> meaningful({"test": {"rmse": 2.0, "mape": 1e16}}, {"data": {"zero_targets": {"test": 3}}})
+    {'test': {'rmse': 2.0, 'mape': None}}
+    """
+    zero = report.get("data", {}).get("zero_targets", {})
+    return {
+        split: {name: None if name == "mape" and zero.get(split) else value for name, value in values.items()}
+        for split, values in metrics.items()
+    }
 
 
 def zero_line(report: Report) -> str:

@@ -5,7 +5,7 @@ The functions are those that trained the model. No pandas, optax, grain or orbax
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import msgspec
@@ -16,7 +16,9 @@ from mmjax.backend import compiled, platform, reference_mode
 from mmjax.config import Config
 from mmjax.data.encode import check_columns, columns_from_rows, encode
 from mmjax.data.pipeline import batch_rows, padded_slices
+from mmjax.data.unknown import Unknown, unknown_cells, unknown_warnings
 from mmjax.errors import BundleError, ConfigError, DataError, TrainingError
+from mmjax.frames import Frame, frame_columns, is_frame
 from mmjax.models.build import served_otherwise, served_variables
 from mmjax.parts import States, build_parts
 from mmjax.schema import Batch, Columns, Schema
@@ -25,6 +27,9 @@ from mmjax.training.scoring import LABEL_FIELDS, LARGEST_BUCKET, Forward, Scores
 
 REFERENCE_TOLERANCE = 1e-5
 """Largest difference from the golden answers when replayed in reference mode on any CPU (f32 sums in another order)."""
+
+
+Rows = Mapping[str, Sequence[Any] | np.ndarray] | Sequence[Mapping[str, Any]] | Frame
 
 
 class Predictions(NamedTuple):
@@ -46,6 +51,8 @@ class Predictions(NamedTuple):
     """f64[N, 2], lower and upper end; None unless trained with `training.coverage` or the loss `pinball`."""
     abstained: np.ndarray | None = None
     """bool[N]: rows that are too unsure to be answered; None without `training.abstain_below`."""
+    warnings: tuple[str, ...] = ()
+    """What the answers may suffer from, a line each: cells of a category that training did not see."""
 
 
 class Predictor(NamedTuple):
@@ -69,8 +76,9 @@ class Predictor(NamedTuple):
             f"{' and '.join([*images, *columns])}, {self.config.model.name}, {weights:,} parameters)"
         )
 
-    def predict(self, rows: Mapping[str, Sequence[Any] | np.ndarray] | Sequence[Mapping[str, Any]]) -> Predictions:
-        """Return Predictions for rows: mappings from column name to cell, or lists or arrays by column name.
+    def predict(self, rows: Rows) -> Predictions:
+        """Return Predictions for rows: mappings from column name to cell, lists or arrays by column name, or a pandas
+        DataFrame, whose index is not looked at.
 
         Cells are numbers, texts as in the CSV, or None for missing (but no image of an image model); images are paths,
         bytes or u8 arrays. Identifier and target columns are ignored. Raises DataError naming unknown and absent
@@ -78,7 +86,8 @@ class Predictor(NamedTuple):
         """
         columns = as_columns(rows)
         check_columns(self.schema, columns, where="rows")
-        return to_predictions(self.schema, self.score(columns))
+        scores, unknown = self.score_known(columns)
+        return to_predictions(self.schema, scores)._replace(warnings=unknown_warnings(unknown))
 
     def score(self, columns: Columns, *, whole: bool = False) -> Scores:
         """Return raw Scores of rows as read; of images at most a bucket is decoded at a time.
@@ -86,6 +95,15 @@ class Predictor(NamedTuple):
         `whole`: rows of a table are padded to the largest bucket, however few they are: a program that others use.
         """
         return concatenate([self._score(batch, whole=whole) for batch in _batches(self, columns, label=False)])
+
+    def score_known(self, columns: Columns) -> tuple[Scores, tuple[Unknown, ...]]:
+        """Return what `score` does, and the cells of a category that training did not see."""
+        scores, unknown, start = [], [], 0
+        for batch in _batches(self, columns, label=False):
+            unknown += unknown_cells(self.schema, columns, batch.get("category"), start=start)
+            scores.append(self._score(batch))
+            start += batch_rows(batch)
+        return concatenate(scores), tuple(unknown)
 
     def _score(self, batch: Batch, *, whole: bool = False) -> Scores:
         # The last few of many rows of a table are padded to a whole bucket: cheaper than a program of their own
@@ -103,9 +121,11 @@ class Predictor(NamedTuple):
         return concatenate(scores), joined
 
 
-def as_columns(rows: Mapping[str, Sequence[Any] | np.ndarray] | Sequence[Mapping[str, Any]]) -> Columns:
+def as_columns(rows: Rows) -> Columns:
     """Return rows, however they are given, as Columns; DataError when there are none or they are no rows."""
-    if isinstance(rows, Mapping):
+    if is_frame(rows):
+        columns = frame_columns(cast(Frame, rows))
+    elif isinstance(rows, Mapping):
         columns = {name: cells if isinstance(cells, np.ndarray) else _cells(cells) for name, cells in rows.items()}
     elif isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
         columns = columns_from_rows(rows)
@@ -114,8 +134,8 @@ def as_columns(rows: Mapping[str, Sequence[Any] | np.ndarray] | Sequence[Mapping
         if isinstance(rows, Sequence) and not isinstance(rows, str):
             got += f" of {next(type(row).__name__ for row in rows if not isinstance(row, Mapping))}"
         raise DataError(
-            f"rows: expected a list of dicts, or a dict of lists, by column name, got {got}; of a data frame give "
-            "frame.to_dict('list'), of images [{'image': path}, ...]"
+            f"rows: expected a list of dicts, or a dict of lists, by column name, or a pandas DataFrame, got {got}; of "
+            "images give [{'image': path}, ...]"
         )
     if not columns:
         raise DataError("rows: expected at least one row, got none")

@@ -25,6 +25,7 @@ from mmjax.errors import BundleError, ConfigError, did_you_mean
 STAMP = re.compile(r"[0-9]{8}-[0-9]{6}(-[0-9]+)?")
 RECORD = "run.json"
 LOCK = "lock"
+REPORT = "report.json"
 JUST_MADE_S = 2.0
 """Between the making of a folder and its lock."""
 LOOK_S = 0.25
@@ -186,6 +187,12 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     rows = map(_row, file.read_text("utf-8", "replace").splitlines()) if file.is_file() else ()
     by_epoch = {row.get("epoch", index): row for index, row in enumerate(rows) if row is not None}
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return the report of a run folder; empty where the run has none (yet). BundleError when it is damaged."""
+    file = path / REPORT
+    return parse_object(file.read_bytes(), str(file)) if file.is_file() else {}
 
 
 def prune(root: Path, keep: int, *, name: str = "", dry_run: bool = False) -> list[Run]:

@@ -15,6 +15,7 @@ from mmjax.data.audit_images import perceptual_hashes as perceptual_hashes
 from mmjax.data.audit_leaks import leak_findings
 from mmjax.data.audit_rows import Rows as Rows
 from mmjax.data.audit_rows import hash_cells as hash_cells
+from mmjax.data.audit_target import target_findings
 from mmjax.data.findings import finding_line
 from mmjax.data.prepared import Finding
 from mmjax.errors import DataError
@@ -27,6 +28,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
     (("leaks",), leak_findings),
     (("columns",), column_findings),
     (("classes",), class_findings),
+    (("tails",), target_findings),
     (("drift",), drift_findings),
 )
 """The keys of `audit` that each function can find something for."""

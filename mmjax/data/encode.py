@@ -1,14 +1,13 @@
 """Columns become a Batch: the one encoder of training, evaluation, batch prediction and serving. NumPy, on the host."""
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple, assert_never
 
 import numpy as np
 
-from mmjax.data.cells import BOOLEAN_PAIRS, cell_text, missing_texts, parse_dates, parse_numbers, plain_numbers, texts
+from mmjax.data.cells import BOOLEAN_PAIRS, cell_text, missing_texts, parse_dates, parse_numbers, plain_numbers
 from mmjax.errors import DataError, did_you_mean
 from mmjax.schema import Batch, Column, Columns, ImageSpec, Schema, Target
 
@@ -134,18 +133,6 @@ def check_columns(schema: Schema, names: Iterable[str], *, where: str) -> tuple[
     if problems:
         raise DataError(problems)
     return tuple(name for name in names if name not in needed)
-
-
-def unknown_categories(schema: Schema, columns: Columns) -> dict[str, dict[str, int]]:
-    """Return, by column, how often each text occurs that is neither missing nor in the vocabulary."""
-    gaps = missing_texts(schema.missing_markers)
-    found = {}
-    for column in (column for column in schema.category_columns if column.name in columns):
-        codes = category_codes(column, columns[column.name])
-        cells = texts(columns[column.name][codes == 0])
-        if counts := Counter(cell for cell in cells if cell.strip() not in gaps):
-            found[column.name] = dict(counts)
-    return found
 
 
 def columns_from_rows(rows: Sequence[Mapping[str, Any]]) -> Columns:

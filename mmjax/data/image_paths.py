@@ -12,7 +12,7 @@ from mmjax.config import Config, TableImages, table_images
 from mmjax.data.cells import missing_mask, texts
 from mmjax.data.encode import left_out
 from mmjax.data.table import Table
-from mmjax.data.validate import Fault, judge
+from mmjax.data.validate import Fault, cell_faults, faults_by_row, judge, refuse_cells
 from mmjax.errors import ConfigError, DataError
 from mmjax.schema import Columns, Schema
 
@@ -121,6 +121,20 @@ def image_faults(schema: Schema, table: Table) -> list[Fault]:
             row = given[index]
             faults.append(Fault(row[None], name, [str(cells[row])], READABLE.format(reason=reason), readable=False))
     return faults
+
+
+def refuse_rows(schema: Schema, table: Table, faults: list[Fault]) -> None:
+    """Raise DataError for the cells that name no file (`faults`), else for other cells, else for images."""
+    refuse_paths(schema, table, faults)
+    refuse_cells(schema, table)
+    refuse_images(schema, table)
+
+
+def row_problems(schema: Schema, table: Table, faults: list[Fault]) -> dict[int, str]:
+    """Return row -> all that `refuse_rows` would refuse of it; a file that is not there is told once."""
+    no_file = {(fault.column, row) for fault in faults for row in fault.rows.tolist()}
+    unreadable = (one for one in image_faults(schema, table) if (one.column, int(one.rows[0])) not in no_file)
+    return faults_by_row([*faults, *cell_faults(schema, table), *unreadable])
 
 
 def count_gaps(schema: Schema, columns: Columns) -> Counter[str]:

@@ -3,13 +3,14 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from mmjax.data.encode import encode, unknown_categories
+from mmjax.data.encode import encode
 from mmjax.data.pipeline import batch_rows
+from mmjax.data.unknown import Unknown, counts_by_column, unknown_cells, unknown_warnings
 from mmjax.errors import DataError
 from mmjax.schema import Batch, Columns
 from mmjax.serving.batcher import Batcher, Job, leave, submit
@@ -50,6 +51,8 @@ class Answered(NamedTuple):
     """The compiled calls with their transfers; those that rows of other requests shared count whole."""
     bucket: int
     """Rows of the largest compiled batch they went through."""
+    warnings: tuple[str, ...] = ()
+    """What the answers may suffer from, a line each."""
 
 
 async def answer(
@@ -82,8 +85,15 @@ async def answer(
     metrics.stage(label, "queue", queue_s)
     metrics.stage(label, "decode", decode_s)
     metrics.stage(label, "infer", infer_s)
-    count(metrics, served, None if isinstance(rows, Encoded) else rows, batch, scores)
-    return Answered(scores, queue_s, decode_s, infer_s, bucket)
+    columns = None if isinstance(rows, Encoded) else rows
+    unknown = unknown_in(served, columns, batch)
+    count(metrics, served, columns, batch, scores, unknown)
+    return Answered(scores, queue_s, decode_s, infer_s, bucket, unknown_warnings(unknown))
+
+
+def unknown_in(served: Served, columns: Columns | None, batch: Batch) -> tuple[Unknown, ...]:
+    """Return the cells of a category that training did not see; a matrix of numbers (without columns) has none."""
+    return () if columns is None else unknown_cells(served.predictor.schema, columns, batch.get("category"))
 
 
 async def _batch(engine: Engine, served: Served, columns: Columns) -> Batch:
@@ -192,11 +202,18 @@ def refuse_non_finite(scores: Scores) -> None:
 # ---- figures
 
 
-def count(metrics: Metrics, served: Served, columns: Columns | None, batch: Batch, scores: Scores) -> None:
+def count(
+    metrics: Metrics,
+    served: Served,
+    columns: Columns | None,
+    batch: Batch,
+    scores: Scores,
+    unknown: Sequence[Unknown],
+) -> None:
     """Count what was asked, by column, and what was answered, by class. `columns` are None for a matrix of numbers."""
     label, schema = str(served), served.predictor.schema
     if served.predictor.schema.features:
-        _count_cells(metrics, served, columns, batch)
+        _count_cells(metrics, served, columns, batch, unknown)
     classes = schema.target.classes
     if scores.probabilities is None:
         return
@@ -213,7 +230,9 @@ def count(metrics: Metrics, served: Served, columns: Columns | None, batch: Batc
             metrics.predicted(label, classes[index], count)
 
 
-def _count_cells(metrics: Metrics, served: Served, columns: Columns | None, batch: Batch) -> None:
+def _count_cells(
+    metrics: Metrics, served: Served, columns: Columns | None, batch: Batch, unknown: Sequence[Unknown]
+) -> None:
     """Count cells that are missing, unknown or out of range, by column."""
     label, schema = str(served), served.predictor.schema
     numeric, category = batch.get("numeric"), batch.get("category")
@@ -223,10 +242,10 @@ def _count_cells(metrics: Metrics, served: Served, columns: Columns | None, batc
             if count and (columns is None or column in columns):
                 metrics.cells(label, column, "missing", count)
     if columns is not None and category is not None and not category.all():
-        unknown = {name: sum(found.values()) for name, found in unknown_categories(schema, columns).items()}
+        by_column = counts_by_column(unknown)
         for column, count in zip(schema.category_columns, (category == 0).sum(axis=0).tolist(), strict=True):
-            metrics.cells(label, column.name, "unknown", unknown.get(column.name, 0))
-            metrics.cells(label, column.name, "missing", count - unknown.get(column.name, 0))
+            metrics.cells(label, column.name, "unknown", by_column[column.name])
+            metrics.cells(label, column.name, "missing", count - by_column[column.name])
     for index, column in served.bounded:
         values = batch["numeric"][:, index] + np.float64(column.offset)
         low, high = (bound if bound is not None else np.nan for bound in (column.minimum, column.maximum))

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from mmjax.analysis.report import meaningful
 from mmjax.artifact.bundle import Golden, load_bundle
 from mmjax.artifact.files import plain
 from mmjax.artifact.models import locate_model
@@ -162,7 +163,7 @@ def load_served(
         "features": [column.name for column in schema.features],
         "uncertainty": member_count(predictor.config) > 1,
         "schema": told_schema,
-        "metrics": contents.metrics,
+        "metrics": meaningful(contents.metrics, contents.report),
         "card": public_card(contents.card, predictor.config),
     }
     if added := added_answers(predictor):

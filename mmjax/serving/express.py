@@ -13,14 +13,15 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 
 from mmjax.data.pipeline import batch_rows, take
+from mmjax.data.unknown import Unknown, unknown_warnings
 from mmjax.schema import Batch, Columns
-from mmjax.serving.answering import CLIENT_LEFT, Answered, count, finite_rows
+from mmjax.serving.answering import CLIENT_LEFT, Answered, count, finite_rows, unknown_in
 from mmjax.serving.batcher import SMALL_ROWS, Batcher, Job, Ran, is_quick, late, leave, run_here, submit
 from mmjax.serving.engine import Engine, overloaded, waiting
 from mmjax.serving.observe import RECEIVED
@@ -275,8 +276,9 @@ class Express:
         if (ran := run_here(batcher, batch)) is None:
             self._wait(calls, batcher, columns, batch)
         elif finite_rows(ran.scores) is None:
-            self._send(calls, ran, started, encode_s)
-            count(self._watch.metrics, served, columns, batch, ran.scores)
+            unknown = unknown_in(served, columns, batch)
+            self._send(calls, ran, started, encode_s, unknown)
+            count(self._watch.metrics, served, columns, batch, ran.scores, unknown)
 
     def _wait(self, calls: list[tuple[Call, Table]], batcher: Batcher, columns: Columns | None, batch: Batch) -> None:
         """Let each request wait in the batcher's queue."""
@@ -306,20 +308,33 @@ class Express:
             return
         with contextlib.suppress(Exception):  # refusals and faults are told on the ordinary way
             if error is None and finite_rows(result.result()) is None:
-                self._send(left, Ran(result.result(), job.infer_s, job.bucket), job.started, 0.0)
-                count(self._watch.metrics, table.served, columns, job.batch, result.result())
+                unknown = unknown_in(table.served, columns, job.batch)
+                self._send(left, Ran(result.result(), job.infer_s, job.bucket), job.started, 0.0, unknown)
+                count(self._watch.metrics, table.served, columns, job.batch, result.result(), unknown)
         if left:
             self._start(call)
 
-    def _send(self, calls: list[tuple[Call, Table]], ran: Ran, started: float, encode_s: float) -> None:
-        """Write the reply to each request, count it, tell the log and take it from the list."""
+    def _send(
+        self,
+        calls: list[tuple[Call, Table]],
+        ran: Ran,
+        started: float,
+        encode_s: float,
+        unknown: Sequence[Unknown],
+    ) -> None:
+        """Write the reply to each request, count it, tell the log and take it from the list.
+
+        `unknown` are the cells of a category that training did not see, in the rows of all requests together.
+        """
         served, metrics, infer_s, at = calls[0][1].served, self._watch.metrics, ran.seconds, 0
         words, label = words_of(served.predictor.schema, ran.scores), str(served)
         metrics.stage(label, "infer", infer_s, len(calls))
         while calls:
             (call, table), began = calls[0], time.monotonic()
             start, at = at, at + len(table.rows)
-            body = encode_reply(words.part(start, at), served.name, seconds=infer_s, request_id=call.request_id)
+            told = unknown_warnings([cell for cell in unknown if start <= cell.row < at], first=start)
+            rows, request_id = words.part(start, at), call.request_id
+            body = encode_reply(rows, served.name, seconds=infer_s, request_id=request_id, warnings=told)
             queue_s, decode_s = max(started - call.decoded, 0.0), call.decoded - call.arrived + encode_s
             spent = Answered(ran.scores, queue_s, decode_s, infer_s, ran.bucket)
             timing = server_timing(spent, encode_s=time.monotonic() - began)

@@ -46,9 +46,18 @@ def asked_outputs(predictor: Predictor, request: InferRequest) -> tuple[Asked, .
 
 
 def encode_infer(
-    schema: Schema, scores: Scores, model: ModelName, outputs: Sequence[Asked], *, request_id: str | None
+    schema: Schema,
+    scores: Scores,
+    model: ModelName,
+    outputs: Sequence[Asked],
+    *,
+    request_id: str | None,
+    warnings: Sequence[str] = (),
 ) -> Reply:
-    """Return the reply with these outputs, in order; `request_id` is what the client called its request."""
+    """Return the reply with these outputs, in order; `request_id` is what the client called its request.
+
+    `warnings` become one text among the reply's parameters, which are scalars in this protocol.
+    """
     told, raw = [], []
     for asked in outputs:
         values = _values(schema, scores, asked)
@@ -60,6 +69,8 @@ def encode_infer(
         document["model_version"] = str(model.version)
     if request_id is not None:
         document["id"] = request_id
+    if warnings:
+        document["parameters"] = {"warnings": "\n".join(warnings)}
     head = _encode(document | {"outputs": told})
     any_binary = any(asked.binary for asked in outputs)
     return Reply(b"".join((head, *raw)), len(head) if any_binary else None)

@@ -265,8 +265,14 @@ TENSOR = _record(
     optional=["data", "parameters"],
 )
 INFER_REPLY = _record(
-    {"model_name": TEXT, "model_version": TEXT, "id": TEXT, "outputs": array_of(reference("Tensor"))},
-    optional=["model_version", "id"],
+    {
+        "model_name": TEXT,
+        "model_version": TEXT,
+        "id": TEXT,
+        "parameters": _record({"warnings": TEXT}),
+        "outputs": array_of(reference("Tensor")),
+    },
+    optional=["model_version", "id", "parameters"],
 )
 METADATA = _record(
     {

@@ -162,7 +162,8 @@ async def _answered(
     )
     got = time.perf_counter()
     words = words_of(served.predictor.schema, answered.scores)
-    reply = encode_reply(words, served.name, seconds=answered.infer_s, request_id=request_id)
+    told = answered.warnings
+    reply = encode_reply(words, served.name, seconds=answered.infer_s, request_id=request_id, warnings=told)
     headers = {"server-timing": told_timing(request, served, answered, encode_s=time.perf_counter() - got)}
     return Response(reply, media_type=MediaType.JSON, headers=headers)
 

@@ -95,6 +95,8 @@ class Reply(msgspec.Struct, frozen=True):
     """[N][2], lower and upper end; only of regressions trained with `training.coverage` or `loss: pinball`."""
     abstained: list[bool] | msgspec.UnsetType = msgspec.UNSET
     """[N]: rows that the model is too unsure of to answer; only with `abstain_below`."""
+    warnings: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    """What the answers may suffer from, a line each, rows counted from 1; absent where there is nothing to tell."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -537,10 +539,13 @@ def words_of(schema: Schema, scores: Scores) -> Words:
     )
 
 
-def encode_reply(words: Words, model: ModelName, *, seconds: float, request_id: str) -> bytes:
+def encode_reply(
+    words: Words, model: ModelName, *, seconds: float, request_id: str, warnings: tuple[str, ...] = ()
+) -> bytes:
     """Return the Reply as JSON."""
     answers, more = words[:3], words[3:]
-    return _encode(Reply(*answers, round(1e3 * seconds, 4), model, request_id, *more))
+    told = warnings or msgspec.UNSET
+    return _encode(Reply(*answers, round(1e3 * seconds, 4), model, request_id, *more, told))
 
 
 def encode_problem(refused: Refused, request_id: str) -> bytes:

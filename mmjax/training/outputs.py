@@ -259,6 +259,16 @@ def quantile_output(quantiles: tuple[float, ...]) -> Output:
     return Output(len(quantiles), fit, one.targets, apply)
 
 
+def quantiles_of(state: Any, outputs: np.ndarray) -> np.ndarray:
+    """Return f64[N, Q], on the host: the quantiles that `quantile_output` makes of outputs f32[N, Q], none widened.
+
+    Of outputs f32[N, E, Q] of E members the mean. Labels have lost `Target.offset`, so these have too.
+    """
+    std, mean = (np.float64(state[name][0]) for name in ("std", "mean"))
+    values = np.sort(np.asarray(outputs, np.float64), axis=-1) * std + mean
+    return values if values.ndim == 2 else values.mean(axis=1)
+
+
 def mean_of_members(output: Output, members: int) -> Output:
     """Return the Output of a network that answers `f32[B, E, O]`: what `output` makes of each of E members, averaged.
 

@@ -1,8 +1,5 @@
 """From a resolved config and prepared rows to what `train_events` needs: the learner, fitted states, who measures."""
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,161 +10,32 @@ from msgspec import UNSET
 from mmjax.backend import compile_ahead, compiled, platform, threads_in_use
 from mmjax.config import Config, Training, fold_count, image_settings, table_images
 from mmjax.config_rules_images import NO_CUTMIX, size_problem
-from mmjax.data.pipeline import Picked, batch_rows, pad_rows, take
+from mmjax.data.pipeline import Picked, batch_rows, take
 from mmjax.data.prepare import Prepared
 from mmjax.data.prepared import rows_to_learn
 from mmjax.data.split import Split
 from mmjax.errors import ConfigError, DataError
-from mmjax.models.build import count_parameters
+from mmjax.models.build import count_parameters, served_otherwise, served_variables
 from mmjax.models.fusion import images_trunk, with_images_trunk
 from mmjax.models.pretrained import with_state_dict
 from mmjax.models.state_dict import load_state_dict, sha256_of
-from mmjax.parts import Parts, States
+from mmjax.parts import Parts, States, build_parts
 from mmjax.schema import Batch, Schema
 from mmjax.training.decide import CALIBRATED, decision_problems
-from mmjax.training.events import Measure, Plan, Task, shaped, start_compiling
+from mmjax.training.events import Measure, Plan, Task, start_compiling
 from mmjax.training.fine_tuning import fine_tuning_rates
 from mmjax.training.losses import Loss, class_weight_array, label_weight_array, make_loss
 from mmjax.training.matrix_scaling import MOST_CLASSES
 from mmjax.training.members import Members, member_of, stacked
 from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
-from mmjax.training.outputs import Output, Prediction
-from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, inputs_of, metrics_of, pass_rows, score, score_beside
+from mmjax.training.outputs import Output
+from mmjax.training.scorer import Scorer, compiled_forwards, make_scorer
+from mmjax.training.scoring import inputs_of
 from mmjax.training.state import TrainState, eval_variables, init_state
 from mmjax.training.steps import Learner
 from mmjax.transforms.base import stack_states
 from mmjax.transforms.build import build_augment, progressive_sizes
-
-
-class Scorer(NamedTuple):
-    """Scores rows with one compiled shape."""
-
-    prepared: Prepared
-    forward: jax.stages.Wrapped
-    """Of all members together."""
-    member: Forward
-    """Of one of them; the same where there is one model."""
-    beside: jax.stages.Wrapped
-    """Of members beside each other, each of rows of its own: the batch has a leading axis too."""
-    answer: Callable[[Any, np.ndarray], Prediction]
-    """The Output's `apply`, compiled."""
-    total: jax.stages.Wrapped
-    """The mean loss of outputs, labels and weights or None, compiled."""
-    totals: jax.stages.Wrapped
-    """That of members, whose arrays have a leading axis."""
-    rows: int
-    """Rows of every forward pass: as many as there are to look at after each epoch, up to a limit."""
-    members: Members | None
-    under_way: Mapping[Any, Future[None]] = MappingProxyType({})
-    """What is being compiled: "forward", and the loss by its number of rows; see `started`."""
-    outputs: jax.ShapeDtypeStruct | None = None
-    """What `forward` returns of a pass, where that is being compiled."""
-
-    def started(self, states: States) -> "Scorer":
-        """Return the Scorer of one model with what it will run being compiled meanwhile; the states may be shapes."""
-        fields = {name: shaped(values, self.rows) for name, values in self.prepared.batch.items()}
-        outputs, _ = jax.eval_shape(self.forward, *states, inputs_of(fields))
-        under_way: dict[Any, Future[None]] = {"forward": compile_ahead(self.forward, *states, inputs_of(fields))}
-        for split in ("validation", "train", "test"):
-            rows = len(self.rows_of(split))
-            each = (jax.ShapeDtypeStruct((rows, *like.shape[1:]), like.dtype) for like in (outputs, fields["label"]))
-            weight = jax.ShapeDtypeStruct((rows,), jnp.float32) if "weight" in fields else None
-            if rows and rows not in under_way:
-                under_way[rows] = compile_ahead(self.total, *each, weight)
-        return self._replace(under_way=under_way, outputs=outputs)
-
-    def loss(self, outputs: np.ndarray, batch: Batch) -> float:
-        """Return the mean loss of raw outputs."""
-        self._wait(len(outputs))
-        return float(self.total(outputs, batch["label"], batch.get("weight")))
-
-    def _losses(self, outputs: Sequence[np.ndarray], answers: Sequence[Batch]) -> list[float]:
-        """Return the `loss` of each model; of several by one program, fewer rows padded by some without weight."""
-        if self.members is None:
-            return [self.loss(*each) for each in zip(outputs, answers, strict=True)]
-        most = max(map(len, outputs))
-        fields = [
-            {"weight": np.ones(len(own), np.float32)} | batch | {"outputs": own}
-            for own, batch in zip(outputs, answers, strict=True)
-        ]
-        padded = [pad_rows(each, most) for each in fields]
-        stacked_ = (np.stack([each[name] for each in padded]) for name in ("outputs", "label", "weight"))
-        return np.asarray(self.totals(*stacked_)).tolist()
-
-    def _wait(self, what: Any) -> None:
-        if what in self.under_way:
-            self.under_way[what].result()
-
-    def scores(self, states: States, split: str) -> tuple[Scores, Batch]:
-        """Return the Scores of a split and its labels and weights; `split` is `train`, `validation` or `test`.
-
-        With folds, `validation` is all rows that are not for test, each answered by the members that it is held from.
-        """
-        rows = self.rows_of(split)
-        if split == "validation" and self.members and self.members.folds:
-            return self._out_of_fold(states, rows), self.answers(rows)
-        return self._score(self.forward, states, rows), self.answers(rows)
-
-    def scores_without(self, states: States, split: str, hide: Callable[[Batch], Batch]) -> Scores:
-        """Return the Scores of a split, by all members, of inputs from which something is hidden."""
-        return self._score(self.forward, states, self.rows_of(split), hide)
-
-    def metrics(self, states: States, rows: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        """Return `loss` and every metric of each model, on rows of its own; empty dicts where there are none."""
-        if not any(map(len, rows)):
-            return [{} for _ in rows]
-        found, answers = self._beside(states, rows), [self.answers(own) for own in rows]
-        losses = self._losses([scores.outputs for scores in found], answers)
-        exact = (metrics_of(self.prepared.schema, *each) for each in zip(found, answers, strict=True))
-        return [{"loss": loss} | own for loss, own in zip(losses, exact, strict=True)]
-
-    def each(self, states: States) -> list[States]:
-        """Return the states of each member."""
-        return [self._of(states, index) for index in range(len(self.members.numbers) if self.members else 1)]
-
-    def rows_of(self, split: str) -> np.ndarray:
-        """Return the rows of a split as `scores` understands it."""
-        found = self.prepared.split
-        return getattr(found, "train" if split == "validation" and found.folds is not None else split)
-
-    def answers(self, rows: np.ndarray) -> Batch:
-        """Return labels and weights."""
-        return take({name: found for name, found in self.prepared.batch.items() if name in LABEL_FIELDS}, rows)
-
-    def _score(
-        self, forward: Forward, states: States, rows: np.ndarray, change: Callable[[Batch], Batch] = lambda batch: batch
-    ) -> Scores:
-        self._wait("forward")
-        return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows, change=change)
-
-    def _beside(self, states: States, rows: Sequence[np.ndarray]) -> list[Scores]:
-        """Return the Scores of each model on rows of its own: of a table by one program, as on a GPU starting one takes
-        longer than what it computes; a pass of images is long enough."""
-        if self.members is not None and self.prepared.schema.image is None:
-            return score_beside(self.beside, states, self.prepared.batch, rows, size=self.rows)
-        return [self._score(self.member, own, alone) for own, alone in zip(self.each(states), rows, strict=True)]
-
-    def _of(self, states: States, index: int) -> States:
-        """Return the states of one member; a single model's are its own."""
-        if self.members is None:
-            return states
-        transform = self.members.transform_of(states.transform, index)
-        return States(member_of(states.variables, index), transform, states.output)
-
-    def _out_of_fold(self, states: States, rows: np.ndarray) -> Scores:
-        """Return the Scores of all rows, each from the M members of its fold; outputs are f32[N, M, O]."""
-        assert self.members is not None
-        of_fold, held, parts = self.members.of_fold, self.members.held, []
-        each = [scores.outputs for scores in self._beside(states, held)]
-        for first in range(0, len(each), of_fold):
-            own = each[first : first + of_fold]
-            parts.append(np.concatenate([one.reshape(len(one), -1, one.shape[-1]) for one in own], axis=1))
-        outputs = np.concatenate(parts)[np.argsort(np.searchsorted(rows, np.concatenate(held[::of_fold])))]
-        outputs = outputs[:, 0] if outputs.shape[1] == 1 else outputs
-        answer = jax.tree.map(np.asarray, self.answer(states.output, outputs))
-        return Scores(outputs, *answer)
-
 
 INIT_ROWS = 1024
 """Training rows of a table, drawn at random, that initial weights may be fitted to."""
@@ -190,8 +58,10 @@ class Setup(NamedTuple):
     """What was loaded where the config names pretrained weights."""
 
 
-def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
+def set_up(config: Config, prepared: Prepared, parts: Parts, *, ahead: bool = True) -> Setup:
     """Return the Setup of a resolved config: fits the Transform and Output on training rows, makes initial weights.
+
+    With `ahead` the programs of a small run of a table begin to be compiled, for who trains next.
 
     ConfigError, all problems at once, for what only the data can tell: a `monitor` that is no metric of this target, a
     run that ends before its first update. DataError for training rows that all weigh nothing.
@@ -209,7 +79,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     shapes = jax.eval_shape(init, *drawn[0])
     params = shapes["params"]
     # Compiling is most of a small run: initial weights while the rest is traced, then what is needed first
-    small = members is None and not prepared.streamed and prepared.schema.image is None
+    small = ahead and members is None and not prepared.streamed and prepared.schema.image is None
     ready = [compile_ahead(init, *drawn[0])] if small else []
     rates = parts.model.rates(params) if parts.model.rates else fine_tuning_rates(config.training, params)
     optimizer = make_optimizer(config.training, total_steps=steps[-1], params=params, rates=rates)
@@ -231,7 +101,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts) -> Setup:
     if learner.epoch_steps:
         data = {**data, "row": np.arange(len(data["label"]), dtype=np.int32)}
     begin, ema = compiled(optimizer.init), ema_decay is not None
-    scorer = _scorer(prepared, parts, loss, output_state, plan.precision, members)
+    scorer = make_scorer(prepared, parts, loss, output_state, plan.precision, members)
     schedule = make_schedule(config.training, total_steps=steps[-1])
     task = Task(
         learner=learner,
@@ -292,6 +162,21 @@ def first_member(setup: Setup) -> Setup:
     measure = _measure(setup.scorer, fitted, setup.plan.monitor, alone=True)
     task = setup.task._replace(rows=members.rows[0], members=None, fitted=fitted, measure=measure)
     return setup._replace(state=member_of(setup.state, 0), task=task, fitted=fitted)
+
+
+def as_served(config: Config, setup: Setup, states: States) -> tuple[Setup, States]:
+    """Return both as the model answers once it is loaded, so that what is told of it is true of its answers.
+
+    Themselves where it answers in the form that was trained (`models.build.served_otherwise`).
+    """
+    precision = str(config.precision)
+    if not served_otherwise(config.model, precision):
+        return setup, states
+    parts = build_parts(config, setup.scorer.prepared.schema, served=True)
+    whole, member = compiled_forwards(parts, precision)
+    variables = jax.device_put(served_variables(config.model, states.variables, precision))
+    scorer = setup.scorer._replace(forward=whole, member=member)
+    return setup._replace(scorer=scorer), states._replace(variables=variables)
 
 
 def make_members(config: Config, split: Split) -> Members | None:
@@ -463,32 +348,6 @@ def _loss(config: Config, prepared: Prepared, train: Batch) -> Loss:
         held, rows = np.asarray(train["label"]).sum(axis=0), len(train["label"])
         weights = label_weight_array(config.training.class_weights, target.classes, held, rows)
     return make_loss(config.training, task=target.task, class_weights=weights)
-
-
-def _scorer(
-    prepared: Prepared, parts: Parts, loss: Loss, output_state: Any, precision: str, members: Members | None
-) -> Scorer:
-    held = members.held if members else (prepared.split.validation,)
-    rows = pass_rows(prepared.schema, max(map(len, held)) or len(prepared.split.train))
-
-    def total(outputs: jax.Array, label: jax.Array, weight: jax.Array | None) -> jax.Array:
-        return loss(outputs, parts.output.targets(output_state, label), weight)
-
-    whole = member = compiled(parts.forward, precision=precision)
-    if parts.member is not parts.forward:
-        member = compiled(parts.member, precision=precision)
-    folded = bool(members and members.folds)
-
-    def beside(variables: Any, transform: Any, output: Any, batch: Batch) -> Any:
-        def one(own: Any) -> Any:
-            alone, fitted, rows_of_own = own
-            return parts.member(alone, fitted if folded else transform, output, rows_of_own)
-
-        return jax.lax.map(one, (variables, transform if folded else (), batch))
-
-    together = compiled(beside, precision=precision)
-    answer, one, each = compiled(parts.held_out.apply), compiled(total), compiled(jax.vmap(total))
-    return Scorer(prepared, whole, member, together, answer, one, each, rows, members)
 
 
 _WHILE_TRAINING = ("loss", "accuracy", "subset_accuracy")

@@ -16,6 +16,7 @@ export function answer(description, { document: reply, milliseconds, timing }) {
       ["Interval", reply.intervals && reply.intervals[0].map((end) => number(end)).join(" to ")],
       ["Set", reply.sets && setOf(description, reply.sets[0])],
       ["Uncertainty", reply.uncertainty && uncertainty(description, reply.uncertainty[0])],
+      ["Beware", reply.warnings && short(reply.warnings.join("; "), 400)],
       ["Abstained", reply.abstained && (reply.abstained[0] ? "yes: better ask somebody else" : "no")],
       ["Waiting", stage("queue")],
       ["Decoding", stage("decode")],

@@ -1,0 +1,58 @@
+"""Data frames of pandas as the columns they are, without importing pandas: who has a frame has imported it."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmjax.errors import DataError
+
+
+class Frame(Protocol):
+    """A pandas DataFrame, as far as it is asked for."""
+
+    @property
+    def columns(self) -> Any:
+        """The names of the columns."""
+        ...
+
+    def items(self) -> Iterable[tuple[Any, Any]]:
+        """Return name and Series of each column."""
+        ...
+
+    def to_numpy(self) -> np.ndarray:
+        """Return all cells."""
+        ...
+
+
+def is_frame(value: Any) -> bool:
+    """Return whether `value` is a pandas DataFrame."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, pandas.DataFrame)
+
+
+def frame_columns(frame: Frame) -> dict[str, np.ndarray]:
+    """Return the columns of a data frame by name, without its index: plain numbers as they are, the rest as object[N].
+
+    What pandas takes for missing is None, of plain floats NaN. DataError for names that are no texts, or that are there
+    twice.
+    """
+    names = list(frame.columns)
+    problems = [
+        f"data frame: expected names of columns that are texts, got {name!r}; rename it"
+        for name in names
+        if not isinstance(name, str)
+    ]
+    texts = [name for name in names if isinstance(name, str)]
+    twice = [name for name in dict.fromkeys(texts) if texts.count(name) > 1]
+    problems += [f"data frame: expected each column once, got '{name}' again; rename or remove one" for name in twice]
+    if problems:
+        raise DataError(problems)
+    return {name: _cells(series) for name, series in frame.items()}
+
+
+def _cells(series: Any) -> np.ndarray:
+    if isinstance(series.dtype, np.dtype) and series.dtype.kind in "iufb":
+        return series.to_numpy()
+    return series.to_numpy(dtype=object, na_value=None)

@@ -1,0 +1,181 @@
+"""Who scores rows in training: every program that looks at validation and test rows, of one model or its members."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.backend import compile_ahead, compiled
+from mmjax.data.pipeline import pad_rows, take
+from mmjax.data.prepare import Prepared
+from mmjax.parts import Parts, States
+from mmjax.schema import Batch
+from mmjax.training.events import shaped
+from mmjax.training.losses import Loss
+from mmjax.training.members import Members, member_of
+from mmjax.training.outputs import Prediction
+from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, inputs_of, metrics_of, pass_rows, score, score_beside
+
+
+class Scorer(NamedTuple):
+    """Scores rows with one compiled shape."""
+
+    prepared: Prepared
+    forward: jax.stages.Wrapped
+    """Of all members together."""
+    member: Forward
+    """Of one of them; the same where there is one model."""
+    beside: jax.stages.Wrapped
+    """Of members beside each other, each of rows of its own: the batch has a leading axis too."""
+    answer: Callable[[Any, np.ndarray], Prediction]
+    """The Output's `apply`, compiled."""
+    total: jax.stages.Wrapped
+    """The mean loss of outputs, labels and weights or None, compiled."""
+    totals: jax.stages.Wrapped
+    """That of members, whose arrays have a leading axis."""
+    rows: int
+    """Rows of every forward pass: as many as there are to look at after each epoch, up to a limit."""
+    members: Members | None
+    under_way: Mapping[Any, Future[None]] = MappingProxyType({})
+    """What is being compiled: "forward", and the loss by its number of rows; see `started`."""
+    outputs: jax.ShapeDtypeStruct | None = None
+    """What `forward` returns of a pass, where that is being compiled."""
+
+    def started(self, states: States) -> "Scorer":
+        """Return the Scorer of one model with what it will run being compiled meanwhile; the states may be shapes."""
+        fields = {name: shaped(values, self.rows) for name, values in self.prepared.batch.items()}
+        outputs, _ = jax.eval_shape(self.forward, *states, inputs_of(fields))
+        under_way: dict[Any, Future[None]] = {"forward": compile_ahead(self.forward, *states, inputs_of(fields))}
+        for split in ("validation", "train", "test"):
+            rows = len(self.rows_of(split))
+            each = (jax.ShapeDtypeStruct((rows, *like.shape[1:]), like.dtype) for like in (outputs, fields["label"]))
+            weight = jax.ShapeDtypeStruct((rows,), jnp.float32) if "weight" in fields else None
+            if rows and rows not in under_way:
+                under_way[rows] = compile_ahead(self.total, *each, weight)
+        return self._replace(under_way=under_way, outputs=outputs)
+
+    def loss(self, outputs: np.ndarray, batch: Batch) -> float:
+        """Return the mean loss of raw outputs."""
+        self._wait(len(outputs))
+        return float(self.total(outputs, batch["label"], batch.get("weight")))
+
+    def _losses(self, outputs: Sequence[np.ndarray], answers: Sequence[Batch]) -> list[float]:
+        """Return the `loss` of each model; of several by one program, fewer rows padded by some without weight."""
+        if self.members is None:
+            return [self.loss(*each) for each in zip(outputs, answers, strict=True)]
+        most = max(map(len, outputs))
+        fields = [
+            {"weight": np.ones(len(own), np.float32)} | batch | {"outputs": own}
+            for own, batch in zip(outputs, answers, strict=True)
+        ]
+        padded = [pad_rows(each, most) for each in fields]
+        stacked_ = (np.stack([each[name] for each in padded]) for name in ("outputs", "label", "weight"))
+        return np.asarray(self.totals(*stacked_)).tolist()
+
+    def _wait(self, what: Any) -> None:
+        if what in self.under_way:
+            self.under_way[what].result()
+
+    def scores(self, states: States, split: str) -> tuple[Scores, Batch]:
+        """Return the Scores of a split and its labels and weights; `split` is `train`, `validation` or `test`.
+
+        With folds, `validation` is all rows that are not for test, each answered by the members that it is held from.
+        """
+        rows = self.rows_of(split)
+        if split == "validation" and self.members and self.members.folds:
+            return self._out_of_fold(states, rows), self.answers(rows)
+        return self._score(self.forward, states, rows), self.answers(rows)
+
+    def scores_without(self, states: States, split: str, hide: Callable[[Batch], Batch]) -> Scores:
+        """Return the Scores of a split, by all members, of inputs from which something is hidden."""
+        return self._score(self.forward, states, self.rows_of(split), hide)
+
+    def metrics(self, states: States, rows: Sequence[np.ndarray]) -> list[dict[str, float]]:
+        """Return `loss` and every metric of each model, on rows of its own; empty dicts where there are none."""
+        if not any(map(len, rows)):
+            return [{} for _ in rows]
+        found, answers = self._beside(states, rows), [self.answers(own) for own in rows]
+        losses = self._losses([scores.outputs for scores in found], answers)
+        exact = (metrics_of(self.prepared.schema, *each) for each in zip(found, answers, strict=True))
+        return [{"loss": loss} | own for loss, own in zip(losses, exact, strict=True)]
+
+    def each(self, states: States) -> list[States]:
+        """Return the states of each member."""
+        return [self._of(states, index) for index in range(len(self.members.numbers) if self.members else 1)]
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Return the rows of a split as `scores` understands it."""
+        found = self.prepared.split
+        return getattr(found, "train" if split == "validation" and found.folds is not None else split)
+
+    def answers(self, rows: np.ndarray) -> Batch:
+        """Return labels and weights."""
+        return take({name: found for name, found in self.prepared.batch.items() if name in LABEL_FIELDS}, rows)
+
+    def _score(
+        self, forward: Forward, states: States, rows: np.ndarray, change: Callable[[Batch], Batch] = lambda batch: batch
+    ) -> Scores:
+        self._wait("forward")
+        return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows, change=change)
+
+    def _beside(self, states: States, rows: Sequence[np.ndarray]) -> list[Scores]:
+        """Return the Scores of each model on rows of its own: of a table by one program, as on a GPU starting one takes
+        longer than what it computes; a pass of images is long enough."""
+        if self.members is not None and self.prepared.schema.image is None:
+            return score_beside(self.beside, states, self.prepared.batch, rows, size=self.rows)
+        return [self._score(self.member, own, alone) for own, alone in zip(self.each(states), rows, strict=True)]
+
+    def _of(self, states: States, index: int) -> States:
+        """Return the states of one member; a single model's are its own."""
+        if self.members is None:
+            return states
+        transform = self.members.transform_of(states.transform, index)
+        return States(member_of(states.variables, index), transform, states.output)
+
+    def _out_of_fold(self, states: States, rows: np.ndarray) -> Scores:
+        """Return the Scores of all rows, each from the M members of its fold; outputs are f32[N, M, O]."""
+        assert self.members is not None
+        of_fold, held, parts = self.members.of_fold, self.members.held, []
+        each = [scores.outputs for scores in self._beside(states, held)]
+        for first in range(0, len(each), of_fold):
+            own = each[first : first + of_fold]
+            parts.append(np.concatenate([one.reshape(len(one), -1, one.shape[-1]) for one in own], axis=1))
+        outputs = np.concatenate(parts)[np.argsort(np.searchsorted(rows, np.concatenate(held[::of_fold])))]
+        outputs = outputs[:, 0] if outputs.shape[1] == 1 else outputs
+        answer = jax.tree.map(np.asarray, self.answer(states.output, outputs))
+        return Scores(outputs, *answer)
+
+
+def make_scorer(
+    prepared: Prepared, parts: Parts, loss: Loss, output_state: Any, precision: str, members: Members | None
+) -> Scorer:
+    """Return the Scorer of a run; nothing is compiled before it is asked."""
+    held = members.held if members else (prepared.split.validation,)
+    rows = pass_rows(prepared.schema, max(map(len, held)) or len(prepared.split.train))
+
+    def total(outputs: jax.Array, label: jax.Array, weight: jax.Array | None) -> jax.Array:
+        return loss(outputs, parts.output.targets(output_state, label), weight)
+
+    whole, member = compiled_forwards(parts, precision)
+    folded = bool(members and members.folds)
+
+    def beside(variables: Any, transform: Any, output: Any, batch: Batch) -> Any:
+        def one(own: Any) -> Any:
+            alone, fitted, rows_of_own = own
+            return parts.member(alone, fitted if folded else transform, output, rows_of_own)
+
+        return jax.lax.map(one, (variables, transform if folded else (), batch))
+
+    together = compiled(beside, precision=precision)
+    answer, one, each = compiled(parts.held_out.apply), compiled(total), compiled(jax.vmap(total))
+    return Scorer(prepared, whole, member, together, answer, one, each, rows, members)
+
+
+def compiled_forwards(parts: Parts, precision: str) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+    """Return the forward pass of all members together, and that of one; one program where there is one model."""
+    whole = compiled(parts.forward, precision=precision)
+    return whole, whole if parts.member is parts.forward else compiled(parts.member, precision=precision)

@@ -165,7 +165,7 @@ def test_what_training_would_refuse(home: Path, capsys) -> None:
     ended = door(capsys, command, "--config", "table.yaml", "--set", "training.batch_size=57", "--json")
     assert ended.code == 2
     assert ended.document["error"]["problems"] == [
-        "training.batch_size: expected at most 56, the number of training rows, got 57; "
+        "--set training.batch_size: expected at most 56, the number of training rows, got 57; "
         "lower it, or remove it and it is chosen"
     ]
     assert door(capsys, command, "--config", "table.yaml", "--set", "training.epoch=5").code == 2

@@ -142,7 +142,7 @@ def test_rows_files_and_bundles_give_one_answer(story, tmp_path: Path) -> None:
     trained, loaded = result.predictor.predict(rows), model.predict(rows)
     assert np.array_equal(trained.probabilities, loaded.probabilities)
     written = predict_file(model, home / "table.csv", tmp_path / "out.csv")
-    assert (written.rows, set(written.ignored)) == (ROWS, {"id", "price", "kind"})
+    assert (written.rows, set(written.ignored)) == (ROWS, {"price", "kind"})
     with (tmp_path / "out.csv").open() as file:
         found = list(csv.reader(file))
     assert found[0] == ["id", "prediction", "probability_a", "probability_b", "probability_c"]

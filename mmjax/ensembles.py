@@ -11,7 +11,8 @@ from msgspec import UNSET
 from mmjax.config import Config
 from mmjax.parts import States
 from mmjax.recipe import Decision
-from mmjax.training.events import TrainResult, member_trials
+from mmjax.training.events import TrainResult
+from mmjax.training.program import member_trials
 from mmjax.training.setup import Setup
 
 DECISIONS = "decisions.json"

@@ -192,14 +192,14 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 compiling.result()
         with record.stage("evaluate"):
             states = States(result.variables, *setup.fitted)
-            answering = as_served(config, setup, states)
-            members = members_report(*answering, result)
+            answering, served = as_served(config, setup, states)
+            members = members_report(answering, served, result)
             if config.training.seeds:
+                _, answering, served = first_seed(config, answering, served)
                 config, setup, states = first_seed(config, setup, states)
                 result = result._replace(best_epoch=(*result.best_epochs, result.best_epoch)[0])
-                answering = as_served(config, setup, states)
-            served, facts = fit_output(config, *answering)
-            evaluated = evaluate_splits(config, answering[0], served, calibrated="calibration" in facts)
+            served, facts = fit_output(config, answering, served)
+            evaluated = evaluate_splits(config, answering, served, calibrated="calibration" in facts)
             evaluations, answers, leak, modalities, quantiles = evaluated
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("baselines"):
@@ -224,7 +224,7 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 options.tell(line)
             states = states._replace(output=served.output)
             trained = make_predictor(config, prepared.schema, states, forward=setup.scorer.forward)
-            predictor = make_predictor(config, prepared.schema, served, forward=answering[0].scorer.forward)
+            predictor = make_predictor(config, prepared.schema, served, forward=answering.scorer.forward)
             provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **provenance_of(prepared, backend)}
             kept = kept_answers(answers["test"], config.evaluation.answer_rows) if "test" in answers else None
             bundle = save_run_bundle(run_dir, config, prepared, trained, metrics, report, provenance, kept)

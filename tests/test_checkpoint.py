@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mmjax.config import Checkpoint
 from mmjax.errors import DataError
 from mmjax.training.checkpoint import DIGESTS, checkpointer, damages, load, load_newest, save, steps_in
-from mmjax.training.events import Snapshot
+from mmjax.training.program import Snapshot
 from mmjax.training.state import Position, TrainState, init_state
 from mmjax.training.steps import Totals, empty_totals
 from mmjax.training.stopping import StopState

@@ -17,7 +17,15 @@ from mmjax.backend import compiled
 from mmjax.models import convolution_check
 from mmjax.models.convolution import chosen_forms, convolution
 from mmjax.models.convolution_check import form_programs, wrong_forms
-from mmjax.models.convolution_forms import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry, sums_over_pixels
+from mmjax.models.convolution_forms import (
+    FORWARD_FORMS,
+    INPUT_FORMS,
+    WEIGHT_FORMS,
+    Geometry,
+    by_lax,
+    by_lax_folded,
+    sums_over_pixels,
+)
 from mmjax.models.layers import max_pool_3x3
 from mmjax.numerics import find_wrong
 
@@ -171,6 +179,28 @@ def test_depthwise_maps_over_members() -> None:
     together = jax.jit(jax.vmap(jax.grad(loss)))(kernels, x)
     one_by_one = jax.jit(lambda *pairs: lax.map(lambda pair: jax.grad(loss)(*pair), pairs))(kernels, x)
     np.testing.assert_allclose(together, one_by_one, rtol=1e-5, atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch_channels=st.sampled_from([(2, 3), (1, 1), (3, 4), (0, 3)]),
+    kernel=st.sampled_from([(7, 7), (3, 3), (4, 7), (2, 5)]),
+    stride=st.sampled_from([2, 3]),
+    size=st.sampled_from([(12, 9), (7, 8), (1, 3)]),
+    pads=st.sampled_from([((3, 3), (3, 3)), ((0, 1), (1, 1)), ((0, 0), (2, -1)), ((5, 0), (9, 9))]),
+)
+def test_folded_pixels_convolve_to_the_same(
+    batch_channels: tuple[int, int], kernel: tuple[int, int], stride: int, size: tuple[int, int], pads: Any
+) -> None:
+    batch, channels = batch_channels
+    x, weights = normals(0, batch, *size, channels), normals(1, *kernel, channels, 5)
+    geometry = Geometry(stride, pads, 1)
+    expected, back = jax.vjp(lambda x, k: by_lax(x, k, geometry), x, weights)
+    got, got_back = jax.vjp(lambda x, k: by_lax_folded(x, k, geometry), x, weights)
+    gradient = normals(2, *expected.shape)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5)
+    for mine, its in zip(got_back(gradient), back(gradient), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("size", [(7, 8), (1, 2), (12, 5)])

@@ -27,10 +27,12 @@ from mmjax.parts import States, build_parts
 from mmjax.recipe import resolve
 from mmjax.train import fit
 from mmjax.training.checkpoint import _position_to_json, load, save
-from mmjax.training.events import Snapshot, TrainResult, on_host, train_events, watch
+from mmjax.training.events import TrainResult, train_events, watch
 from mmjax.training.members import MEMBER_LOOPS, Members, member_of, where_active
+from mmjax.training.program import Snapshot
+from mmjax.training.scoring import metrics_of, score
 from mmjax.training.setup import Setup, set_up
-from mmjax.training.state import eval_variables
+from mmjax.training.state import eval_variables, on_host
 from mmjax.transforms.base import stack_states
 from mmjax.transforms.piecewise import piecewise_linear
 from mmjax.transforms.tabular import only_seen
@@ -84,9 +86,10 @@ def alone(setup: Setup, index: int) -> Setup:
     assert members is not None
     one = Members(*((part[index],) for part in members[:3]), members.folds)
 
-    def measure(variables: Any) -> list[dict[str, float]]:
-        alike = jax.tree.map(lambda leaf: np.repeat(leaf, len(members.numbers), 0), variables)
-        return setup.task.measure(alike)[index : index + 1]
+    def measure(variables: Any, active: np.ndarray) -> list[dict[str, float]]:
+        count = len(members.numbers)
+        alike = jax.tree.map(lambda leaf: np.repeat(leaf, count, 0), variables)
+        return setup.task.measure(alike, np.repeat(active, count))[index : index + 1]
 
     only = [slice(index, index + 1)]
     transform = member_of(setup.task.fitted[0], only[0]) if members.folds else setup.task.fitted[0]
@@ -160,6 +163,29 @@ def test_a_run_of_members_goes_on_to_the_same_bits(table: Path, tmp_path: Path):
     resumed, _ = trained(setup, load(tmp_path / str(step), setup.state))
     close(resumed.variables, whole.variables, atol=0.0)
     assert (resumed.history, resumed.best_epochs) == (whole.history, whole.best_epochs)
+
+
+def test_metrics_of_members_beside_each_other_are_those_of_each_alone(table: Path, tmp_path: Path) -> None:
+    header, *lines = table.read_text().splitlines()
+    weighed = [f"{line},{(0.0, 0.5, 3.0)[index % 3]}" for index, line in enumerate(lines)]
+    (tmp_path / "weighed.csv").write_text("\n".join([f"{header},weight", *weighed]) + "\n")
+    plain = msgspec.to_builtins(config_of(table, members=2, split={"folds": 5}))
+    plain["data"]["tabular"] |= {"path": str(tmp_path / "weighed.csv"), "weight_column": "weight"}
+    _, prepared, setup = ready(config_from_dict(plain, "test"))
+    members, scorer, states = setup.task.members, setup.scorer, States(eval_variables(setup.state), *setup.fitted)
+    assert members is not None
+    assert len({len(held) for held in members.held}) > 1  # folds of two sizes
+    rows = [held if index != 3 else held[:0] for index, held in enumerate(members.held)]
+    for index, (found, own, held) in enumerate(
+        zip(scorer.metrics(states, rows), scorer.each(states), rows, strict=True)
+    ):
+        if index == 3:  # that one learns no more
+            assert found == {}
+            continue
+        scores = score(scorer.member, own, prepared.batch, held, largest=16, smallest=16)
+        answers = scorer.answers(held)
+        expected = {"loss": scorer.loss(scores.outputs, answers)} | metrics_of(prepared.schema, scores, answers)
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_out_of_fold_answers_are_those_of_models_that_never_saw_the_row(table: Path):

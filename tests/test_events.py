@@ -12,7 +12,8 @@ import pytest
 from mmjax.config import Checkpoint, EarlyStopping, Training
 from mmjax.errors import TrainingError
 from mmjax.training.event_types import EpochEnded, Finished, Started, Stopped
-from mmjax.training.events import Plan, Snapshot, Task, train_events, watch
+from mmjax.training.events import train_events, watch
+from mmjax.training.program import Plan, Snapshot, Task
 from tests.learning import make_learner, make_state, rows
 
 
@@ -42,7 +43,7 @@ def told(state, task: Task, plan: Plan):
 def falling(values: list[float]):
     """A measure that says these validation losses, one an epoch."""
     left = iter(values)
-    return lambda variables: [{"val_loss": next(left)}]
+    return lambda variables, active: [{"val_loss": next(left)}]
 
 
 def test_events_come_in_order(getkey) -> None:
@@ -60,7 +61,7 @@ def test_the_best_epoch_is_kept(getkey) -> None:
     kept = []
     task = make_task(rows(), falling([3.0, 1.0, 2.0, 4.0]))
 
-    def measure(variables):
+    def measure(variables, active):
         kept.append(np.asarray(variables["params"]["head"]["kernel"]).copy())
         return [{"val_loss": [3.0, 1.0, 2.0, 4.0][len(kept) - 1]}]
 

@@ -45,7 +45,7 @@ LAYERS: dict[int, dict[str, str]] = {
     },
     2: {
         "training": """training/checkpoint training/decide training/events training/fine_tuning training/members
-            training/optimizer training/scoring training/steps""",
+            training/optimizer training/program training/scoring training/steps""",
         "artifact": "artifact/bundle artifact/registry artifact/runs",
     },
     3: {

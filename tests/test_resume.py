@@ -20,7 +20,8 @@ from mmjax.recipe import resolve
 from mmjax.training import events
 from mmjax.training.checkpoint import checkpointer, load_newest, steps_in
 from mmjax.training.event_types import EpochEnded, Event, Finished, Stopped
-from mmjax.training.events import Plan, Snapshot, Task, TrainResult, train_events
+from mmjax.training.events import TrainResult, train_events
+from mmjax.training.program import Plan, Snapshot, Task, streamed_windows
 from mmjax.training.setup import set_up
 from mmjax.training.state import TrainState
 from tests.doors import write_images, write_table
@@ -85,8 +86,8 @@ def story_of(data: dict[str, Any], made: dict[str, Any], **training: Any) -> Sto
     config, _ = resolve(config, prepared.schema, **sizes)
     setup = set_up(config, prepared, build_parts(config, prepared.schema))
 
-    def measure(variables: Any) -> list[dict[str, float]]:
-        return [own | {"val_rmse": math.nan} for own in setup.task.measure(variables)]
+    def measure(variables: Any, active: Any) -> list[dict[str, float]]:
+        return [own | {"val_rmse": math.nan} for own in setup.task.measure(variables, active)]
 
     return Story(setup.state, setup.task._replace(measure=measure), setup.plan)
 
@@ -94,7 +95,7 @@ def story_of(data: dict[str, Any], made: dict[str, Any], **training: Any) -> Sto
 @pytest.fixture(autouse=True)
 def _compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Task is compiled once however often it is trained; processes compile anew, see test_kills.py."""
-    make, known = events._make_program, {}
+    make, known = events.make_program, {}
 
     def program(task: Task, plan: Plan) -> Any:
         key = (id(task), plan)
@@ -102,7 +103,7 @@ def _compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
             known[key] = (task, make(task, plan))
         return known[key][1]
 
-    monkeypatch.setattr(events, "_make_program", program)
+    monkeypatch.setattr(events, "make_program", program)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +209,7 @@ def test_images_end_in_the_same_bits_resident_and_streamed(tmp_path: Path, monke
 
 
 def test_a_small_table_is_read_in_windows_no_larger_than_an_epoch(table: Story) -> None:
-    windows = events._streamed(table.task, table.plan.seed, 16)  # 32 MiB of so short rows are some 10,000 epochs
+    windows = streamed_windows(table.task, table.plan.seed, 16)  # 32 MiB of so short rows are some 10,000 epochs
     for first in (0, 3):
         (window,) = windows(1, first)
         assert (len(window.data["label"]), window.start, window.stop) == (5 * 16, 0, 5 - first)

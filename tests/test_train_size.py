@@ -19,7 +19,8 @@ from mmjax.parts import build_parts
 from mmjax.recipe import resolve_prepared
 from mmjax.train import fit
 from mmjax.training import events
-from mmjax.training.events import Snapshot, TrainResult, train_events
+from mmjax.training.events import TrainResult, train_events
+from mmjax.training.program import Snapshot
 from mmjax.training.setup import Setup, set_up
 from mmjax.transforms.build import progressive_sizes
 from tests.doors import write_images
@@ -107,9 +108,9 @@ def test_a_growing_run_resumes_to_the_same_bits_and_is_served_at_the_test_size(
     )
     setup = setup_of(config)
     assert [last for last, _ in setup.task.smaller] == [1, 3]  # at 8 and 12 px
-    program = events._make_program(setup.task, setup.plan)
+    program = events.make_program(setup.task, setup.plan)
     with monkeypatch.context() as once:
-        once.setattr(events, "_make_program", lambda task, plan: program)  # compiled once
+        once.setattr(events, "make_program", lambda task, plan: program)  # compiled once
         whole = _resumes(setup)
     result = fit(config, runs_dir=tmp_path / "runs", registry=None)
     spec = result.predictor.schema.image

@@ -13,7 +13,7 @@ import numpy as np
 from mmjax.schema import Batch
 
 WINDOW_BYTES = 32 << 20
-"""About so much is read, and put on the device, at once."""
+"""About so much is read, and put on the device, at once; the next window is put there while one is computed with."""
 AHEAD = 2
 """Windows read ahead, each by a thread of its own."""
 BLOCK_BYTES = 1 << 20

@@ -14,7 +14,7 @@ measures every form and says where the choice is not the fastest. What it found 
 | 1x1, 64 to 256, 16 px, 64 | weight gradient | 9.8 / 6.5 | taps: 5.8 / 2.8 |
 | 3x3, 3 to 64 channels, 32 px, 64 | weight gradient | 5.3 / 8.9 | taps: 4.6 / 3.0 |
 | depthwise 5x5, 240 channels, 16 px, 32 | forward | 133 / 52 | shifted: 3.8 / 3.4 |
-| | input gradient | 160 / 2.6 | phases: 4.1 / 3.3 (bfloat16 takes XLA's own) |
+| | input gradient | 160 / 2.6 | phases: 4.1 / 3.3 |
 | | weight gradient | 135 / 128 | summed: 13 / 16 |
 
 In bfloat16 the forward form goes to oneDNN (`mmjax.backend`), which XLA gives no gradient: written as forward
@@ -81,8 +81,7 @@ def chosen_forms(kernel_shape: tuple[int, ...], geometry: Geometry, *, narrow: b
     """
     height, width, inputs, outputs = kernel_shape
     if inputs == 1 and 1 < geometry.groups == outputs:
-        large = narrow and height > 3 and geometry.stride == 1
-        return Forms("shifted", "lax" if large else "phases", "summed")
+        return Forms("shifted", "phases", "summed")
     if geometry.groups > 1:
         return Forms("lax", "lax", "lax")
     if inputs > FEW_CHANNELS and (height, width) != (1, 1):
@@ -96,7 +95,7 @@ def _sound_form(part: Literal["forward", "input", "weight"], kernel: jax.Array, 
     What is not taken is not checked: a network that only answers waits for no gradient's form.
     """
     bfloat16 = kernel.dtype == jnp.bfloat16
-    narrow = part != "forward" and bfloat16 and fast_bfloat16()  # which does not depend on it
+    narrow = part == "weight" and bfloat16 and fast_bfloat16()  # no other part depends on it
     form: str = getattr(chosen_forms(kernel.shape, geometry, narrow=narrow), part)
     wrong = form != "lax" and (part, form) in wrong_forms("bfloat16" if bfloat16 else "float32")
     return "lax" if wrong else form

@@ -43,17 +43,18 @@ def by_lax_folded(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
     stride, pads, _ = geometry
     taps = [-(-size // stride) for size in kernel.shape[:2]]
     padded = [size + sum(pad) for size, pad in zip(x.shape[1:3], pads, strict=True)]
-    spans = [((n - k) // stride + t) * stride for n, k, t in zip(padded, kernel.shape[:2], taps, strict=True)]
+    spans = [max((n - k) // stride + t, 0) * stride for n, k, t in zip(padded, kernel.shape[:2], taps, strict=True)]
     cuts = [(low, span - low - size) for span, size, (low, _) in zip(spans, x.shape[1:3], pads, strict=True)]
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*cut, 0) for cut in cuts), (0, 0, 0)))
     ends = [(0, stride * t - k, 0) for t, k in zip(taps, kernel.shape[:2], strict=True)]
     kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), (*ends, (0, 0, 0), (0, 0, 0)))
     rows, columns = (span // stride for span in spans)
     inputs, outputs = kernel.shape[2:]
-    x = x.reshape(-1, rows, stride, columns, stride, inputs).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(x.shape[0], rows, stride, columns, stride, inputs).transpose(0, 1, 3, 2, 4, 5)
     kernel = kernel.reshape(taps[0], stride, taps[1], stride, inputs, outputs).transpose(0, 2, 1, 3, 4, 5)
-    x, kernel = x.reshape(-1, rows, columns, stride**2 * inputs), kernel.reshape(*taps, -1, outputs)
-    more = -x.shape[3] % 8
+    channels = stride**2 * inputs
+    x, kernel = x.reshape(*x.shape[:3], channels), kernel.reshape(*taps, channels, outputs)
+    more = -channels % 8
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (0, 0, 0), (0, more, 0)))
     kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), ((0, 0, 0), (0, 0, 0), (0, more, 0), (0, 0, 0)))
     return by_lax(x, kernel, Geometry(1, ((0, 0), (0, 0)), 1))

@@ -30,8 +30,9 @@ from mmjax.artifact.files import sync_folder, temporary_sibling, write_synced
 from mmjax.config import Checkpoint
 from mmjax.errors import DataError
 from mmjax.training.event_types import Checkpointed
-from mmjax.training.events import Snapshot, on_host, steps_done
-from mmjax.training.state import Position, TrainState, eval_variables
+from mmjax.training.events import steps_done
+from mmjax.training.program import Snapshot
+from mmjax.training.state import Position, TrainState, eval_variables, on_host
 from mmjax.training.steps import empty_totals
 from mmjax.training.stopping import StopState
 

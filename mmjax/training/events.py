@@ -6,72 +6,31 @@ resumes, because the next step takes over its memory.
 
 import contextlib
 import functools
-import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import msgspec
 import numpy as np
 
-from mmjax.backend import compile_ahead, compiled, platform
-from mmjax.config import MemberLoop, Training
-from mmjax.data.pipeline import epoch_batches, take
-from mmjax.data.stream import window_steps
-from mmjax.data.stream import windows as read_windows
+from mmjax.backend import compiled, platform
+from mmjax.config import Training
 from mmjax.errors import TrainingError
 from mmjax.interrupts import Ending
-from mmjax.schema import Batch
 from mmjax.training.event_types import EpochEnded, Event, Finished, Progressed, Started, Stopped
 from mmjax.training.members import (
-    Chunk,
-    Members,
-    Trial,
-    make_member_chunk,
     member_of,
-    try_member_loops,
     where_active,
 )
 from mmjax.training.metrics import metric_direction
-from mmjax.training.state import Position, TrainState, eval_variables
-from mmjax.training.steps import Learner, Totals, empty_totals, make_train_chunk
+from mmjax.training.program import Plan, Program, Snapshot, Task, decided, make_program
+from mmjax.training.state import Position, TrainState, eval_variables, on_host
+from mmjax.training.steps import Totals, empty_totals
 from mmjax.training.stopping import init_stop, update_stop
 
 CHUNK_S = 1.0
 """Seconds of work between two looks at the clock: signals and progress stay prompt."""
-
-
-class Snapshot(NamedTuple):
-    """All that a run needs to go on from here; as the trainer yields it, valid until the next event."""
-
-    state: TrainState
-    totals: Totals
-    """Sums over the batches of the epoch under way."""
-    best: Any
-    """Variables of the best epoch so far; None before the first one."""
-    position: Position
-    last: bool = False
-    """True for the last good one of a run that cannot go on: it is to be kept."""
-
-
-class Plan(NamedTuple):
-    """How long and by what to train; every field decided."""
-
-    name: str
-    seed: int
-    training: Training
-    loop: bool
-    """Run many steps as one program."""
-    monitor: str
-    """`val_X` or `train_X`; empty keeps the last epoch."""
-    precision: str = "float32"
-    """The compute type that the network was built for."""
-    threads: int = 1
-    """Of the device: as many members run at once where each is a program of its own."""
-    ends_at: float | None = None
-    """By `time.monotonic`: no epoch begins that would not end before it."""
 
 
 class TrainResult(NamedTuple):
@@ -89,45 +48,6 @@ class TrainResult(NamedTuple):
     """Of each member; empty for one model."""
 
 
-Measure = Callable[[Any], list[dict[str, float]]]
-"""`measure(variables) -> [{"val_loss": ..., "val_accuracy": ..., ...}]` after each epoch, of each model."""
-
-
-class Task(NamedTuple):
-    """What is trained: the pure parts, the rows, and who measures."""
-
-    learner: Learner
-    data: Batch
-    """All rows with `label`, on the host or mapped from disk."""
-    rows: np.ndarray
-    """Indices into `data` of the training rows, i64[N]."""
-    streamed: bool
-    """False: the training rows move to the device once. True: they are read from disk, window by window."""
-    fitted: tuple[Any, Any]
-    """Transform and output states."""
-    measure: Measure
-    learning_rates: np.ndarray
-    """f32[epochs]: the learning rate of the last update of each epoch, to tell."""
-    parameters: int
-    validation_rows: int
-    smaller: tuple[tuple[int, Learner], ...] = ()
-    """(last epoch, learner) of epochs that train at smaller images first, in order; `learner` is that of the others."""
-    members: Members | None = None
-    """None: one model. Else state, fitted Transform (with folds) and best weights have a leading axis."""
-    chunk: Chunk | None = None
-    """The steps of `learner`, where they are being compiled already (`start_compiling`)."""
-
-    @property
-    def models(self) -> int:
-        """How many are trained."""
-        return len(self.members.numbers) if self.members else 1
-
-    @property
-    def epoch_rows(self) -> int:
-        """Rows that a model sees in an epoch, before what fills no batch is left out."""
-        return self.members.shortest if self.members else len(self.rows)
-
-
 def train_events(
     state: TrainState, task: Task, plan: Plan, resumed: Snapshot | None = None
 ) -> Generator[Event | Snapshot, None, TrainResult]:
@@ -136,7 +56,7 @@ def train_events(
     A Snapshot comes after each chunk of about a second and after each epoch. Raises TrainingError, after a last
     Snapshot of the newest state known to be finite, when a loss or a weight is not finite.
     """
-    epochs, batch_size, rows = _decided(plan.training.epochs), _decided(plan.training.batch_size), task.epoch_rows
+    epochs, batch_size, rows = decided(plan.training.epochs), decided(plan.training.batch_size), task.epoch_rows
     direction = metric_direction(plan.monitor) if plan.monitor else "min"
     yield Started(
         plan.name,
@@ -152,7 +72,7 @@ def train_events(
         seeds=len(plan.training.seeds),
     )
     started = time.perf_counter()
-    program, clock = _make_program(task, plan), _Clock(batch_size * task.models)
+    program, clock = make_program(task, plan), _Clock(batch_size * task.models)
     stop = init_stop(direction, members=task.models if task.members else None)
     first = Position(epoch=1, batch=0, history=(), best_epoch=0, stop=stop, over=False)
     now = _on_device(resumed or Snapshot(state, empty_totals(state.step.shape), None, first))
@@ -221,130 +141,14 @@ class _Clock(NamedTuple):
         return self.steps * self.batch_size / self.seconds if self.seconds else float("nan")
 
 
-class _Window(NamedTuple):
-    """Some of the batches of an epoch, on the device."""
-
-    data: Batch
-    rows: jax.Array
-    """i32[S, B], or i32[E, S, B] for members: indices into `data`."""
-    start: int
-    stop: int
-    """Batches `start .. stop` of `rows` are to be done."""
-
-
-class _Program(NamedTuple):
-    """A compiled chunk with what it always reads."""
-
-    chunks: tuple[tuple[float, Chunk], ...]
-    """(last epoch, chunk), in order; the last one is for all others."""
-    windows: Callable[[int, int], Iterator[_Window]]
-    """`(epoch, first batch) -> the rest of the epoch`."""
-    fitted: tuple[Any, Any]
-    loop: bool
-    batches: int
-    """Of an epoch."""
-
-    def chunk(self, epoch: int) -> Chunk:
-        """Return what runs the steps of an epoch."""
-        return next(chunk for last, chunk in self.chunks if epoch <= last)
-
-    def run(self, now: Snapshot, window: _Window, start: int, count: int):
-        """Return the state and sums after `count` steps: one program, or one call a step."""
-        carry, active, chunk = (now.state, now.totals), now.position.stop.active, self.chunk(now.position.epoch)
-        members = (active,) if np.ndim(active) else ()
-        if self.loop:
-            return chunk(*carry, window.data, *self.fitted, window.rows, start, count, *members)
-        for index in range(start, start + count):
-            carry = chunk(*carry, window.data, *self.fitted, window.rows, index, 1, *members)
-        return carry
-
-
-def _make_program(task: Task, plan: Plan) -> _Program:
-    """Return what runs the steps of a run. With members that no one has said how to compute, a trial decides first."""
-    batch_size = _decided(plan.training.batch_size)
-    windows = (_streamed if task.streamed else _resident)(task, plan.seed, batch_size)
-    stages = (*task.smaller, (math.inf, task.learner))
-    chunks = tuple((last, _chunk(learner, task, plan)) for last, learner in stages)
-    return _Program(chunks, windows, task.fitted, plan.loop, task.epoch_rows // batch_size)
-
-
-def start_compiling(task: Task, plan: Plan, state: TrainState) -> Task:
-    """Return the Task of one model in memory with its steps being compiled meanwhile; `state` may be shapes.
-
-    Nothing waits for it until the steps are run: so initial weights can be made beside it.
-    """
-    batch_size = _decided(plan.training.batch_size)
-    chunk, rows = _chunk(task.learner, task, plan), (task.epoch_rows // batch_size, batch_size)
-    data = {name: shaped(values, len(task.rows)) for name, values in task.data.items()}
-    rest = (empty_totals(), data, *task.fitted, jax.ShapeDtypeStruct(rows, jnp.int32), 0, 1)
-    ready = compile_ahead(chunk, state, *rest)
-
-    def run(*arguments: Any) -> tuple[TrainState, Totals]:
-        ready.result()
-        return chunk(*arguments)
-
-    return task._replace(chunk=run)
-
-
-def shaped(values: np.ndarray, rows: int) -> jax.ShapeDtypeStruct:
-    """Return what so many rows of a host array are on the device, without values."""
-    return jax.ShapeDtypeStruct((rows, *values.shape[1:]), jax.dtypes.canonicalize_dtype(values.dtype))
-
-
-def _chunk(learner: Learner, task: Task, plan: Plan) -> Any:
-    """Return the compiled steps of a learner; they are compiled when they first run."""
-    if task.chunk is not None and learner is task.learner:
-        return task.chunk
-    if task.members is None:
-        steps = make_train_chunk(learner, seed=plan.seed, loop=plan.loop)
-        return compiled(steps, donate=(0, 1), precision=plan.precision)
-    how = plan.training.member_loop
-    assert how is not msgspec.UNSET, "a trial decides it before training"
-    return _member_chunk(learner, task, plan, how)
-
-
-def _member_chunk(learner: Learner, task: Task, plan: Plan, how: MemberLoop) -> Chunk:
-    assert task.members is not None
-    return make_member_chunk(
-        learner,
-        seed=plan.seed,
-        loop=plan.loop,
-        folded=bool(task.members.folds),
-        how=how,
-        precision=plan.precision,
-        threads=plan.threads,
-    )
-
-
-def member_trials(state: TrainState, task: Task, plan: Plan) -> list[Trial]:
-    """Return how long a step of all members takes, computed in each way; the fastest first."""
-    assert task.members is not None
-    active = np.ones(task.models, bool)
-    (window,) = _resident(task, plan.seed, _decided(plan.training.batch_size))(1, 0)
-
-    def arguments() -> tuple[Any, ...]:
-        totals = empty_totals(state.step.shape)
-        return *jax.device_put(on_host((state, totals))), window.data, *task.fitted, window.rows, active
-
-    batches = window.rows.shape[-2]
-    steps = _decided(plan.training.epochs) * batches
-    return try_member_loops(
-        lambda how: _member_chunk(task.learner, task, plan, how),
-        arguments,
-        steps=steps,
-        most=batches if plan.loop else 1,
-        ends_at=plan.ends_at,
-    )
-
-
 def timed_epoch(state: TrainState, task: Task, plan: Plan) -> float:
     """Return about the seconds of the last epoch of one model with its look at the validation rows.
 
     Compilation is left out. At most a second of steps is timed, or one step; the state stays as it is.
     """
-    program = _make_program(task, plan)
+    program = make_program(task, plan)
     first = Position(
-        epoch=_decided(plan.training.epochs), batch=0, history=(), best_epoch=0, stop=init_stop("min"), over=False
+        epoch=decided(plan.training.epochs), batch=0, history=(), best_epoch=0, stop=init_stop("min"), over=False
     )
     window, clock = next(iter(program.windows(1, 0))), _Clock(1)
     now = _on_device(Snapshot(state, empty_totals(), None, first))
@@ -356,61 +160,17 @@ def timed_epoch(state: TrainState, task: Task, plan: Plan) -> float:
         clock = clock.add(steps, time.perf_counter() - began)
         now = now._replace(state=carry[0], totals=carry[1])
     variables = eval_variables(now.state)
-    task.measure(variables)
+    task.measure(variables, np.ones(1, bool))
     began = time.perf_counter()
-    task.measure(variables)
+    task.measure(variables, np.ones(1, bool))
     return program.batches / clock.rate() + time.perf_counter() - began
 
 
-def _resident(task: Task, seed: int, batch_size: int) -> Callable[[int, int], Iterator[_Window]]:
-    """Return windows that are whole epochs: all training rows stay on the device."""
-    data = jax.device_put(take(task.data, task.rows))
-    places = [np.searchsorted(task.rows, rows).astype(np.int32) for rows in task.members.rows] if task.members else []
-
-    def windows(epoch: int, first: int) -> Iterator[_Window]:
-        order = _epoch_order(task, places, seed, epoch, batch_size)
-        yield _Window(data, jax.device_put(order), first, order.shape[-2])
-
-    return windows
-
-
-def _epoch_order(task: Task, places: list[np.ndarray], seed: int, epoch: int, batch_size: int) -> np.ndarray:
-    """Return the rows of each batch as indices into `task.rows`, i32[S, B], or i32[E, S, B] for members.
-
-    `places i32[N_e]` are the rows of each member, as such indices.
-    """
-    if task.members is None:
-        return epoch_batches(seed, epoch, len(task.rows), batch_size)
-    steps, orders = task.epoch_rows // batch_size, []
-    for number, own in zip(task.members.numbers, places, strict=True):
-        orders.append(own[epoch_batches(seed, epoch, len(own), batch_size, number)[:steps]])
-    return np.stack(orders)
-
-
-def _streamed(task: Task, seed: int, batch_size: int) -> Callable[[int, int], Iterator[_Window]]:
-    """Return windows that are read ahead from disk, in the very order of resident rows."""
-    steps = min(window_steps(task.data, batch_size), len(task.rows) // batch_size)  # a small table fills no window
-    rows = jax.device_put(np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size))
-
-    def windows(epoch: int, first: int) -> Iterator[_Window]:
-        order = epoch_batches(seed, epoch, len(task.rows), batch_size)
-        with contextlib.closing(read_windows(task.data, task.rows, order, steps=steps, start=first)) as ahead:
-            counts = (min(steps, len(order) - start) for start in range(first, len(order), steps))
-            on_device = (_Window(jax.device_put(data), rows, 0, n) for data, n in zip(ahead, counts, strict=True))
-            before = next(on_device, None)  # the next one moves there while this one is computed with
-            while before is not None:
-                after = next(on_device, None)
-                yield before
-                before = after
-
-    return windows
-
-
 def _run_epoch(
-    program: _Program, now: Snapshot, clock: _Clock, plan: Plan
+    program: Program, now: Snapshot, clock: _Clock, plan: Plan
 ) -> Generator[Event | Snapshot, None, tuple[Snapshot, _Clock]]:
     """Yield a Snapshot after each chunk, and Progressed about once a second; return the state after the epoch."""
-    epochs, epoch, done = _decided(plan.training.epochs), now.position.epoch, now.position.batch
+    epochs, epoch, done = decided(plan.training.epochs), now.position.epoch, now.position.batch
     if epoch > 1 and program.chunk(epoch) is not program.chunk(epoch - 1):
         clock = _Clock(clock.batch_size, reported=clock.reported)  # another size: its first call compiles too
     for window in program.windows(epoch, done):
@@ -459,7 +219,7 @@ def watch(
 
 def _measured(now: Snapshot, task: Task) -> list[dict[str, float]]:
     """Return the metrics of the epoch that ended: of the model, or of each member that still learns."""
-    each = task.measure(eval_variables(now.state))
+    each = task.measure(eval_variables(now.state), np.atleast_1d(now.position.stop.active))
     if task.members is None:
         return [_epoch_metrics(now.totals, task) | each[0]]
     totals, active = on_host(now.totals), np.flatnonzero(now.position.stop.active).tolist()
@@ -487,7 +247,7 @@ def _after_epoch(
 
     `each` holds the metrics of the model, or of each member that still learns; the history keeps their mean.
     """
-    position, epochs, metrics = now.position, _decided(plan.training.epochs), _mean(each)
+    position, epochs, metrics = now.position, decided(plan.training.epochs), _mean(each)
     epoch, history = position.epoch, (*position.history, metrics)
     after = position._replace(epoch=epoch + 1, batch=0, history=history, over=epoch >= epochs)
     totals = empty_totals(now.state.step.shape)
@@ -596,13 +356,3 @@ def _kept(now: Snapshot) -> Snapshot:
     """Return the Snapshot with copies of what the next step takes over."""
     state, totals = _copy((now.state, now.totals))
     return now._replace(state=state, totals=totals)
-
-
-def on_host(tree: Any) -> Any:
-    """Return the arrays of a tree as NumPy copies: a mere view would keep the buffer from being donated."""
-    return jax.tree.map(lambda leaf: np.array(leaf), tree)
-
-
-def _decided(value: int | msgspec.UnsetType) -> int:
-    assert isinstance(value, int), "the recipe decides every field before training"
-    return value

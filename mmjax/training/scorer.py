@@ -14,10 +14,10 @@ from mmjax.data.pipeline import pad_rows, take
 from mmjax.data.prepare import Prepared
 from mmjax.parts import Parts, States
 from mmjax.schema import Batch
-from mmjax.training.events import shaped
 from mmjax.training.losses import Loss
-from mmjax.training.members import Members, member_of
+from mmjax.training.members import Members, apart
 from mmjax.training.outputs import Prediction
+from mmjax.training.program import shaped
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, inputs_of, metrics_of, pass_rows, score, score_beside
 
 
@@ -95,17 +95,23 @@ class Scorer(NamedTuple):
         return self._score(self.forward, states, self.rows_of(split), hide)
 
     def metrics(self, states: States, rows: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        """Return `loss` and every metric of each model, on rows of its own; empty dicts where there are none."""
-        if not any(map(len, rows)):
+        """Return `loss` and every metric of each model, on rows of its own; an empty dict where it has none."""
+        found = self._beside(states, rows)
+        if not found:
             return [{} for _ in rows]
-        found, answers = self._beside(states, rows), [self.answers(own) for own in rows]
-        losses = self._losses([scores.outputs for scores in found], answers)
-        exact = (metrics_of(self.prepared.schema, *each) for each in zip(found, answers, strict=True))
-        return [{"loss": loss} | own for loss, own in zip(losses, exact, strict=True)]
+        answers = [self.answers(rows[index]) for index in found]
+        losses = self._losses([scores.outputs for scores in found.values()], answers)
+        exact = (metrics_of(self.prepared.schema, *pair) for pair in zip(found.values(), answers, strict=True))
+        told = {index: {"loss": loss} | own for index, loss, own in zip(found, losses, exact, strict=True)}
+        return [told.get(index, {}) for index in range(len(rows))]
 
     def each(self, states: States) -> list[States]:
-        """Return the states of each member."""
-        return [self._of(states, index) for index in range(len(self.members.numbers) if self.members else 1)]
+        """Return the states of each member; a single model's are its own."""
+        if self.members is None:
+            return [states]
+        variables = apart(states.variables)
+        folded = apart(states.transform) if self.members.folds else [states.transform] * len(variables)
+        return [States(own, fitted, states.output) for own, fitted in zip(variables, folded, strict=True)]
 
     def rows_of(self, split: str) -> np.ndarray:
         """Return the rows of a split as `scores` understands it."""
@@ -122,25 +128,21 @@ class Scorer(NamedTuple):
         self._wait("forward")
         return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows, change=change)
 
-    def _beside(self, states: States, rows: Sequence[np.ndarray]) -> list[Scores]:
+    def _beside(self, states: States, rows: Sequence[np.ndarray]) -> dict[int, Scores]:
         """Return the Scores of each model on rows of its own: of a table by one program, as on a GPU starting one takes
-        longer than what it computes; a pass of images is long enough."""
-        if self.members is not None and self.prepared.schema.image is None:
-            return score_beside(self.beside, states, self.prepared.batch, rows, size=self.rows)
-        return [self._score(self.member, own, alone) for own, alone in zip(self.each(states), rows, strict=True)]
-
-    def _of(self, states: States, index: int) -> States:
-        """Return the states of one member; a single model's are its own."""
-        if self.members is None:
-            return states
-        transform = self.members.transform_of(states.transform, index)
-        return States(member_of(states.variables, index), transform, states.output)
+        longer than what it computes; a pass of images is long enough. Models without rows are left out."""
+        asked = [index for index, own in enumerate(rows) if len(own)]
+        if self.members is not None and self.prepared.schema.image is None and asked:
+            found = score_beside(self.beside, states, self.prepared.batch, rows, size=self.rows)
+            return {index: found[index] for index in asked}
+        each = self.each(states) if asked else []
+        return {index: self._score(self.member, each[index], rows[index]) for index in asked}
 
     def _out_of_fold(self, states: States, rows: np.ndarray) -> Scores:
         """Return the Scores of all rows, each from the M members of its fold; outputs are f32[N, M, O]."""
         assert self.members is not None
         of_fold, held, parts = self.members.of_fold, self.members.held, []
-        each = [scores.outputs for scores in self._beside(states, held)]
+        each = [scores.outputs for scores in self._beside(states, held).values()]
         for first in range(0, len(each), of_fold):
             own = each[first : first + of_fold]
             parts.append(np.concatenate([one.reshape(len(one), -1, one.shape[-1]) for one in own], axis=1))

@@ -165,10 +165,13 @@ def score_beside(
     `beside` is a Forward whose batch and results have a leading axis E. It takes `size` rows of each member at a time;
     what is missing of the last, or of a member with fewer rows, is padded.
     """
-    inputs, passes = inputs_of(batch), []
+    inputs, passes, under_way = inputs_of(batch), [], deque[Any]()
     for start, stop in padded_slices(max(map(len, rows)), size):
         pieces = [pad_rows(take(inputs, own[start:stop]), size) for own in rows]
-        passes.append(beside(*states, {name: np.stack([piece[name] for piece in pieces]) for name in inputs}))
+        under_way.append(beside(*states, {name: np.stack([piece[name] for piece in pieces]) for name in inputs}))
+        if len(under_way) > AHEAD:
+            passes.append(jax.tree.map(np.asarray, under_way.popleft()))
+    passes += jax.tree.map(np.asarray, list(under_way))
     outputs, prediction = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *passes)
     return [
         Scores(outputs, *prediction).map(lambda leaf, e=e, own=own: leaf[e, : len(own)]) for e, own in enumerate(rows)

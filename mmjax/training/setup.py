@@ -1,5 +1,6 @@
 """From a resolved config and prepared rows to what `train_events` needs: the learner, fitted states, who measures."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,6 @@ from mmjax.models.state_dict import load_state_dict, sha256_of
 from mmjax.parts import Parts, States, build_parts
 from mmjax.schema import Batch, Schema
 from mmjax.training.decide import CALIBRATED, decision_problems
-from mmjax.training.events import Measure, Plan, Task, start_compiling
 from mmjax.training.fine_tuning import fine_tuning_rates
 from mmjax.training.losses import Loss, class_weight_array, label_weight_array, make_loss
 from mmjax.training.matrix_scaling import MOST_CLASSES
@@ -30,6 +30,7 @@ from mmjax.training.members import Members, member_of, stacked
 from mmjax.training.metrics import metric_names
 from mmjax.training.optimizer import make_optimizer, make_schedule
 from mmjax.training.outputs import Output
+from mmjax.training.program import Measure, Plan, Task, start_compiling
 from mmjax.training.scorer import Scorer, compiled_forwards, make_scorer
 from mmjax.training.scoring import inputs_of
 from mmjax.training.state import TrainState, eval_variables, init_state
@@ -365,13 +366,17 @@ def _measure(scorer: Scorer, fitted: tuple[Any, Any], monitor: str, *, alone: bo
     if alone:
         scorer, train, held = scorer._replace(members=None), train[:1], held[:1]
 
-    def measure(variables: Any) -> list[dict[str, float]]:
+    def measure(variables: Any, active: np.ndarray) -> list[dict[str, float]]:
         states = States(variables, *fitted)
-        seen = scorer.metrics(states, train) if of_train else [{} for _ in train]
+
+        def of_active(rows: Sequence[np.ndarray]) -> list[dict[str, float]]:
+            return scorer.metrics(states, [own if on else own[:0] for own, on in zip(rows, active, strict=True)])
+
+        seen = of_active(train) if of_train else [{} for _ in train]
         return [
             {f"val_{name}": value for name, value in own.items()}
             | {f"train_{name}": value for name, value in more.items() if name not in _WHILE_TRAINING}
-            for own, more in zip(scorer.metrics(states, held), seen, strict=True)
+            for own, more in zip(of_active(held), seen, strict=True)
         ]
 
     return measure

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmjax.training.stopping import StopState
 
@@ -42,6 +43,11 @@ def init_state(variables: dict[str, Any], opt_state: Any, *, ema: bool, member: 
 def eval_variables(state: TrainState) -> dict[str, Any]:
     """Return the variables to evaluate and keep: the moving average when there is one."""
     return state.ema or {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def on_host(tree: Any) -> Any:
+    """Return the arrays of a tree as NumPy copies: a mere view would keep the buffer from being donated."""
+    return jax.tree.map(lambda leaf: np.array(leaf), tree)
 
 
 class Position(NamedTuple):

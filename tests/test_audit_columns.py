@@ -75,6 +75,14 @@ def test_the_odd_cell_of_many_numbers_that_were_left_out_as_text_is_told():
     assert examples == ("'code': 'n.a.'",)
 
 
+def test_numbers_written_for_people_are_told_with_how_to_write_them():
+    price = np.array([f"{i + 1},{i % 900 + 100}" for i in range(COUNT)], object)
+    share = np.array([f"{i % 9}%" for i in range(COUNT)], object)
+    ((what, count, examples),) = said(price=price, share=share)
+    assert (what, count) == ("text that looks like numbers: 2 columns, 'price', 'share'", 2)
+    assert examples == ("'price': '1,100'", "'share': '0%'")
+
+
 def test_texts_and_codes_are_not_called_numbers():
     words = np.array([f"w{i % 9}" for i in range(COUNT)])
     mixed = np.array([str(i % 9) if i % 2 else f"w{i % 9}" for i in range(COUNT)])

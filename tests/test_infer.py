@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from mmjax.data.encode import encode
 from mmjax.data.infer import fit_vocabulary, infer_schema, infer_target
 from mmjax.data.kinds import decide
 from mmjax.data.schema_file import DeclaredColumn, DeclaredSchema
-from mmjax.data.survey import see
+from mmjax.data.survey import ColumnSurvey, Keep, Strip, see
 from mmjax.data.table import read_table
 from mmjax.errors import DataError
 from mmjax.schema import schema_from_json, schema_to_json
@@ -102,6 +104,48 @@ def test_whole_numbers_named_like_an_identifier(name, kind):
     assert verdict([str(i) for i in shuffled], name=name).kind == kind
 
 
+def looks(written: str, plain: str) -> str:
+    return (
+        f"looks like numbers written {written}: write them with a point and no separators or signs ({plain}) to learn "
+        "from them as numbers"
+    )
+
+
+WRITTEN = [
+    ([f"0,{i}" for i in range(100, 140)], "text", looks("'0,100'", "0.100")),
+    ([f"{i},345" for i in range(100, 140)], "text", looks("'100,345'", "100345 or 100.345")),
+    ([f"{i},345,000" for i in range(1, 41)], "text", looks("'1,345,000'", "1345000")),
+    ([f"${i}.50" for i in range(40)], "text", looks("'$0.50'", "0.50")),
+    ([f"-{i}\u00a0345,5 \u20ac" for i in range(1, 41)], "text", looks(r"'-1\xa0345,5 €'", "-1345.5")),
+    ([f"{i}%" for i in range(10)] * 4, "categorical", looks("'0%'", "0")),
+    ([str(i) for i in range(30)] + [f"1,{i}" for i in range(200, 210)], "text", looks("'1,200'", "1200 or 1.200")),
+    (["n.a."] + [f"{i}%" for i in range(40)], "text", looks("'0%' (but for 1: 'n.a.')", "0")),
+]
+
+
+@pytest.mark.parametrize(("cells", "kind", "reason"), WRITTEN)
+def test_numbers_written_for_people_are_told_and_identify_no_rows(cells, kind, reason):
+    found = verdict(cells)
+    assert (found.kind, found.reason.split("; ")[1]) == (kind, reason)
+
+
+@pytest.mark.parametrize("form", ["{}.1.24x", "{}-12", "00{},5", "{}:30", "{} kg", "192.168.0.{}", "{}1 12", "v{},5"])
+def test_codes_units_and_addresses_are_no_numbers_written_for_people(form):
+    found = verdict([form.format(i) for i in range(100, 140)])
+    assert found.kind in ("identifier", "text")
+    assert "looks like" not in found.reason
+
+
+def test_facts_of_numbers_written_for_people_are_the_same_where_texts_are_not_kept():
+    cells = [f"{i % 70} 000,5" for i in range(100)] + ["7%", "1", "2", "NA", "some words", ""]
+    survey = ColumnSurvey("c", MARKERS, 0, Keep(), lambda _name, dtype: Strip(dtype))
+    for start in range(0, len(cells), 9):
+        survey.add(cells[start : start + 9])
+    facts = survey.seen().facts
+    assert facts == see("c", text_column(cells), MARKERS).facts
+    assert (facts.distinct, facts.numbers, facts.written, facts.words) == (74, 2, 70, 76)  # '0 000,5' is none
+
+
 def test_thresholds():
     texts = [f"v{i}" for i in range(30)] * 3
     assert verdict(texts).kind == "categorical"
@@ -158,6 +202,16 @@ TARGETS = [
 def test_target_task_classes_and_reason(cells, task, classes, reason):
     found = infer_target(text_column(cells), "y")
     assert (found.task, found.classes, found.reason) == (task, classes, reason)
+
+
+def test_a_target_of_numbers_written_for_people_is_no_class():
+    cells = text_column([f"{i},345,000" for i in range(1, 41)])
+    said = looks("'1,345,000'", "1345000")
+    message = f"^target column 'y': {re.escape(said)}, or set task: classification$"
+    with pytest.raises(DataError, match=message):
+        infer_target(cells, "y")
+    assert len(infer_target(np.append(cells, cells[:1]), "y", task="classification").classes) == 40
+    assert infer_target(text_column(often("10%", "20%")), "y").classes == ("10%", "20%")
 
 
 def test_a_target_whose_values_never_repeat_is_no_class():

@@ -25,6 +25,8 @@ FEW_ROWS = 10
 SAME_BY_CHANCE = 1e-9
 _NUMBERS_BUT = re.compile(r"all but (\d+) of its values are numbers: (.*?); mend them")
 
+_WRITTEN = re.compile(r"looks like numbers written (.*): write them")
+
 
 def column_findings(rows: Rows) -> list[Finding]:
     """Return columns that are constant, nearly so, identifiers, nearly numeric, or say the same as another."""
@@ -39,7 +41,7 @@ def column_findings(rows: Rows) -> list[Finding]:
         what = f"left out, as they only identify rows: {counted(len(identifiers), 'column')}, {named(identifiers)}"
         advice = "name one of them id_column, put the others in ignore_columns"
         found.append(finding("columns", what, len(identifiers), _reasons(rows, identifiers), advice))
-    found += _nearly_numeric(rows)
+    found += [*_written_numbers(rows), *_nearly_numeric(rows)]
     if len(rows.names) >= FEWEST_ROWS and schema.features:
         found += [*_nearly_constant(rows), *_same(rows)]
     return found
@@ -47,6 +49,18 @@ def column_findings(rows: Rows) -> list[Finding]:
 
 def _reasons(rows: Rows, names: list[str]) -> Iterator[str]:
     return (f"'{name}': {rows.schema.column(name).reason}" for name in names)
+
+
+def _written_numbers(rows: Rows) -> list[Finding]:
+    """Return the columns of text whose cells are numbers written for people."""
+    said = {c.name: _WRITTEN.search(c.reason) for c in rows.schema.of_kind("categorical", "text")}
+    found = {name: match.group(1) for name, match in said.items() if match}
+    if not found:
+        return []
+    what = f"text that looks like numbers: {counted(len(found), 'column')}, {named(found)}"
+    examples = [f"'{name}': {written}" for name, written in found.items()]
+    advice = "write them with a point and no separators or signs to learn from them as numbers"
+    return [finding("columns", what, len(found), examples, advice)]
 
 
 def _nearly_numeric(rows: Rows) -> list[Finding]:

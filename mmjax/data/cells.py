@@ -11,6 +11,17 @@ from typing import Any
 import numpy as np
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_GAP = "[ \u00a0\u202f'\u2019]"
+_SIGN = "[$\u20ac\u00a3\u00a5\u20b9%]"
+_WRITTEN_NUMBER = re.compile(
+    rf"(?P<before>[+-]?{_SIGN}?[ \u00a0]?[+-]?)"
+    rf"(?P<digits>[1-9]\d{{0,2}}(?P<mark>,|{_GAP})\d{{3}}((?P=mark)\d{{3}})*(\.\d+)?"  # 12,345.6
+    rf"|[1-9]\d{{0,2}}(?P<other>\.|{_GAP})\d{{3}}((?P=other)\d{{3}})*,\d+|[1-9]\d{{0,2}}(\.\d{{3}}){{2,}}"  # 12.345,6
+    r"|(0|[1-9]\d*)([.,]\d+)?|[.,]\d+)"
+    rf"(?P<after>[ \u00a0]?{_SIGN}?)",
+    re.ASCII,
+)
+_LONGEST_NUMBER, _LAST = 40, f"0123456789{_SIGN[1:-1]}"
 _LEADING_ZERO = re.compile(r"^[ \t]*[+-]?0[0-9]", re.MULTILINE)
 LARGEST = float(np.finfo(np.float32).max)
 BOOLEAN_PAIRS = (("false", "true"), ("no", "yes"), ("f", "t"), ("n", "y"))
@@ -73,6 +84,33 @@ def floats(cells: Sequence[str]) -> np.ndarray:
     if numbers is None:
         numbers = np.array([float(c) if NUMBER.fullmatch(c.strip()) else np.nan for c in cells], dtype=np.float64)
     return np.where(np.abs(numbers) <= LARGEST, numbers, np.nan)
+
+
+def plain_readings(text: str) -> tuple[str, ...]:
+    """Return the plain numbers that a number written for people may mean: none, one, or two where a comma tells not.
+
+    Strict: digits in groups of three, one decimal comma or point, a sign of a currency or `%` before or after.
+
+    >>> plain_readings("$1,234.50"), plain_readings("0,12"), plain_readings("45 %"), plain_readings("12,345")
+    (('1234.50',), ('0.12',), ('45',), ('12345', '12.345'))
+    >>> plain_readings("1.2.2024"), plain_readings("007%"), plain_readings("12,34,5"), plain_readings("7 kg")
+    ((), (), (), ())
+    """
+    text = text.strip() if len(text) <= _LONGEST_NUMBER else ""
+    if not text or text[-1] not in _LAST or (found := _WRITTEN_NUMBER.fullmatch(text)) is None:
+        return ()
+    minus = "-" if "-" in found["before"] else ""
+    digits = re.sub(_GAP, "", found["digits"])
+    points, commas = digits.count("."), digits.count(",")
+    if points > 1 or (points and commas and digits.rindex(".") < digits.rindex(",")):
+        readings = (digits.replace(".", "").replace(",", "."),)
+    elif commas == 1 and not points and found["mark"] == ",":
+        readings = (digits.replace(",", ""), digits.replace(",", "."))
+    elif commas == 1 and not points:
+        readings = (digits.replace(",", "."),)
+    else:
+        readings = (digits.replace(",", ""),)
+    return tuple(minus + reading for reading in readings)
 
 
 def leading_zero(cells: Sequence[str]) -> bool:

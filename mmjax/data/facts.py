@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.data.cells import ALL_FORMATS, choose_format, fitting_formats, leading_zero, time_zones
+from mmjax.data.cells import ALL_FORMATS, choose_format, fitting_formats, leading_zero, plain_readings, time_zones
 
 FIRST = 5
 """How many of the distinct texts are kept to be shown."""
@@ -24,6 +24,8 @@ class Traits(NamedTuple):
     """In lower case without blanks around; some FOLDED of them where there are more."""
     wrong: tuple[str, ...] = ()
     """The first that are no numbers."""
+    written: tuple[str, ...] = ()
+    """The first of those that are numbers written for people (see `cells.plain_readings`)."""
     coded: bool = False
     """Some begin like a number with a leading zero."""
     whole: bool = True
@@ -51,6 +53,8 @@ class Facts(NamedTuple):
     distinct: int
     numbers: int
     """How many of the distinct texts are numbers."""
+    written: int
+    """How many of them are no numbers but numbers written for people (see `cells.plain_readings`)."""
     words: int
     """Of all distinct texts together."""
     traits: Traits
@@ -61,8 +65,10 @@ class Facts(NamedTuple):
         return self.numbers == self.distinct
 
 
-def traits_of(texts: Sequence[str], numbers: np.ndarray, formats: tuple[str, ...] = ALL_FORMATS) -> Traits:
-    """Return the Traits of texts and of their `numbers` f64[N], NaN where one is no number.
+def traits_of(
+    texts: Sequence[str], numbers: np.ndarray, written: np.ndarray, formats: tuple[str, ...] = ALL_FORMATS
+) -> Traits:
+    """Return the Traits of texts, of their `numbers` f64[N], NaN where one is no number, and `written_numbers`.
 
     Texts given twice count for `rising` alone. Of the date formats only `formats` are tried.
     """
@@ -72,6 +78,7 @@ def traits_of(texts: Sequence[str], numbers: np.ndarray, formats: tuple[str, ...
         first=_distinct(texts, FIRST),
         folded=frozenset(_distinct((text.strip().casefold() for text in texts), FOLDED)),
         wrong=_distinct((texts[i] for i in np.flatnonzero(wrong).tolist()), WRONG),
+        written=_distinct((texts[i] for i in np.flatnonzero(written).tolist()), FIRST),
         coded=leading_zero(texts),
         formats=fitting,
         zones=time_zones(texts) if "iso" in fitting else frozenset(),
@@ -95,6 +102,7 @@ def merge(a: Traits, b: Traits) -> Traits:
         first=_distinct(a.first + b.first, FIRST),
         folded=frozenset(_distinct((*a.folded, *b.folded), FOLDED)),
         wrong=_distinct(a.wrong + b.wrong, WRONG),
+        written=_distinct(a.written + b.written, FIRST),
         coded=a.coded or b.coded,
         whole=a.whole and b.whole,
         rising=a.rising and b.rising and a.end < b.start,
@@ -112,9 +120,17 @@ def fitting_format(traits: Traits) -> tuple[str, str]:
     return choose_format(traits.formats, traits.zones)
 
 
-def word_counts(texts: Sequence[str], numbers: np.ndarray) -> np.ndarray:
-    """Return i64[N], the words of each text; a number is one."""
+def written_numbers(texts: Sequence[str], numbers: np.ndarray) -> np.ndarray:
+    """Return bool[N]: which texts are no numbers, but numbers written for people (see `cells.plain_readings`)."""
+    found = np.zeros(len(texts), bool)
     wrong = np.flatnonzero(np.isnan(numbers)).tolist()
+    found[wrong] = [bool(plain_readings(texts[i])) for i in wrong]
+    return found
+
+
+def word_counts(texts: Sequence[str], numbers: np.ndarray, written: np.ndarray) -> np.ndarray:
+    """Return i64[N], the words of each text; a number is one, as is one written for people."""
+    wrong = np.flatnonzero(np.isnan(numbers) & ~written).tolist()
     counts = np.ones(len(texts), np.int64)
     counts[wrong] = [len(texts[i].split()) for i in wrong]
     return counts

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from mmjax.config import DEFAULT_MISSING_MARKERS, Inference, Task
 from mmjax.data.cells import floats, missing_texts, parse_dates, parse_numbers, texts
 from mmjax.data.facts import Facts
-from mmjax.data.kinds import MOSTLY, Verdict, decide
+from mmjax.data.kinds import MOSTLY, Verdict, decide, written_numbers_doubt
 from mmjax.data.labels import infer_labels
 from mmjax.data.schema_file import DeclaredColumn, DeclaredSchema
 from mmjax.data.survey import Keep, Seen, see
@@ -265,6 +265,8 @@ def _task(
         return said, "the schema file says so"
     count = f"{facts.distinct:,} distinct values"
     if not facts.all_numbers:
+        if facts.distinct > inference.max_integer_classes and (looks := written_numbers_doubt(facts)):
+            raise DataError(f"{where}: {looks}, or set task: classification")
         if facts.numbers / facts.distinct < MOSTLY or facts.distinct <= inference.max_integer_classes:
             return "classification", f"text, {count}"
         wrong, others = _named(facts.traits.wrong), facts.distinct - facts.numbers

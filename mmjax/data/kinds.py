@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from mmjax.config import Inference
-from mmjax.data.cells import BOOLEAN_PAIRS
+from mmjax.data.cells import BOOLEAN_PAIRS, plain_readings
 from mmjax.data.facts import Facts, fitting_format
 from mmjax.data.schema_file import DeclaredColumn
 from mmjax.schema import Kind
@@ -75,6 +75,10 @@ def _from_cells(facts: Facts, inference: Inference) -> Verdict:
         return Verdict("datetime", f"dates, {'ISO 8601' if form == 'iso' else form}{_gaps(facts)}", form)
     if facts.all_numbers:
         doubt = "numbers with leading zeros are codes"
+    elif looks := written_numbers_doubt(facts):
+        verdict = _text(facts, inference)
+        kind = "text" if verdict.kind == "identifier" else verdict.kind
+        return Verdict(kind, f"{verdict.reason}; {looks}")
     elif facts.numbers / facts.distinct >= MOSTLY:
         doubt = (
             f"all but {facts.distinct - facts.numbers} of its values are numbers: "
@@ -82,6 +86,21 @@ def _from_cells(facts: Facts, inference: Inference) -> Verdict:
         )
     verdict = _text(facts, inference)
     return verdict._replace(reason=f"{verdict.reason}; {doubt}") if doubt else verdict
+
+
+def written_numbers_doubt(facts: Facts) -> str:
+    """Return that most texts are numbers written for people and how to write them, or an empty string."""
+    others = facts.distinct - facts.numbers - facts.written
+    if facts.written <= others or facts.numbers + facts.written < MOSTLY * facts.distinct:
+        return ""
+    shown = min(facts.traits.written, key=lambda text: len(plain_readings(text)))
+    plain = " or ".join(plain_readings(shown))
+    wrong = [text for text in facts.traits.wrong if not plain_readings(text)]
+    but = f" (but for {others:,}{': ' + ', '.join(map(_quoted, wrong[:3])) if wrong else ''})" if others else ""
+    return (
+        f"looks like numbers written {shown!r}{but}: write them with a point and no separators or signs ({plain}) to "
+        "learn from them as numbers"
+    )
 
 
 def _quoted(text: str) -> str:

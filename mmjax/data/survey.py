@@ -15,10 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from mmjax.data.cells import floats, missing_texts, text_days, texts
-from mmjax.data.facts import Facts, Traits, merge, traits_of, word_counts
+from mmjax.data.facts import Facts, Traits, merge, traits_of, word_counts, written_numbers
 
 TEXTS = 1_000_000
 """About how many distinct texts a survey keeps of all columns together."""
+WRITTEN = 2
+"""What stands for a number written for people where there is 1 for a number, and -N for a text of N words."""
 FEWEST, MOST = 2_000, 65_536
 """Limits to its share for one column."""
 
@@ -199,14 +201,16 @@ class ColumnSurvey:
         known = list(self._known)
         numbers, gaps = _parse(known, self._markers)
         distinct, numbers = list(compress(known, ~gaps)), numbers[~gaps]
+        written = written_numbers(distinct, numbers)
         facts = Facts(
             self._name,
             self._rows,
             missing=int(np.bincount(self._codes.read(), minlength=len(known))[gaps].sum()),
             distinct=len(distinct),
             numbers=int((~np.isnan(numbers)).sum()),
-            words=int(word_counts(distinct, numbers).sum()),
-            traits=traits_of(distinct, numbers),
+            written=int(written.sum()),
+            words=int(word_counts(distinct, numbers, written).sum()),
+            traits=traits_of(distinct, numbers, written),
         )
         return Seen(facts, self._markers, Coded(text_array(known), self._codes))
 
@@ -221,10 +225,12 @@ class ColumnSurvey:
         numbers, gaps = _parse(cells, self._markers)
         self._missing += int(gaps[codes].sum())
         present, found = (list(compress(cells, ~gaps)), numbers[~gaps]) if gaps.any() else (cells, numbers)
-        self._traits = merge(self._traits, traits_of(present, found, self._traits.formats))
+        written = written_numbers(present, found)
+        self._traits = merge(self._traits, traits_of(present, found, written, self._traits.formats))
         self._hashes.append(_hashes(cells)[codes])
         words = np.zeros(len(cells), np.int32)
-        words[~gaps] = word_counts(present, found) * np.where(np.isnan(found), -1, 1)
+        counts = word_counts(present, found, written) * np.where(np.isnan(found), -1, 1)
+        words[~gaps] = np.where(written, WRITTEN, counts)
         self._words.append(words[codes])
         if self._traits.wrong and not self._keep.numbers and self._floats is not None:
             self._floats.clear()
@@ -254,8 +260,9 @@ class ColumnSurvey:
             hashes.sort()  # np.unique takes ten times as long
             words = words[: np.count_nonzero(np.diff(hashes)) + 1]  # a number is one word
         self._words.clear()
-        numbers, total = int((words > 0).sum()), int(np.abs(words).sum())
-        return Facts(self._name, self._rows, self._missing, len(words), numbers, total, self._traits)
+        numbers, written = int((words == 1).sum()), int((words == WRITTEN).sum())
+        total = numbers + written - int(words[words < 0].sum())
+        return Facts(self._name, self._rows, self._missing, len(words), numbers, written, total, self._traits)
 
 
 def intern(cells: list[str]) -> tuple[list[str], np.ndarray]:

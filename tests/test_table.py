@@ -111,7 +111,15 @@ def test_every_row_one_cell_too_long_is_refused(tmp_path):
         ("\ufeff", "t.csv: expected a header row, got an empty file"),
         ("a,b\n", "t.csv: expected rows below the header, got none"),
         ("a,b\n\n", "t.csv: expected rows below the header, got none"),
-        ("a,,b, \n1,2,3,4\n", "t.csv:1: expected a name for every column, got none at position 2, 4 of the header"),
+        (
+            "a,,b, \n1,2,3,4\n",
+            "t.csv:1: expected a name for every column, got none at position 2, 4 of the header; give them names",
+        ),
+        (
+            ",a,b\n0,1,2\n",
+            "t.csv:1: expected a name for every column, got none at position 1 of the header; name it, or write the "
+            "file without it (pandas: `index=False`)",
+        ),
         ("\na,b\n", "t.csv:1: expected a name for every column, got none at position 1 of the header"),
         ("a,b,a\n1,2,3\n", "t.csv:1: expected different column names, got 'a' at positions 1, 3"),
         ("a,b\n1,\0\n", "t.csv:2: a NUL byte; the file is damaged, binary or UTF-16; save it as UTF-8"),

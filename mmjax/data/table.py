@@ -178,12 +178,20 @@ def _read_names(path: str, delimiter: str) -> tuple[str, ...]:
     for name, at in positions.items():
         where = ", ".join(map(str, at))
         if not name:
-            problems.append(f"{path}:1: expected a name for every column, got none at position {where} of the header")
+            got = f"got none at position {where} of the header{_name_advice(names, at)}"
+            problems.append(f"{path}:1: expected a name for every column, {got}")
         elif len(at) > 1:
             problems.append(f"{path}:1: expected different column names, got {name!r} at positions {where}")
     if problems:
         raise DataError(problems)
     return tuple(names)
+
+
+def _name_advice(names: Sequence[str], unnamed: Sequence[int]) -> str:
+    """Return what to do about columns without a name; nothing where the whole line is blank."""
+    if len(names) < 2:
+        return ""
+    return "; name it, or write the file without it (pandas: `index=False`)" if unnamed == [1] else "; give them names"
 
 
 def _other_delimiter(header: str, row: str, delimiter: str) -> str:

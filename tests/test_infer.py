@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mmjax.config import Inference
 from mmjax.data.encode import encode
 from mmjax.data.infer import fit_vocabulary, infer_schema, infer_target
-from mmjax.data.kinds import decide
+from mmjax.data.kinds import SCHEMA_TOO, decide
 from mmjax.data.schema_file import DeclaredColumn, DeclaredSchema
 from mmjax.data.survey import ColumnSurvey, Keep, Strip, see
 from mmjax.data.table import read_table
@@ -43,7 +43,7 @@ KINDS = [
         often("1", "2", "3", "4", "1e400"),
         "categorical",
         "text, 5 distinct values; all but 1 of its values are numbers: '1e400'; "
-        "mend them or add them to missing_markers",
+        f"mend them or add them to missing_markers{SCHEMA_TOO}",
     ),
     (often("1", "2", "3", "inf", "nan"), "categorical", "text, 5 distinct values"),
     (often("Yes", "no", "YES", "No "), "boolean", "no or yes"),
@@ -86,7 +86,9 @@ def test_of_a_long_cell_only_the_beginning_is_told():
     shown = f"'{'x' * 100}' ... (2,000,000 characters)"
     assert verdict(often("x" * 2_000_000)).reason == f"always {shown}"
     nearly = [*map(str, range(30)), "x" * 2_000_000]
-    assert verdict(nearly).reason.endswith(f"are numbers: {shown}; mend them or add them to missing_markers")
+    assert verdict(nearly).reason.endswith(
+        f"are numbers: {shown}; mend them or add them to missing_markers{SCHEMA_TOO}"
+    )
 
 
 @pytest.mark.parametrize(("cells", "kind", "reason"), KINDS, ids=[f"{k}-{i}" for i, (_, k, _) in enumerate(KINDS)])
@@ -126,7 +128,7 @@ WRITTEN = [
 @pytest.mark.parametrize(("cells", "kind", "reason"), WRITTEN)
 def test_numbers_written_for_people_are_told_and_identify_no_rows(cells, kind, reason):
     found = verdict(cells)
-    assert (found.kind, found.reason.split("; ")[1]) == (kind, reason)
+    assert (found.kind, found.reason.split("; ")[1]) == (kind, reason + SCHEMA_TOO)
 
 
 @pytest.mark.parametrize("form", ["{}.1.24x", "{}-12", "00{},5", "{}:30", "{} kg", "192.168.0.{}", "{}1 12", "v{},5"])

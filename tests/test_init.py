@@ -1,6 +1,7 @@
 """Init: what it writes loads, fits the very rows it looked at and trains at once, and it says what it took and why."""
 
 import gzip
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -217,6 +218,26 @@ def test_files_that_exist_are_kept(tmp_path: Path, capsys, monkeypatch: pytest.M
     nowhere = door(capsys, command, "--data", "t.csv", "--output", "no/where.yaml")
     assert nowhere.code == 2
     assert "no/where.yaml: expected a folder no, found none; make it, or name another --output" in nowhere.err
+
+
+def test_a_marker_and_the_kind_in_the_schema_file_make_a_column_numeric(tmp_path: Path, capsys) -> None:
+    """The marker alone does not, for the schema file that init wrote keeps the kind: the hint says both."""
+    numbers = [str(i / 8) if i % 9 else "unknown" for i in range(40)]
+    data = write_csv(tmp_path / "t.csv", ("v", "n", "y"), cells(NUMBERS, numbers, WORDS))
+    ended = door(capsys, command, "--data", data, "--target", "y", "--output", tmp_path / "t.yaml", "--json")
+    said = ended.document["columns"]["n"]["reason"]
+    assert "'unknown'; mend them or add them to missing_markers" in said
+    assert said.endswith(""" (a schema file keeps the kind: say "x-mmjax-kind": "numeric" there too)""")
+
+    def kind() -> str:
+        marked = load_config(tmp_path / "t.yaml", ["data.tabular.missing_markers=[unknown]"])
+        return prepare(marked).schema.column("n").kind
+
+    before = kind()
+    schema = json.loads((tmp_path / "t.schema.json").read_text())
+    schema["properties"]["n"]["x-mmjax-kind"] = "numeric"
+    (tmp_path / "t.schema.json").write_text(json.dumps(schema))
+    assert (before, kind()) == ("text", "numeric")
 
 
 def test_a_file_name_that_is_no_model_name_gets_one(tmp_path: Path, capsys) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from mmjax.data.audit_labels import label_findings
 from mmjax.data.audit_rows import BLOCK_ROWS, SHOWN, Rows, counted, finding, named, noun, place, sample
 from mmjax.data.cells import floats
+from mmjax.data.kinds import SCHEMA_TOO
 from mmjax.data.prepared import Finding
 from mmjax.data.split import PARTS
 from mmjax.schema import Column
@@ -59,7 +60,7 @@ def _written_numbers(rows: Rows) -> list[Finding]:
         return []
     what = f"text that looks like numbers: {counted(len(found), 'column')}, {named(found)}"
     examples = [f"'{name}': {written}" for name, written in found.items()]
-    advice = "write them with a point and no separators or signs to learn from them as numbers"
+    advice = f"write them with a point and no separators or signs to learn from them as numbers{SCHEMA_TOO}"
     return [finding("columns", what, len(found), examples, advice)]
 
 
@@ -70,7 +71,7 @@ def _nearly_numeric(rows: Rows) -> list[Finding]:
         return []
     what = f"numbers but for a few cells: {counted(len(found), 'column')} of text, {named(c.name for c in found)}"
     examples = [example for column in found for example in _odd_cells(rows, column)]
-    advice = "mend these cells or add their texts to missing_markers"
+    advice = f"mend these cells or add their texts to missing_markers{SCHEMA_TOO}"
     return [finding("columns", what, len(found), examples, advice)]
 
 

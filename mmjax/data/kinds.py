@@ -6,7 +6,7 @@ from typing import NamedTuple
 from mmjax.config import Inference
 from mmjax.data.cells import BOOLEAN_PAIRS, plain_readings
 from mmjax.data.facts import Facts, fitting_format
-from mmjax.data.schema_file import DeclaredColumn
+from mmjax.data.schema_file import KIND, DeclaredColumn
 from mmjax.schema import Kind
 
 IDENTIFIER_ROWS = 20
@@ -17,6 +17,8 @@ LONGEST = 100
 """Characters of a cell that a reason quotes."""
 MOSTLY = 0.8
 """Share of numbers among distinct values from which a text column looks like a numeric one with mistakes."""
+SCHEMA_TOO = f' (a schema file keeps the kind: say "{KIND}": "numeric" there too)'
+"""What else there is to do where cells are mended or called missing, so that a column becomes numeric."""
 _IDENTIFIER_NAME = re.compile(r"(^|[^a-zA-Z])(id|idx|index|uuid|guid|key|row|rownames?)$|^unnamed: 0$", re.IGNORECASE)
 _CAMEL_IDENTIFIER_NAME = re.compile(r"[a-z](Id|ID)$")
 
@@ -78,11 +80,11 @@ def _from_cells(facts: Facts, inference: Inference) -> Verdict:
     elif looks := written_numbers_doubt(facts):
         verdict = _text(facts, inference)
         kind = "text" if verdict.kind == "identifier" else verdict.kind
-        return Verdict(kind, f"{verdict.reason}; {looks}")
+        return Verdict(kind, f"{verdict.reason}; {looks}{SCHEMA_TOO}")
     elif facts.numbers / facts.distinct >= MOSTLY:
         doubt = (
             f"all but {facts.distinct - facts.numbers} of its values are numbers: "
-            f"{', '.join(map(_quoted, traits.wrong[:3]))}; mend them or add them to missing_markers"
+            f"{', '.join(map(_quoted, traits.wrong[:3]))}; mend them or add them to missing_markers{SCHEMA_TOO}"
         )
     verdict = _text(facts, inference)
     return verdict._replace(reason=f"{verdict.reason}; {doubt}") if doubt else verdict

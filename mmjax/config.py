@@ -434,9 +434,11 @@ class Audit(Section, frozen=True, kw_only=True):
     conflicts: Annotated[Severity, Meta(description="Copies with different answers.")] = "warn"
     leaks: Annotated[Severity, Meta(description="Columns that give the target away.")] = "warn"
     columns: Annotated[
-        Severity, Meta(description="Constant, nearly constant, identifier and nearly numeric columns.")
+        Severity, Meta(description="Columns that are constant or nearly so, identify rows, or hold numbers as text.")
     ] = "warn"
-    classes: Annotated[Severity, Meta(description="Imbalanced classes, and classes with few rows.")] = "warn"
+    classes: Annotated[
+        Severity, Meta(description="Classes that are imbalanced, have few rows, or differ by case or blanks alone.")
+    ] = "warn"
     tails: Annotated[Severity, Meta(description="A target of positive numbers with a heavy tail.")] = "warn"
     drift: Annotated[
         Severity, Meta(description="Columns that differ between training and validation or test rows.")

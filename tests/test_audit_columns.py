@@ -148,6 +148,15 @@ def test_classes_of_a_fair_size_are_not_told(counts):
     assert found(table_rows(classes(counts)), "classes") == []
 
 
+def test_classes_that_differ_by_case_or_blanks_alone_are_told():
+    counts = dict.fromkeys(["YES", "Yes", "no", " yes", "No", "maybe"], 60)
+    (finding,) = found(table_rows(classes(counts)), "classes")
+    assert finding.what == "differ by case or blanks around them alone: 5 of 6 classes"
+    assert (finding.found, finding.examples) == (2, ("' yes' and 'YES' and 'Yes'", "'No' and 'no'"))
+    assert "write them one way" in finding.advice
+    assert finding.severity == "warn"
+
+
 def test_numbers_have_no_classes():
     assert found(table_rows({"x": normal(), "y": normal(1)}), "classes") == []
 

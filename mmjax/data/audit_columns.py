@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -163,14 +163,15 @@ def _forms(values: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def class_findings(rows: Rows) -> list[Finding]:
-    """Return classes with few training rows, classes that no row of a split tests, and imbalance."""
+    """Return classes that differ by case or blanks alone, have few training rows or none to test, and imbalance."""
     classes, label = rows.schema.target.classes, rows.batch["label"]
     if not classes:
         return []
     if rows.schema.target.labels:
         return label_findings(rows)
+    found = _same_but_for_case(classes)
     counts = np.stack([np.bincount(label[part], minlength=len(classes)) for part in rows.split[:3]])
-    train, total, found = counts[0], counts.sum(axis=0), []
+    train, total = counts[0], counts.sum(axis=0)
     few = np.flatnonzero(train < FEW_ROWS)
     if len(few):
         what = f"fewer than {FEW_ROWS} train {noun(rows)}s: {len(few)} of {len(classes)} classes"
@@ -186,6 +187,21 @@ def class_findings(rows: Rows) -> list[Finding]:
     if len(present) > 1 and train.max() >= IMBALANCE * present.min():
         found.append(_imbalance(rows, train))
     return found
+
+
+def _same_but_for_case(classes: Sequence[str]) -> list[Finding]:
+    """Return the classes whose names are one but for upper and lower case and blanks around them."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(name.strip().casefold(), []).append(name)
+    groups = [names for names in alike.values() if len(names) > 1]
+    if not groups:
+        return []
+    many = sum(map(len, groups))
+    what = f"differ by case or blanks around them alone: {many} of {len(classes)} classes"
+    examples = (" and ".join(map(repr, names)) for names in groups)
+    advice = "they are told apart: write them one way in the data if they mean the same"
+    return [finding("classes", what, len(groups), examples, advice)]
 
 
 def _imbalance(rows: Rows, train: np.ndarray) -> Finding:

@@ -119,7 +119,7 @@ def _conformal(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str
         low, high = fact["quantiles"]
         asked = f"{high - low:.4g} of cases, were the quantiles {low:.4g} and {high:.4g} exact"
         held = f"{where} {number(figures['coverage'])} do, with {size} in the mean"
-        return f"coverage: intervals that hold the number in {asked}; {held}"
+        return f"coverage: intervals that hold the number in {asked}; {held}; training.coverage makes it so"
     return (
         f"coverage: {what} to hold {holds} in {fact['coverage']:.4g} of cases, fitted on {_rows(fact)}; {where} "
         f"{number(figures['coverage'])} do, with {size} in the mean{none}"

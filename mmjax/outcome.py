@@ -151,7 +151,7 @@ def judged_answers(
         split,
         boost=config.evaluation.baselines == "all",
         seed=config.seed,
-        advice=_train_longer(config, prepared, decisions, epochs) or _what_to_try(config),
+        advice=_train_longer(config, prepared, decisions, epochs) or _what_to_try(config, decisions),
         weighted=config.training.class_weights != "none",
         thresholded="threshold" in facts,
         absolute=config.training.loss == "mae",
@@ -185,9 +185,11 @@ def _train_longer(config: Config, prepared: Prepared, decisions: tuple[Decision,
     return f"train longer first: training.epochs is {asked}, the recipe's choice is {usual}" if asked < usual else ""
 
 
-def _what_to_try(config: Config) -> str:
+def _what_to_try(config: Config, decisions: tuple[Decision, ...]) -> str:
     """Return what may do better than this run, in words; empty where it has all of that."""
     training, split = config.training, config.split
+    if any(made.why.startswith("budget") for made in decisions):
+        return "try a longer budget"
     tries = ["preset: best"] if config.model.type == "tabular" and config.model.name != "tabm" else []
     alone = training.members == 1 and not training.seeds and not fold_count(config)
     if alone and split.strategy not in ("column", "folders", "time"):

@@ -436,6 +436,8 @@ _REALMLP_BATCHES = ((1_024, 64), (8_192, 128), (30_000, 256), (100_000, 512))
 def _error_monitor(training: Training, classify: bool) -> tuple[str, str]:
     if classify:
         return ("val_refined_log_loss", "what calibration will leave of the log loss")
+    if training.loss == "mae":
+        return ("val_mae", "what is trained")
     if training.loss == "pinball":
         return ("val_loss", "what is trained: rmse looks at the median alone")
     return ("val_rmse", "the error in the target's own unit")

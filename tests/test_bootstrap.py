@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from mmjax.analysis import bootstrap
 from mmjax.analysis.bootstrap import difference_intervals, intervals, larger_than_noise, metric_values, resample
+from mmjax.analysis.noise import difference_noise
 from mmjax.artifact.answers import Answers, row_ids, take_answers
 
 
@@ -108,10 +109,11 @@ def test_pairs_see_what_others_cannot():
     assert difference_intervals(resample(better), resample(better))["log_loss"] == (0.0, 0.0)
 
 
-@given(st.integers(1, 12), st.integers(2, 4), st.integers(0, 5))
+@given(st.integers(10, 20), st.integers(2, 4), st.integers(0, 5))
 @settings(max_examples=15, deadline=None)
 def test_intervals_hold_the_value_of_any_rows(n: int, k: int, seed: int):
     answers = classified(n, k=k, seed=seed)
+    assert "accuracy" in resample(answers)
     for name, (low, high) in intervals(resample(answers)).items():
         assert low - 1e-5 <= metric_values(answers)[name] <= high + 1e-5
 
@@ -128,6 +130,14 @@ def test_what_was_called_decides_the_accuracy():
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.15)
     assert (high + low) / 2 == pytest.approx(changed.mean(), abs=0.3 * error)
     assert metric_values(called)["log_loss"] == metric_values(plain)["log_loss"]
+
+
+def test_a_few_rows_tell_nothing_from_noise():
+    nine, others = classified(9), classified(9, seed=1)
+    assert resample(nine) == {}
+    assert resample(classified(12)._replace(weight=np.repeat([1.0, 0.0], [9, 3]))) == {}
+    told = difference_noise(nine, others, names=("a", "b"), metrics=({}, {}))
+    assert told == ({}, "cannot be told from noise: expected 10 test rows or more, got 9")
 
 
 def test_what_is_undefined_has_no_interval():

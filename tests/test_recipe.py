@@ -196,10 +196,11 @@ def test_realmlp_chooses_its_epoch_by_log_loss_and_errors(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "realmlp", "realmlp_s", "tabm"])
-def test_quantiles_choose_their_epoch_by_what_is_trained(name: str) -> None:
-    config = config_for("number", model={"name": name}, training={"loss": "pinball"})
+@pytest.mark.parametrize(("loss", "monitor"), [("pinball", "val_loss"), ("mae", "val_mae"), ("mse", "val_rmse")])
+def test_a_number_chooses_its_epoch_by_what_is_trained(name: str, loss: str, monitor: str) -> None:
+    config = config_for("number", model={"name": name}, training={"loss": loss})
     resolved, _ = resolve(config, SCHEMAS["number"], train_rows=900, validation_rows=100)
-    assert resolved.training.early_stopping.monitor == "val_loss"
+    assert resolved.training.early_stopping.monitor == ("val_loss" if name == "mlp" else monitor)
 
 
 @pytest.mark.parametrize(

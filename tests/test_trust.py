@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmjax import Client
-from mmjax.analysis.answers import answer_lines, reliability_rows
+from mmjax.analysis.answers import answer_lines, focal_line, reliability_rows
 from mmjax.analysis.card import limits
 from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.models import load_model
@@ -253,3 +253,10 @@ def test_the_page_shows_sets_and_who_abstains(server: Thread, home: Path):
     assert f"Set\n{names or 'empty: no class is as probable as true ones are'}\n" in told
     assert f"Abstained\n{'yes: better ask somebody else' if expected.abstained[0] else 'no'}\n" in told
     assert "Uncertainty" not in told
+
+
+def test_focal_loss_that_nothing_calibrated_is_told() -> None:
+    report: Any = {"config": {"training": {"loss": "focal"}}, "answers": {}}
+    assert "not calibrated; give more validation rows" in focal_line(report)
+    assert focal_line(report | {"answers": {"calibration": {}}}) == ""
+    assert focal_line(report | {"config": {"training": {"loss": "cross_entropy"}}}) == ""

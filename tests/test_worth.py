@@ -1,5 +1,6 @@
 """The story: train twice, read in the first line that a simple model is better, and see what is larger than noise."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_compare_tells_differences_from_noise(trained, capsys) -> None:
     assert (answers[0].row == answers[1].row).all()
     asked = ("compare", *names[:2], "--registry", str(home / "registry"))
     text = door(capsys, registry_door, *asked)
-    assert "larger than noise on test: " in text.out
+    assert re.search(r"of accuracy, log_loss, brier(, roc_auc)?, larger than noise on test: ", text.out)
     assert f"a paired bootstrap over the same {answers[0].total} test rows" in text.out
     runs = [str(each.run_dir) for each in (poor, good)]
     assert "a paired bootstrap over the same" in door(capsys, runs_door, "compare", *runs).out

@@ -29,7 +29,7 @@ def answer_lines(report: Report) -> list[str]:
         fact = {"held": held, "weighted": weighted} | fact
         if figures is not None and (line := words(fact, figures, f"on {split}")):
             lines.append(line)
-    return [*lines, *([line] if (line := reweighted_line(report)) else [])]
+    return [*lines, *filter(None, (reweighted_line(report), focal_line(report)))]
 
 
 def class_weighted(report: Report) -> bool:
@@ -57,6 +57,18 @@ def reweighted_line(report: Report) -> str:
     return (
         f"probabilities: those of reweighted classes (training.class_weights); on {split} the mean of each, and its "
         f"share of the rows: {', '.join(each)}{more}; they rank rows and are for a threshold, but are no frequencies"
+    )
+
+
+def focal_line(report: Report) -> str:
+    """Return that probabilities were learnt by focal loss and calibrated by nothing; empty where they were not."""
+    if report.get("config", {}).get("training", {}).get("loss") != "focal" or "calibration" in report.get(
+        "answers", {}
+    ):
+        return ""
+    return (
+        "probabilities: learnt by focal loss, which makes them less sure than they should be, and not calibrated; give "
+        "more validation rows, or set training.calibration: temperature"
     )
 
 
@@ -119,7 +131,7 @@ def _conformal(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str
         low, high = fact["quantiles"]
         asked = f"{high - low:.4g} of cases, were the quantiles {low:.4g} and {high:.4g} exact"
         held = f"{where} {number(figures['coverage'])} do, with {size} in the mean"
-        return f"coverage: intervals that hold the number in {asked}; {held}"
+        return f"coverage: intervals that hold the number in {asked}; {held}; training.coverage makes it so"
     return (
         f"coverage: {what} to hold {holds} in {fact['coverage']:.4g} of cases, fitted on {_rows(fact)}; {where} "
         f"{number(figures['coverage'])} do, with {size} in the mean{none}"

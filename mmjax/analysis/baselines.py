@@ -29,6 +29,7 @@ from mmjax.analysis.baseline_quantiles import (
     spread_around,
 )
 from mmjax.analysis.bootstrap import (
+    LEAST_ROWS,
     MOST_ROWS,
     Interval,
     Resamples,
@@ -40,6 +41,7 @@ from mmjax.analysis.bootstrap import (
 from mmjax.analysis.tables import number
 from mmjax.artifact.answers import Answers, of_labels, take_answers
 from mmjax.backend import reference_mode
+from mmjax.data.audit_rows import counted
 from mmjax.data.prepared import Prepared
 from mmjax.training.metrics import metric_direction
 
@@ -234,6 +236,8 @@ def _judgement(
         values = f"{number(other.metrics[judged.also])} against {number(network[judged.also])}"
         told.append(f"in {judged.also} {other.name} is better, {values}, a difference larger than noise")
     beaten = bool(ahead) or as_usual or behind
+    few = not drawn and len(truth.row) < LEAST_ROWS
+    told += [f"{counted(len(truth.row), 'row')} cannot tell it from noise"] if few else []
     told += [judged.told, advice if beaten else ""]
     return Judgement(
         len(truth.row),

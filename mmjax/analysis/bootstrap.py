@@ -29,6 +29,8 @@ COVERAGE = 0.95
 MOST_ROWS = 10_000
 AT_ONCE = 1 << 20
 """Drawn rows held at a time."""
+LEAST_ROWS = 10
+"""Of fewer rows there is no interval: draws from one row are all alike, and from a few they say too little."""
 ROUNDING = 1e-6
 """Of a metric's size: differences of draws that are smaller are none, as draws are in f32."""
 BLOCKS = (RESAMPLES, 500, 250, 125, 50)
@@ -53,7 +55,7 @@ Resamples = Mapping[str, Resampled]
 def resample(answers: Answers, *, seed: int = 0) -> Resamples:
     """Return the metrics of `metric_values` on draws of the rows; the same seed draws the same rows.
 
-    Of Answers that are kept of `total` rows the deviations are those of so many rows.
+    Of Answers that are kept of `total` rows the deviations are those of so many rows. Nothing of fewer than LEAST_ROWS.
     """
     values = metric_values(answers)
     used = np.arange(len(answers.row)) if answers.weight is None else np.flatnonzero(answers.weight > 0)
@@ -64,7 +66,7 @@ def resample(answers: Answers, *, seed: int = 0) -> Resamples:
         answers = take_answers(answers, used)
     elif len(used) < len(answers.row):
         answers = take_answers(answers, used)
-    if not any(np.isfinite(value) for value in values.values()):
+    if len(used) < LEAST_ROWS or not any(np.isfinite(value) for value in values.values()):
         return {}
     centre, drawn = metric_values(answers), _metrics_of_draws(answers, seed)
     found = {name: Resampled(values[name], (drawn[name] - centre[name]) * scale) for name in values}

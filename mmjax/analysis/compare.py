@@ -210,9 +210,9 @@ def noise_line(compared: Comparison) -> str:
     larger = ", ".join(row.metric for row in known if row.larger_than_noise)
     if not known:
         return compared.noise
-    told = (
-        f"differences larger than noise on test: {larger}" if larger else "no difference on test is larger than noise"
-    )
+    asked = ", ".join(row.metric for row in known)
+    told = f"larger than noise on test: {larger}" if larger else "none is larger than noise on test"
+    told = f"of {asked}, {told}"
     return f"{told}; {compared.noise}"
 
 

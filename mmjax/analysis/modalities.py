@@ -74,8 +74,12 @@ def _verdict(metric: str, found: list[Seen], split: str) -> str:
     ours, told = found[0].metrics[metric], []
     for seen in found[1:]:
         value = seen.metrics[metric]
-        noise = seen.difference is None or not larger_than_noise(seen.difference)
         hidden = "images" if seen.name == COLUMNS else "columns"
-        worse = "within noise" if noise else "worse" if value > ours else "better, so they harm it"
+        if seen.difference is None:
+            worse = "not to be told from noise"
+        elif not larger_than_noise(seen.difference):
+            worse = "within noise"
+        else:
+            worse = "worse" if value > ours else "better, so they harm it"
         told.append(f"{number(value)} without the {hidden} ({worse})")
     return f"on {split} {metric} is {number(ours)} with both, {' and '.join(told)}"

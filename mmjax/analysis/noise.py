@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mmjax.analysis.bootstrap import Interval, Resamples, difference_intervals, resample
+from mmjax.analysis.bootstrap import LEAST_ROWS, Interval, Resamples, difference_intervals, resample
 from mmjax.artifact.answers import Answers, same_rows
 
 
@@ -28,6 +28,8 @@ def difference_noise(
         return Noise({}, f"cannot be compared row by row: no answers to test rows are kept of {' and '.join(absent)}")
     if (a.probabilities is None) != (b.probabilities is None):
         return Noise({}, "cannot be compared: one predicts classes, the other numbers")
+    if (rows := min(len(a.row), len(b.row))) < LEAST_ROWS:
+        return Noise({}, f"cannot be told from noise: expected {LEAST_ROWS} test rows or more, got {rows}")
     other = same_rows(a, b)
     first, second = resample(a, seed=seed), resample(b, seed=seed + 1 if other else seed)
     found = difference_intervals(_reported(first, metrics[0]), _reported(second, metrics[1]))

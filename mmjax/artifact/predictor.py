@@ -126,7 +126,9 @@ def as_columns(rows: Rows) -> Columns:
     if is_frame(rows):
         columns = frame_columns(cast(Frame, rows))
     elif isinstance(rows, Mapping):
-        columns = {name: cells if isinstance(cells, np.ndarray) else _cells(cells) for name, cells in rows.items()}
+        columns = {
+            name: cells if isinstance(cells, np.ndarray) else _cells(name, cells) for name, cells in rows.items()
+        }
     elif isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
         columns = columns_from_rows(rows)
     else:
@@ -142,7 +144,12 @@ def as_columns(rows: Rows) -> Columns:
     return columns
 
 
-def _cells(values: Sequence[Any]) -> np.ndarray:
+def _cells(name: str, values: Any) -> np.ndarray:
+    if isinstance(values, str | bytes | Mapping) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
+        raise DataError(
+            f"column '{name}': expected a list or an array of cells, got {type(values).__name__}; "
+            "to ask for one row, put the row in a list: [row]"
+        )
     cells = np.empty(len(values), dtype=object)
     for i, value in enumerate(values):  # one by one: NumPy would stack images of one size
         cells[i] = value

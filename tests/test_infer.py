@@ -116,6 +116,7 @@ def looks(written: str, plain: str) -> str:
 WRITTEN = [
     ([f"0,{i}" for i in range(100, 140)], "text", looks("'0,100'", "0.100")),
     ([f"{i},345" for i in range(100, 140)], "text", looks("'100,345'", "100345 or 100.345")),
+    ([f"{abs(i)},{i + 500}" for i in range(30, -10, -1)], "text", looks("'0,500'", "0.500")),
     ([f"{i},345,000" for i in range(1, 41)], "text", looks("'1,345,000'", "1345000")),
     ([f"${i}.50" for i in range(40)], "text", looks("'$0.50'", "0.50")),
     ([f"-{i}\u00a0345,5 \u20ac" for i in range(1, 41)], "text", looks(r"'-1\xa0345,5 €'", "-1345.5")),
@@ -139,13 +140,19 @@ def test_codes_units_and_addresses_are_no_numbers_written_for_people(form):
 
 
 def test_facts_of_numbers_written_for_people_are_the_same_where_texts_are_not_kept():
-    cells = [f"{i % 70} 000,5" for i in range(100)] + ["7%", "1", "2", "NA", "some words", ""]
+    cells = [f"{i % 70} 000,5" for i in range(100)] + ["1,234", *("7%", "1", "2", "NA", "some words", "")]
     survey = ColumnSurvey("c", MARKERS, 0, Keep(), lambda _name, dtype: Strip(dtype))
     for start in range(0, len(cells), 9):
         survey.add(cells[start : start + 9])
     facts = survey.seen().facts
     assert facts == see("c", text_column(cells), MARKERS).facts
-    assert (facts.distinct, facts.numbers, facts.written, facts.words) == (74, 2, 70, 76)  # '0 000,5' is none
+    assert (facts.distinct, facts.numbers, facts.written, facts.words) == (75, 2, 71, 77)  # '0 000,5' is none
+
+
+def test_nearly_numbers_identify_rows_only_where_the_name_says_so():
+    nearly, written = [*map(str, range(39)), "n.a."], [f"{i}%" for i in range(40)]
+    for cells in (nearly, written):
+        assert [verdict(cells, name=name).kind for name in ("size", "row_id")] == ["text", "identifier"]
 
 
 def test_thresholds():

@@ -25,7 +25,7 @@ class Traits(NamedTuple):
     wrong: tuple[str, ...] = ()
     """The first that are no numbers."""
     written: tuple[str, ...] = ()
-    """The first of those that are numbers written for people (see `cells.plain_readings`)."""
+    """The first numbers written for people (see `cells.plain_readings`): those of one reading before those of two."""
     coded: bool = False
     """Some begin like a number with a leading zero."""
     whole: bool = True
@@ -78,7 +78,7 @@ def traits_of(
         first=_distinct(texts, FIRST),
         folded=frozenset(_distinct((text.strip().casefold() for text in texts), FOLDED)),
         wrong=_distinct((texts[i] for i in np.flatnonzero(wrong).tolist()), WRONG),
-        written=_distinct((texts[i] for i in np.flatnonzero(written).tolist()), FIRST),
+        written=_clearest(texts[i] for i in np.flatnonzero(written).tolist()),
         coded=leading_zero(texts),
         formats=fitting,
         zones=time_zones(texts) if "iso" in fitting else frozenset(),
@@ -102,7 +102,7 @@ def merge(a: Traits, b: Traits) -> Traits:
         first=_distinct(a.first + b.first, FIRST),
         folded=frozenset(_distinct((*a.folded, *b.folded), FOLDED)),
         wrong=_distinct(a.wrong + b.wrong, WRONG),
-        written=_distinct(a.written + b.written, FIRST),
+        written=_clearest(a.written + b.written),
         coded=a.coded or b.coded,
         whole=a.whole and b.whole,
         rising=a.rising and b.rising and a.end < b.start,
@@ -134,6 +134,10 @@ def word_counts(texts: Sequence[str], numbers: np.ndarray, written: np.ndarray) 
     counts = np.ones(len(texts), np.int64)
     counts[wrong] = [len(texts[i].split()) for i in wrong]
     return counts
+
+
+def _clearest(written: Iterable[str]) -> tuple[str, ...]:
+    return _distinct(sorted(written, key=lambda text: len(plain_readings(text))), FIRST)
 
 
 def _distinct(texts: Iterable[str], most: int) -> tuple[str, ...]:

@@ -78,16 +78,25 @@ def _from_cells(facts: Facts, inference: Inference) -> Verdict:
     if facts.all_numbers:
         doubt = "numbers with leading zeros are codes"
     elif looks := written_numbers_doubt(facts):
-        verdict = _text(facts, inference)
-        kind = "text" if verdict.kind == "identifier" else verdict.kind
-        return Verdict(kind, f"{verdict.reason}; {looks}{SCHEMA_TOO}")
+        return _nearly_numeric(facts, inference, looks)
     elif facts.numbers / facts.distinct >= MOSTLY:
-        doubt = (
-            f"all but {facts.distinct - facts.numbers} of its values are numbers: "
-            f"{', '.join(map(_quoted, traits.wrong[:3]))}; mend them or add them to missing_markers{SCHEMA_TOO}"
-        )
+        wrong, others = ", ".join(map(_quoted, traits.wrong[:3])), facts.distinct - facts.numbers
+        advice = "mend them or add them to missing_markers"
+        return _nearly_numeric(facts, inference, f"all but {others} of its values are numbers: {wrong}; {advice}")
     verdict = _text(facts, inference)
     return verdict._replace(reason=f"{verdict.reason}; {doubt}") if doubt else verdict
+
+
+def _nearly_numeric(facts: Facts, inference: Inference, why: str) -> Verdict:
+    """Return text or categorical: such cells are all different as numbers are, which does not make them identifiers."""
+    kind, reason, _ = _text(facts, inference)
+    if kind == "identifier" and not _named_like_an_identifier(facts.name):
+        kind = "text"
+    return Verdict(kind, f"{reason}; {why}{SCHEMA_TOO}")
+
+
+def _named_like_an_identifier(name: str) -> bool:
+    return bool(_IDENTIFIER_NAME.search(name) or _CAMEL_IDENTIFIER_NAME.search(name))
 
 
 def written_numbers_doubt(facts: Facts) -> str:
@@ -95,7 +104,7 @@ def written_numbers_doubt(facts: Facts) -> str:
     others = facts.distinct - facts.numbers - facts.written
     if facts.written <= others or facts.numbers + facts.written < MOSTLY * facts.distinct:
         return ""
-    shown = min(facts.traits.written, key=lambda text: len(plain_readings(text)))
+    shown = facts.traits.written[0]
     plain = " or ".join(plain_readings(shown))
     wrong = [text for text in facts.traits.wrong if not plain_readings(text)]
     but = f" (but for {others:,}{': ' + ', '.join(map(_quoted, wrong[:3])) if wrong else ''})" if others else ""
@@ -142,7 +151,7 @@ def _row_number(facts: Facts, inference: Inference) -> str:
     if facts.missing or facts.rows < IDENTIFIER_ROWS or share < inference.identifier_unique_ratio:
         return ""
     start = f"whole numbers, {facts.distinct:,} distinct values in {facts.rows:,} rows,"
-    if _IDENTIFIER_NAME.search(facts.name) or _CAMEL_IDENTIFIER_NAME.search(facts.name):
+    if _named_like_an_identifier(facts.name):
         return f"{start} named like an identifier"
     if facts.distinct < facts.rows:
         return ""

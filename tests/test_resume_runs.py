@@ -141,7 +141,7 @@ def test_another_config_is_told_and_begins_anew_or_is_refused_where_the_run_is_n
             *("--set", "training.ema_decay=0.9"),
         )
         whose = f"{words[0]} {run}: this run is of another config; name another folder, or take back the changes"
-        assert (ended.code, ended.document["error"]["problems"]) == (2, [whose, *keys])
+        assert (ended.code, ended.document["error"]["problems"]) == (2, [whose, *(f"--set {key}" for key in keys)])
     assert (run / "run.json").read_bytes() == before
     back, lines = told(config())  # the changes are taken back
     assert (len(lines), back.run_dir) == (1, run)

@@ -63,7 +63,7 @@ def test_all_faults_come_at_once_with_the_column_named(tmp_path):
     assert problems_of(tmp_path, {"type": "array", "properties": properties, "required": ["ab"], "oneOf": []}) == [
         "s.json: unknown keyword 'oneOf'; expected one of $schema, $id, title, description, type, properties, required",
         's.json: type: expected "object" (a row), got "array"',
-        "s.json: required: unknown column 'ab'; list it under properties; did you mean 'b'?",
+        "s.json: required: unknown column 'ab'; list it under properties; did you mean 'a'?",
         "s.json: column 'a': unknown keyword 'minimun'; expected one of type, enum, minimum, maximum, pattern, "
         "format, x-mmjax-kind, title, description; did you mean 'minimum'?",
         "s.json: column 'a': type: expected one of number, integer, string, boolean, got \"numeric\"; "

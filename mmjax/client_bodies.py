@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 import numpy as np
 
 from mmjax.errors import DataError
-from mmjax.frames import Frame
+from mmjax.frames import ONE_ROW, Frame, sized_cells
 
 MOST_ROWS = 4096
 MOST_IMAGES = 16
@@ -25,7 +25,6 @@ TABLE_BYTES = 4 * 2**20
 SHOWN = 20
 MOST_BITS = 1024
 """Of a whole number: no float holds a longer one, and Python refuses to write those of thousands of digits."""
-ONE_ROW = "; to ask for one row, put the row in a list: [row]"
 
 ImageSource = str | Path | bytes
 Rows = (
@@ -146,7 +145,7 @@ def mixed_requests(
     """
     asked = {key: value for key, value in (("model", model), ("version", version)) if value is not None}
     if isinstance(rows, Mapping):
-        _expect_equal({str(name): _sized(f"column '{name}'", cells) for name, cells in rows.items()})
+        _expect_equal({str(name): sized_cells(f"column '{name}'", cells) for name, cells in rows.items()})
         rows = [dict(zip(rows, cells, strict=True)) for cells in zip(*rows.values(), strict=True)]
     if not isinstance(rows, Sequence) or not by_name(rows):
         raise DataError("rows: expected dicts, or a dict of lists, by column name, got something else")
@@ -266,14 +265,7 @@ def _cells(where: str, cells: Any) -> list[Any]:
         if cells.dtype.kind == "f" and np.isinf(values).any():
             raise infinite(f"{where}, cell {int(np.flatnonzero(np.isinf(values))[0]) + 1}")
         return [None if value != value else value for value in values.tolist()]
-    return [_cell(f"{where}, cell {i}", cell) for i, cell in enumerate(_sized(where, cells), 1)]
-
-
-def _sized(where: str, cells: Any) -> Any:
-    """Return the cells; DataError where they are a single one."""
-    if isinstance(cells, str | bytes) or not hasattr(cells, "__len__"):
-        raise DataError(f"{where}: expected a list or an array of cells, got {type(cells).__name__}{ONE_ROW}")
-    return cells
+    return [_cell(f"{where}, cell {i}", cell) for i, cell in enumerate(sized_cells(where, cells), 1)]
 
 
 def _cell(where: str, value: Any) -> Any:

@@ -853,6 +853,11 @@ def fold_count(config: Config) -> int:
     return 0 if config.split.folds is UNSET else config.split.folds
 
 
+def is_csv(path: str) -> bool:
+    """Return whether a path is that of a CSV, by its name."""
+    return path.lower().endswith((".csv", ".csv.gz"))
+
+
 def table_images(config: Config) -> TableImages | None:
     """Return the columns of a table that name images; None where there are none."""
     return None if config.data.tabular is None else config.data.tabular.images

@@ -21,6 +21,7 @@ from mmjax.config import (
     ImageData,
     TabularData,
     fold_count,
+    is_csv,
     table_images,
     target_columns,
 )
@@ -243,7 +244,7 @@ def _column_roles(config: Config, given: Given, section: str, data: TabularData 
 
 
 def _csv_only(config: Config, given: Given, section: str, data: TabularData | ImageData) -> Iterator[Conflict]:
-    if section == "data.tabular" or data.path.lower().endswith((".csv", ".csv.gz")):
+    if section == "data.tabular" or is_csv(data.path):
         return
     usual = {"image_column": "image", "target_column": "label"}  # a list of labels is refused by `_labels`
     idle = [key for key in ("id_column", "ignore_columns", "weight_column") if getattr(data, key)]
@@ -262,7 +263,7 @@ def _task(config: Config) -> tuple[str | None, str]:
     for kind, data in (("tabular", config.data.tabular), ("image", config.data.image)):
         if data is not None and data.task is not UNSET:
             return data.task, f"data.{kind}.task"
-    if config.data.image is not None and not config.data.image.path.lower().endswith((".csv", ".csv.gz")):
+    if config.data.image is not None and not is_csv(config.data.image.path):
         return "classification", "data.image.path"  # folders and idx files hold classes
     for task, losses in _LOSSES.items():
         if config.training.loss in losses:
@@ -301,7 +302,7 @@ def _labels(config: Config, given: Given, section: str, data: TabularData | Imag
             yield Conflict((task, target), f"multilabel {told}; list them, or set task: classification")
     if not several:
         return
-    if isinstance(data, ImageData) and not data.path.lower().endswith((".csv", ".csv.gz")):
+    if isinstance(data, ImageData) and not is_csv(data.path):
         told = f"expected a .csv file as `{section}.path` with a list of columns, got {data.path}"
         yield Conflict((target, f"{section}.path"), f"{told}; list the images in one with a column for each label")
     if "training.label_smoothing" in given and training.loss is UNSET:

@@ -1,7 +1,7 @@
-"""Data frames of pandas as the columns they are, without importing pandas: who has a frame has imported it."""
+"""Columns as a caller has them: cells in order, or a pandas DataFrame, without importing pandas."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +24,16 @@ class Frame(Protocol):
     def to_numpy(self) -> np.ndarray:
         """Return all cells."""
         ...
+
+
+ONE_ROW = "; to ask for one row, put the row in a list: [row]"
+
+
+def sized_cells(where: str, cells: Any) -> Any:
+    """Return the cells of a column; DataError where they are a single one, or in no order."""
+    if isinstance(cells, str | bytes | Mapping | Set) or not hasattr(cells, "__len__"):
+        raise DataError(f"{where}: expected a list or an array of cells, got {type(cells).__name__}{ONE_ROW}")
+    return cells
 
 
 def is_frame(value: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from mmjax.analysis.compare import Side, compare, headline, metrics_table
-from mmjax.analysis.report import meaningful
+from mmjax.analysis.report import meaningful, zero_targets
 from mmjax.analysis.tables import number
 from mmjax.artifact import runs as store
 from mmjax.artifact.bundle import load_bundle
@@ -96,7 +96,7 @@ def show(ref: str, epochs: int, root: Path) -> dict[str, Any]:
     if shown := history[-epochs:] if epochs else []:
         echo()
         names = list(dict.fromkeys(name for row in shown for name in row))
-        if meaningful({"validation": {"mape": 0.0}}, report)["validation"]["mape"] is None:
+        if zero_targets(report, "validation"):
             shown = [row | {"val_mape": None} for row in shown]
         echo_table(names, [tuple(_cell(row.get(name)) for name in names) for row in shown], text_columns=0)
     if found.record.config:

@@ -226,6 +226,7 @@ def test_a_bad_cell_is_named_by_its_row_however_far_down(predictor: Predictor) -
             r"column 'size': expected a list or an array of cells, got float; to ask for one",
         ),
         ({"size": [1.0], "colour": "red"}, r"column 'colour': expected a list .* got str; .* put the row in a list"),
+        ({"size": {0: 1.0}, "colour": ["red"]}, r"column 'size': expected a list or an array of cells, got dict"),
         (pd.DataFrame({"size": [1.0]}), "rows: expected column 'colour', got none of that name"),
         (pd.DataFrame({2: [1.0]}), "data frame: expected names of columns that are texts, got 2; rename it"),
         (pd.DataFrame([[1, 2]], columns=["size", "size"]), "data frame: expected each column once, got 'size' again"),

@@ -62,9 +62,8 @@ def reweighted_line(report: Report) -> str:
 
 def focal_line(report: Report) -> str:
     """Return that probabilities were learnt by focal loss and calibrated by nothing; empty where they were not."""
-    if report.get("config", {}).get("training", {}).get("loss") != "focal" or "calibration" in report.get(
-        "answers", {}
-    ):
+    loss = report.get("config", {}).get("training", {}).get("loss")
+    if loss != "focal" or "calibration" in report.get("answers", {}):
         return ""
     return (
         "probabilities: learnt by focal loss, which makes them less sure than they should be, and not calibrated; give "

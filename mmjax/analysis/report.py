@@ -150,11 +150,15 @@ def meaningful(metrics: Metrics, report: Report) -> dict[str, dict[str, float | 
     >>> meaningful({"test": {"rmse": 2.0, "mape": 1e16}}, {"data": {"zero_targets": {"test": 3}}})
     {'test': {'rmse': 2.0, 'mape': None}}
     """
-    zero = report.get("data", {}).get("zero_targets", {})
     return {
-        split: {name: None if name == "mape" and zero.get(split) else value for name, value in values.items()}
-        for split, values in metrics.items()
+        split: {name: None if name == "mape" and zero_targets(report, split) else value for name, value in own.items()}
+        for split, own in metrics.items()
     }
+
+
+def zero_targets(report: Report, split: str) -> int:
+    """Return how many targets of a split are 0, so that its mape means nothing."""
+    return report.get("data", {}).get("zero_targets", {}).get(split, 0)
 
 
 def zero_line(report: Report) -> str:

@@ -18,7 +18,7 @@ from mmjax.data.encode import check_columns, columns_from_rows, encode
 from mmjax.data.pipeline import batch_rows, padded_slices
 from mmjax.data.unknown import Unknown, unknown_cells, unknown_warnings
 from mmjax.errors import BundleError, ConfigError, DataError, TrainingError
-from mmjax.frames import Frame, frame_columns, is_frame
+from mmjax.frames import Frame, frame_columns, is_frame, sized_cells
 from mmjax.models.build import served_otherwise, served_variables
 from mmjax.parts import States, build_parts
 from mmjax.schema import Batch, Columns, Schema
@@ -145,12 +145,7 @@ def as_columns(rows: Rows) -> Columns:
 
 
 def _cells(name: str, values: Any) -> np.ndarray:
-    if isinstance(values, str | bytes | Mapping) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
-        raise DataError(
-            f"column '{name}': expected a list or an array of cells, got {type(values).__name__}; "
-            "to ask for one row, put the row in a list: [row]"
-        )
-    cells = np.empty(len(values), dtype=object)
+    cells = np.empty(len(sized_cells(f"column '{name}'", values)), dtype=object)
     for i, value in enumerate(values):  # one by one: NumPy would stack images of one size
         cells[i] = value
     return cells

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.config import ImageData, Policy, target_columns
+from mmjax.config import ImageData, Policy, is_csv, target_columns
 from mmjax.data.decode import scan_images as scan_images
 from mmjax.data.folders import ClassFolders, list_folder, note_listing, read_class_folders, split_folders
 from mmjax.data.idx import find_idx, read_idx
@@ -54,7 +54,7 @@ def read_images(data: ImageData, *, keep: Sequence[str] = (), minimum_classes: i
             return _from_idx(data)
         return _from_folders(data, minimum_classes)
     _expect_file(path, "data.image.path")
-    if path.lower().endswith((".csv", ".csv.gz")):
+    if is_csv(path):
         return _from_csv(data, keep)
     raise DataError(f"data.image.path: expected a folder of class folders or a .csv file, got {path}")
 

@@ -4,7 +4,7 @@ Everything reported is finished on the host in f64 from collected scores. No opt
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -135,21 +135,25 @@ def score(
     `change` is made to each slice of the inputs first, as to hide some. Rows go through in slices of `largest`; the
     last is padded up to its bucket (of at least `smallest`), and padding never changes a result.
     """
-    inputs = inputs_of(batch)
-    parts, under_way = [], deque[Any]()
-    for start, stop in padded_slices(batch_rows(inputs) if rows is None else len(rows), largest):
+    inputs, count = inputs_of(batch), batch_rows(batch) if rows is None else len(rows)
+
+    def asked(start: int, stop: int) -> Any:
         piece = take(inputs, slice(start, stop) if rows is None else rows[start:stop])
-        found = forward(*states, pad_rows(change(piece), max(smallest, bucket_of(stop - start, largest))))
-        under_way.append((found, stop - start))
-        if len(under_way) > AHEAD:  # the device computes the next while this one comes to the host
-            parts.append(_first_rows(*under_way.popleft()))
-    parts += [_first_rows(*each) for each in under_way]
-    outputs, prediction = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        return forward(*states, pad_rows(change(piece), max(smallest, bucket_of(stop - start, largest))))
+
+    passes = _on_host(asked(*each) for each in padded_slices(count, largest))
+    outputs, prediction = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *passes)
     return Scores(outputs, *prediction)
 
 
-def _first_rows(tree: Any, rows: int) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:rows], tree)
+def _on_host(passes: Iterable[Any]) -> list[Any]:
+    """Return the results of passes as NumPy arrays: the device computes the next ones while one comes to the host."""
+    found, under_way = [], deque[Any]()
+    for result in passes:
+        under_way.append(result)
+        if len(under_way) > AHEAD:
+            found.append(jax.tree.map(np.asarray, under_way.popleft()))
+    return found + jax.tree.map(np.asarray, list(under_way))
 
 
 def score_beside(
@@ -165,13 +169,13 @@ def score_beside(
     `beside` is a Forward whose batch and results have a leading axis E. It takes `size` rows of each member at a time;
     what is missing of the last, or of a member with fewer rows, is padded.
     """
-    inputs, passes, under_way = inputs_of(batch), [], deque[Any]()
-    for start, stop in padded_slices(max(map(len, rows)), size):
+    inputs = inputs_of(batch)
+
+    def asked(start: int, stop: int) -> Any:
         pieces = [pad_rows(take(inputs, own[start:stop]), size) for own in rows]
-        under_way.append(beside(*states, {name: np.stack([piece[name] for piece in pieces]) for name in inputs}))
-        if len(under_way) > AHEAD:
-            passes.append(jax.tree.map(np.asarray, under_way.popleft()))
-    passes += jax.tree.map(np.asarray, list(under_way))
+        return beside(*states, {name: np.stack([piece[name] for piece in pieces]) for name in inputs})
+
+    passes = _on_host(asked(*each) for each in padded_slices(max(map(len, rows)), size))
     outputs, prediction = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *passes)
     return [
         Scores(outputs, *prediction).map(lambda leaf, e=e, own=own: leaf[e, : len(own)]) for e, own in enumerate(rows)

@@ -15,6 +15,7 @@ from mmjax.errors import ConfigError
 from mmjax.schema import Target
 from mmjax.training import label_outputs
 from mmjax.training.calibration import best_temperature, log_of
+from mmjax.training.label_outputs import FOLD_WEIGHT, fold_weights, mean_of_each_fold
 
 CLASSIFICATION_LOSSES = ("cross_entropy", "focal", "bce")
 REGRESSION_LOSSES = ("mse", "mae", "huber", "pinball")
@@ -67,35 +68,39 @@ def build_output(
     *,
     positive_index: int = 1,
     members: int = 1,
+    folds: int = 1,
     quantiles: tuple[float, ...] = (0.5,),
     clamp: bool = False,
 ) -> Output:
     """Return the Output for a target and a loss; ConfigError where they do not suit each other.
 
-    Of several members it is that of their mean; `quantiles` are those of the loss `pinball`, `clamp` is that of
-    `standardized_output`. What `mmjax.training.decide` adds to the state of any of them is applied after it, see
-    `decided`.
+    Of several members, as many of each of `folds`, it is that of their mean; `quantiles` are those of the loss
+    `pinball`, `clamp` is that of `standardized_output`. What `mmjax.training.decide` adds to the state of any of them
+    is applied after it, see `decided`.
     """
     if loss not in (fitting := _LOSSES[target.task]):
         raise ConfigError(f"training.loss: expected one of {', '.join(fitting)} for {target.task}, got '{loss}'")
     if target.task == "multilabel":
-        return labels_output(len(target.labels), members)
+        return labels_output(len(target.labels), members, folds)
     output = _plain_output(target, loss, quantiles, clamp)
-    output = mean_of_members(output, members) if members > 1 else output
+    output = mean_of_members(output, members, folds) if members > 1 else output
 
     def apply(state: Any, outputs: jax.Array) -> Prediction:
-        return decided(state, output.apply(state, outputs), positive_index=positive_index)
+        found = output.apply(state, outputs)
+        if members == 1 and found.probabilities is not None and ("doubt" in state or "mixing" in state):
+            probabilities = _mixed(state, found.probabilities)
+            found = found._replace(prediction=_first_largest(probabilities), probabilities=probabilities)
+        return decided(state, found, positive_index=positive_index)
 
     return output._replace(apply=apply)
 
 
 def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Prediction:
-    """Return the Prediction with all that the state says beside the network; it may say nothing.
+    """Return the Prediction with all that the state says beside calibrated probabilities; it may say nothing.
 
-    `doubt f32[]`: the share of the probabilities that is spread evenly (`calibration.doubted`); `mixing f32[K, K]` and
-    `offsets f32[K]`: a `matrix_scaling.Mixing` of what that leaves. The others rest on these. `threshold f32[]`, of two
-    classes: the positive one where its probability reaches it. `least_probability f32[]`: classes as probable are in
-    the set. `half_width f32[T]`: of the intervals, or what widens those of quantiles. `abstain_below f32[]`.
+    `threshold f32[]`, of two classes: the positive one where its probability reaches it. `least_probability f32[]`:
+    classes as probable are in the set. `half_width f32[T]`: of the intervals, or what widens those of quantiles.
+    `abstain_below f32[]`.
     """
     probabilities = found.probabilities
     if probabilities is None:
@@ -104,9 +109,6 @@ def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Predic
         half = state["half_width"][None, :]
         low, high = (found.prediction,) * 2 if found.intervals is None else jnp.moveaxis(found.intervals, -1, 0)
         return found._replace(intervals=jnp.stack([low - half, high + half], axis=-1))
-    if "doubt" in state or "mixing" in state:
-        probabilities = _mixed(state, probabilities)
-        found = found._replace(prediction=_first_largest(probabilities), probabilities=probabilities)
     if "threshold" in state:
         positive = probabilities[:, positive_index] >= state["threshold"]
         found = found._replace(prediction=jnp.where(positive, positive_index, 1 - positive_index).astype(jnp.int32))
@@ -118,14 +120,19 @@ def decided(state: Any, found: Prediction, *, positive_index: int = 1) -> Predic
 
 
 def _mixed(state: Any, probabilities: jax.Array) -> jax.Array:
-    """Return `matrix_scaling.mixed` of `calibration.doubted` probabilities, in f32."""
+    """Return `matrix_scaling.mixed` of `calibration.doubted` probabilities f32[..., K], in f32.
+
+    `doubt f32[]`: the share of the probabilities that is spread evenly; `mixing f32[K, K]` and `offsets f32[K]`: a
+    `matrix_scaling.Mixing` of what that leaves. The state may hold both, one or none.
+    """
     if "doubt" in state:
         probabilities = (1.0 - state["doubt"]) * probabilities + state["doubt"] / probabilities.shape[-1]
     if "mixing" not in state:
         return probabilities
     logs = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
     centred = logs - logs.mean(axis=-1, keepdims=True)
-    return jax.nn.softmax(jnp.matmul(centred, state["mixing"], precision="highest") + state["offsets"][None, :])
+    mixed = jnp.matmul(centred, state["mixing"], precision="highest")
+    return jax.nn.softmax(mixed + jnp.broadcast_to(state["offsets"], mixed.shape))
 
 
 def _plain_output(target: Target, loss: str, quantiles: tuple[float, ...], clamp: bool) -> Output:
@@ -161,6 +168,10 @@ def _temperature_of_1(labels: np.ndarray) -> dict[str, np.ndarray]:
     return {"temperature": np.ones((), np.float32)}
 
 
+def _even_folds(folds: int) -> dict[str, np.ndarray]:
+    return {FOLD_WEIGHT: np.full(folds, 1.0 / folds, np.float32)} if folds > 1 else {}
+
+
 def _with_temperature(state: Any, outputs: np.ndarray, labels: np.ndarray, weight: np.ndarray | None) -> Any:
     logits = outputs if outputs.shape[1] > 1 else np.concatenate([np.zeros_like(outputs), outputs], axis=1)
     return state | {"temperature": np.float32(best_temperature(logits, labels, weight))}
@@ -188,17 +199,17 @@ def sigmoid_output() -> Output:
     return Output(1, _temperature_of_1, _labels_as_they_are, apply, _with_temperature)
 
 
-def labels_output(labels: int, members: int = 1) -> Output:
+def labels_output(labels: int, members: int = 1, folds: int = 1) -> Output:
     """Return the Output of a logit for each of L labels, for `i32[B, L]` of 0 and 1; see `label_outputs`.
 
-    Of several members it is that of their mean. `threshold f32[L]` in the state is each label's own; from
-    `least_probability f32[]` on, one for all, labels are in the set.
+    Of several members it is that of their mean, as in `mean_of_members`. `threshold f32[L]` in the state is each
+    label's own; from `least_probability f32[]` on, one for all, labels are in the set.
     """
 
     def apply(state: Any, outputs: jax.Array) -> Prediction:
         apart = None
         if members > 1:
-            probabilities, apart = label_outputs.mean_probabilities(state, outputs)
+            probabilities, apart = label_outputs.mean_probabilities(state, outputs, fold_weights(state, folds))
         else:
             probabilities = label_outputs.probabilities_of(state, outputs)
         found = Prediction(label_outputs.called(state, probabilities), probabilities, apart)
@@ -208,7 +219,10 @@ def labels_output(labels: int, members: int = 1) -> Output:
             found = found._replace(abstained=label_outputs.unsure(probabilities, state["abstain_below"]))
         return found
 
-    return Output(labels, _temperature_of_1, _as_floats, apply, label_outputs.with_temperature)
+    def fit(labels: np.ndarray) -> dict[str, np.ndarray]:
+        return _temperature_of_1(labels) | _even_folds(folds)
+
+    return Output(labels, fit, _as_floats, apply, label_outputs.with_temperature)
 
 
 def standardized_output(size: int, *, clamp: bool = False) -> Output:
@@ -269,12 +283,15 @@ def quantiles_of(state: Any, outputs: np.ndarray) -> np.ndarray:
     return values if values.ndim == 2 else values.mean(axis=1)
 
 
-def mean_of_members(output: Output, members: int) -> Output:
+def mean_of_members(output: Output, members: int, folds: int = 1) -> Output:
     """Return the Output of a network that answers `f32[B, E, O]`: what `output` makes of each of E members, averaged.
 
     Classification: the mean of the members' probabilities, the most probable class of it, and as `uncertainty` the mean
-    total variation distance between a member's probabilities and that mean, 0 to 1. The temperature, which `calibrate`
-    fits, divides the logarithm of the mean; members stay at 1. Regression: the mean of the members' values, and as
+    total variation distance between a member's probabilities and that mean, 0 to 1. What calibrates (temperature,
+    `doubt`, `mixing`) changes that mean, its logarithm over the temperature; members stay at 1. With `folds` it
+    changes the mean of each fold's members, which is what answered the rows it was fitted on, and the answer is the
+    mean of these: the mean of all is less sharp than any of them, and would be flattened twice (Rahaman and Thiery
+    2021, "Uncertainty Quantification and Deep Ensembles"). Regression: the mean of the members' values, and as
     `uncertainty` their standard deviation (divided by E). `apply` raises ValueError for another number of members.
     """
 
@@ -291,9 +308,11 @@ def mean_of_members(output: Output, members: int) -> Output:
             mean = each.prediction.mean(axis=1)
             intervals = None if each.intervals is None else each.intervals.mean(axis=1)
             return Prediction(mean, None, _deviation(each.prediction - mean[:, None, :]), intervals=intervals)
-        mean = each.probabilities.mean(axis=1)
-        distance = 0.5 * jnp.abs(each.probabilities - mean[:, None, :]).sum(axis=-1)
-        probabilities = jax.nn.softmax(_tempered(state, jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))))
+        distance = 0.5 * jnp.abs(each.probabilities - each.probabilities.mean(axis=1, keepdims=True)).sum(axis=-1)
+        of_fold = mean_of_each_fold(each.probabilities, weights := fold_weights(state, folds))
+        logs = jnp.log(jnp.maximum(of_fold, jnp.finfo(jnp.float32).tiny))
+        calibrated = _mixed(state, jax.nn.softmax(_tempered(state, logs)))
+        probabilities = (weights[None, :, None] * calibrated).sum(axis=1)
         return Prediction(_first_largest(probabilities), probabilities, distance.mean(axis=1))
 
     def calibrate(state: Any, outputs: np.ndarray, labels: np.ndarray, weight: np.ndarray | None) -> Any:
@@ -302,7 +321,10 @@ def mean_of_members(output: Output, members: int) -> Output:
         logits = log_of(np.asarray(probabilities, np.float64).mean(axis=1))
         return state | {"temperature": np.float32(best_temperature(logits, labels, weight))}
 
-    return output._replace(apply=apply, calibrate=calibrate if output.calibrate else None)
+    def fit(labels: np.ndarray) -> Any:
+        return output.fit(labels) | (_even_folds(folds) if output.calibrate else {})
+
+    return output._replace(fit=fit, apply=apply, calibrate=calibrate if output.calibrate else None)
 
 
 def _deviation(differences: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmjax.artifact.predictor import set_texts, to_predictions
 from mmjax.data.cells import missing_texts
-from mmjax.data.encode import SHOWN, check_columns
+from mmjax.data.encode import SHOWN, check_columns, in_table
 from mmjax.errors import DataError, MmjaxError, did_you_mean
 from mmjax.schema import Columns, Schema
 from mmjax.training.scoring import Scores
@@ -475,7 +475,7 @@ def image_columns(schema: Schema, files: Sequence[bytes]) -> Columns:
 
 def image_place(schema: Schema, column: str, row: int) -> str:
     """Return what an image of a request, row counted from 1, is called where something is wrong with it."""
-    return f"image {row}" if schema.modality == "image" else f"column '{column}', row {row}"
+    return f"image {row}" if schema.modality == "image" else in_table(column, row)
 
 
 def image_cells(images: Sequence[bytes | np.ndarray]) -> np.ndarray:

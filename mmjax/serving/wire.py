@@ -485,9 +485,9 @@ def image_cells(images: Sequence[bytes | np.ndarray]) -> np.ndarray:
     wrong = []
     for i, image in enumerate(images, 1):
         try:
-            probe_image(image, max_pixels=MAX_PIXELS)
+            probe_image(image, name=f"image {i}", max_pixels=MAX_PIXELS)
         except DataError as error:
-            wrong.append(f"image {i}: {error.problems[0].split(': ', 1)[-1]}")
+            wrong += error.problems
     if wrong:
         raise Refused(400, "bad-image", wrong)
     cells = np.empty(len(images), dtype=object)

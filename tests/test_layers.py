@@ -56,7 +56,7 @@ LAYERS: dict[int, dict[str, str]] = {
             analysis/boosting
             analysis/bootstrap analysis/bootstrap_labels
             analysis/bootstrap_ranking analysis/compare analysis/evaluation
-            analysis/modalities analysis/noise analysis/trust""",
+            analysis/modalities analysis/noise analysis/trust analysis/verdict""",
     },
     4: {
         "training": "training/scorer training/setup",

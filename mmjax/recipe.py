@@ -17,7 +17,7 @@ from mmjax.data.loading import choose_loading
 from mmjax.data.prepare_table import expected_bytes
 from mmjax.data.prepared import Prepared, rows_to_learn
 from mmjax.errors import ConfigError
-from mmjax.models.build import resolve_architecture
+from mmjax.models.architecture import resolve_architecture
 from mmjax.models.pretrained import preprocessing_of
 from mmjax.models.state_dict import load_state_dict
 from mmjax.schema import Schema

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmjax"
 
 LAYERS: dict[int, dict[str, str]] = {
     0: {
-        "ground": """errors schema interrupts frames huge_pages numerics numerics_programs backend
+        "ground": """errors schema interrupts frames huge_pages network_sizes numerics numerics_programs backend
             config config_conflict config_drafts config_load config_rules config_rules_images config_structure
             config_tree config_words config_yaml config_docs""",
     },
@@ -31,7 +31,7 @@ LAYERS: dict[int, dict[str, str]] = {
             data/validate data/validate_survey""",
         "transforms": """transforms/augment transforms/base transforms/boxes transforms/build transforms/image
             transforms/mix transforms/piecewise transforms/tabular transforms/trivial_augment""",
-        "models": """models/activations models/airbench models/base models/build models/convolution
+        "models": """models/activations models/airbench models/architecture models/base models/build models/convolution
             models/convolution_check models/convolution_forms models/efficientnet models/fusion models/layers
             models/mlp models/pretrained models/realmlp models/resnet models/state_dict models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/conformal

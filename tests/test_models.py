@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from mmjax.config import Architecture, ModelName
 from mmjax.config import Model as ModelConfig
 from mmjax.errors import ConfigError, DataError
+from mmjax.models.architecture import ARCHITECTURE_DEFAULTS, resolve_architecture
 from mmjax.models.base import Model, Variables
-from mmjax.models.build import ARCHITECTURE_DEFAULTS, build_model, count_parameters, resolve_architecture
+from mmjax.models.build import build_model, count_parameters
 from mmjax.schema import Batch, Column, Schema, Target
 
 ROWS, OUTPUTS = 4, 3

@@ -27,8 +27,8 @@ LAYERS: dict[int, dict[str, str]] = {
             data/kinds data/labels data/loading data/pipeline data/pixels data/prepare data/prepare_images
             data/prepare_table
             data/prepared data/prepared_cache data/quarantine data/schema_file data/split data/split_groups
-            data/split_time data/stream data/survey data/table data/table_images data/table_survey data/unknown
-            data/validate data/validate_survey""",
+            data/split_time data/stream data/survey data/table data/table_images data/table_survey data/target
+            data/unknown data/validate data/validate_survey""",
         "transforms": """transforms/augment transforms/base transforms/boxes transforms/build transforms/image
             transforms/mix transforms/piecewise transforms/tabular transforms/trivial_augment""",
         "models": """models/activations models/airbench models/architecture models/base models/build models/convolution

@@ -24,7 +24,7 @@ from mmjax.data.audit_rows import Rows
 from mmjax.data.cache import CacheWriter, NoCacheFolder, Tell, open_or_build, told
 from mmjax.data.encode_survey import GapCounter, encode_rows, fit_rows, row_keys, unknown_counts
 from mmjax.data.fingerprint import fingerprint
-from mmjax.data.infer import infer_schema, may_be_classes
+from mmjax.data.infer import infer_schema
 from mmjax.data.loading import choose_loading
 from mmjax.data.prepared import Prepared, audited_by, deal, golden_rows, not_features, split_cells
 from mmjax.data.prepared_cache import restore, save
@@ -34,6 +34,7 @@ from mmjax.data.split import Split
 from mmjax.data.survey import Place
 from mmjax.data.table import read_layout
 from mmjax.data.table_survey import Survey, cells_of, strips, survey_table, with_texts
+from mmjax.data.target import may_be_classes
 from mmjax.data.validate_survey import validate_survey
 from mmjax.errors import DataError
 from mmjax.schema import Batch, Schema

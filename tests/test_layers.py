@@ -70,12 +70,12 @@ LAYERS: dict[int, dict[str, str]] = {
         "outcome": "outcome",
         "budget": "budget",
         "serving": """serving/answering serving/app serving/batcher serving/client serving/compression serving/device
-            serving/engine serving/express serving/health serving/life serving/limits serving/log serving/mixed
-            serving/numbers serving/observe serving/open_inference serving/open_inference_extras
+            serving/engine serving/express serving/health serving/image_bodies serving/life serving/limits serving/log
+            serving/mixed serving/numbers serving/observe serving/open_inference serving/open_inference_extras
             serving/open_inference_inputs serving/open_inference_model serving/open_inference_reply
             serving/open_inference_request serving/open_inference_tensors serving/openapi serving/openapi_schemas
             serving/outer serving/page serving/parity serving/probes serving/protocol serving/reload serving/routes
-            serving/settings serving/tables serving/wire""",
+            serving/settings serving/table_bodies serving/tables serving/wire""",
     },
     6: {
         door: door

@@ -15,8 +15,9 @@ from mmjax.errors import DataError
 from mmjax.schema import Batch, Columns
 from mmjax.serving.batcher import Batcher, Job, leave, submit
 from mmjax.serving.engine import Engine, Served
+from mmjax.serving.image_bodies import image_place
 from mmjax.serving.observe import Metrics
-from mmjax.serving.wire import Refused, image_place
+from mmjax.serving.wire import Refused
 from mmjax.training.scoring import Scores
 
 INLINE_CELLS = 512

@@ -14,18 +14,9 @@ from mmjax.data.encode import NEEDED_IMAGE, SHOWN, check_columns, with_left_out
 from mmjax.data.images import objects
 from mmjax.errors import DataError
 from mmjax.schema import Columns, Schema
-from mmjax.serving.wire import (
-    MAX_IMAGE_BYTES,
-    MAX_IMAGES,
-    MAX_PIXELS,
-    MAX_ROWS,
-    MAX_TABLE_BYTES,
-    Refused,
-    TableRequest,
-    decode_table,
-    image_place,
-    refuse_texts,
-)
+from mmjax.serving.image_bodies import image_place
+from mmjax.serving.table_bodies import TableRequest, decode_table, refuse_texts
+from mmjax.serving.wire import MAX_IMAGE_BYTES, MAX_IMAGES, MAX_PIXELS, MAX_ROWS, MAX_TABLE_BYTES, Refused
 
 MAX_MIXED_BYTES = MAX_IMAGE_BYTES * 4 // 3 + MAX_TABLE_BYTES
 """Largest body: images in base64 take a third more than their bytes, and cells stand beside them."""

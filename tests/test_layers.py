@@ -50,7 +50,7 @@ LAYERS: dict[int, dict[str, str]] = {
     },
     3: {
         "parts": "parts",
-        "recipe": "recipe",
+        "recipe": "recipe recipe_training",
         "evaluation": """analysis/baseline_data analysis/baseline_labels analysis/baseline_models
             analysis/baseline_quantiles analysis/baselines
             analysis/boosting

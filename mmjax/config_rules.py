@@ -28,7 +28,7 @@ from mmjax.config import (
 from mmjax.config_conflict import Conflict, Given
 from mmjax.config_rules_images import augmentation_conflicts, fine_tuning_conflicts, image_conflicts
 from mmjax.errors import did_you_mean
-from mmjax.network_sizes import EFFICIENTNETS, RESNETS, TABLE_NETWORKS
+from mmjax.network_facts import OPTIONS, TABLE_NETWORKS
 
 
 class _Needs(NamedTuple):
@@ -89,18 +89,6 @@ _NEEDS = (
     ),
 )
 
-_REALMLP = ("input_dim", "hidden_layers", "activation", "embedding_dim")
-_RESNET = ("stages", "width", "dropout", "activation", "stem")
-_FIELDS = {
-    "mlp": ("input_dim", "hidden_layers", "dropout", "activation", "normalization", "residual", "embedding_dim"),
-    "realmlp": (*_REALMLP, "dropout"),
-    "realmlp_s": _REALMLP,
-    "tabm": (*_REALMLP, "dropout", "members"),
-    **dict.fromkeys(("airbench", "airbench_s"), ("dropout", "activation", "mirrored", "width")),
-    "resnet": _RESNET,
-    **dict.fromkeys(RESNETS, _RESNET[2:]),
-    **dict.fromkeys(EFFICIENTNETS, ("dropout", "stem")),
-}
 _LOSSES = {
     "classification": ("cross_entropy", "focal", "bce"),
     "regression": ("mse", "mae", "huber", "pinball"),
@@ -351,7 +339,7 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
             options += " (the trunk of the images)"
         yield Conflict(("model.name", section), f"expected {options} for {section}, got {name}")
         return
-    fields = _FIELDS[name]
+    fields = OPTIONS[name]
     for path in sorted(given):
         parent, _, field = path.rpartition(".")
         if parent == "model.architecture" and field not in fields and hasattr(model.architecture, field):

@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from mmjax.config import Config, ImageData, RowAugmentation, image_settings
 from mmjax.config_conflict import Conflict, Given
-from mmjax.network_sizes import stages_of
+from mmjax.network_facts import stages_of
 
 _IMAGE, _AUGMENTATION, _COLUMNS = "data.image", "data.image.augmentation", "data.tabular.images"
 NO_CUTMIX = "expected classes, as a box of another image shows no part of a number, got regression; use `mixup_alpha`"

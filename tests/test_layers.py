@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmjax"
 
 LAYERS: dict[int, dict[str, str]] = {
     0: {
-        "ground": """errors schema interrupts frames huge_pages network_sizes numerics numerics_programs backend
+        "ground": """errors schema interrupts frames huge_pages network_facts numerics numerics_programs backend
             config config_conflict config_drafts config_load config_rules config_rules_images config_structure
             config_tree config_words config_yaml config_docs""",
     },

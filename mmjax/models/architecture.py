@@ -14,7 +14,7 @@ from mmjax.models.realmlp import EMBEDDING_DIM as REALMLP_EMBEDDING_DIM
 from mmjax.models.resnet import SMALL_IMAGE_PX
 from mmjax.models.tabm import EMBEDDING_DIM as TABM_EMBEDDING_DIM
 from mmjax.models.tabm import MEMBERS
-from mmjax.network_sizes import EFFICIENTNETS, RESNETS, TABLE_NETWORKS
+from mmjax.network_facts import EFFICIENTNETS, RESNETS, TABLE_NETWORKS
 from mmjax.schema import Schema
 
 _RESNET = Architecture(dropout=0.0, activation="relu")

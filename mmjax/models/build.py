@@ -24,7 +24,7 @@ from mmjax.models.mlp import MLP, make_mlp
 from mmjax.models.realmlp import RealMLP, make_realmlp
 from mmjax.models.resnet import ResNet
 from mmjax.models.tabm import TabM, make_tabm
-from mmjax.network_sizes import B0_STAGES, EFFICIENTNETS, RESNETS, ResNetRow
+from mmjax.network_facts import B0_STAGES, EFFICIENTNETS, RESNETS, ResNetRow
 from mmjax.schema import Batch, Schema
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from mmjax.models.layers import BatchNorm, Convolution, Dropout, global_average_pool, he_normal
 from mmjax.models.resnet import SMALL_IMAGE_PX
-from mmjax.network_sizes import B0_STAGES, SizeRow, StageRow
+from mmjax.network_facts import B0_STAGES, SizeRow, StageRow
 
 STEM_CHANNELS = 32
 STOCHASTIC_DEPTH = 0.2

@@ -17,7 +17,7 @@ from mmjax.config import ModelName
 from mmjax.errors import DataError
 from mmjax.models.base import Variables
 from mmjax.models.state_dict import StateDict
-from mmjax.network_sizes import EFFICIENTNETS, RESNETS
+from mmjax.network_facts import EFFICIENTNETS, RESNETS
 
 LISTED = 8
 """Names of one kind that an error lists."""

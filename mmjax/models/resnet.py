@@ -15,7 +15,7 @@ from mmjax.models.layers import (
     global_average_pool,
     max_pool_3x3,
 )
-from mmjax.network_sizes import ResNetRow
+from mmjax.network_facts import ResNetRow
 
 SMALL_IMAGE_PX = 96
 """Images whose shorter side is below this keep their resolution in the stem."""

@@ -1,4 +1,4 @@
-"""The sizes of the networks that a config may name, as tables of numbers: its rules and the networks both read them."""
+"""What is known of the networks that a config may name, options and sizes: its rules and the networks both read it."""
 
 from typing import NamedTuple
 
@@ -64,6 +64,21 @@ EFFICIENTNETS = {
     "efficientnet_b4": SizeRow(1.4, 1.8, 0.4),
 }
 EFFICIENTNETS |= {f"tf_{name}": size._replace(tensorflow=True) for name, size in EFFICIENTNETS.items()}
+
+
+_REALMLP = ("input_dim", "hidden_layers", "activation", "embedding_dim")
+_RESNET = ("stages", "width", "dropout", "activation", "stem")
+OPTIONS = {
+    "mlp": ("input_dim", "hidden_layers", "dropout", "activation", "normalization", "residual", "embedding_dim"),
+    "realmlp": (*_REALMLP, "dropout"),
+    "realmlp_s": _REALMLP,
+    "tabm": (*_REALMLP, "dropout", "members"),
+    **dict.fromkeys(("airbench", "airbench_s"), ("dropout", "activation", "mirrored", "width")),
+    "resnet": _RESNET,
+    **dict.fromkeys(RESNETS, _RESNET[2:]),
+    **dict.fromkeys(EFFICIENTNETS, ("dropout", "stem")),
+}
+"""Keys of `model.architecture` that a config may have beside the network's name; EfficientNet's activation is fixed."""
 
 
 def stages_of(name: str) -> int | None:

@@ -28,6 +28,7 @@ from mmjax.config import (
 from mmjax.config_conflict import Conflict, Given
 from mmjax.config_rules_images import augmentation_conflicts, fine_tuning_conflicts, image_conflicts
 from mmjax.errors import did_you_mean
+from mmjax.network_facts import OPTIONS, TABLE_NETWORKS
 
 
 class _Needs(NamedTuple):
@@ -88,19 +89,6 @@ _NEEDS = (
     ),
 )
 
-_TABLE_MODELS = ("mlp", "realmlp", "realmlp_s", "tabm")
-_REALMLP = ("input_dim", "hidden_layers", "activation", "embedding_dim")
-_RESNET = ("stages", "width", "dropout", "activation", "stem")
-_FIELDS = {
-    "mlp": ("input_dim", "hidden_layers", "dropout", "activation", "normalization", "residual", "embedding_dim"),
-    "realmlp": (*_REALMLP, "dropout"),
-    "realmlp_s": _REALMLP,
-    "tabm": (*_REALMLP, "dropout", "members"),
-    **dict.fromkeys(("airbench", "airbench_s"), ("dropout", "activation", "mirrored", "width")),
-    "resnet": _RESNET,
-    **{f"resnet{layers}{kind}": _RESNET[2:] for layers in (18, 34, 50) for kind in ("", "d")},
-}
-_EFFICIENTNET = ("dropout", "stem")
 _LOSSES = {
     "classification": ("cross_entropy", "focal", "bce"),
     "regression": ("mse", "mae", "huber", "pinball"),
@@ -344,14 +332,14 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
         told = f"has no effect: expected a table, whose network it chooses, got {section}; name one with `model.name`"
         yield Conflict(("preset", section), told, idle=True)
     name = ("realmlp" if kind == "tabular" else "resnet") if model.name is UNSET else model.name
-    if (name in _TABLE_MODELS) != (kind == "tabular"):
+    if (name in TABLE_NETWORKS) != (kind == "tabular"):
         vision = "resnet, resnet18 to resnet50 (or with d), [tf_]efficientnet_b0 to b4, airbench or airbench_s"
         options = "realmlp, realmlp_s, tabm or mlp" if kind == "tabular" else vision
         if images:
             options += " (the trunk of the images)"
         yield Conflict(("model.name", section), f"expected {options} for {section}, got {name}")
         return
-    fields = _FIELDS.get(name, _EFFICIENTNET)
+    fields = OPTIONS[name]
     for path in sorted(given):
         parent, _, field = path.rpartition(".")
         if parent == "model.architecture" and field not in fields and hasattr(model.architecture, field):

@@ -8,6 +8,7 @@ from msgspec import UNSET
 
 from mmjax.config import Config, ImageData, RowAugmentation, image_settings
 from mmjax.config_conflict import Conflict, Given
+from mmjax.network_facts import stages_of
 
 _IMAGE, _AUGMENTATION, _COLUMNS = "data.image", "data.image.augmentation", "data.tabular.images"
 NO_CUTMIX = "expected classes, as a box of another image shows no part of a number, got regression; use `mixup_alpha`"
@@ -47,10 +48,8 @@ def fine_tuning_conflicts(config: Config) -> Iterator[Conflict]:
     if training.freeze != "none" and path is None:
         told = "expected `model.pretrained` with it, or random weights would stay"
         yield Conflict(("training.freeze", "model.pretrained"), told)
-    stages = 7 if "efficientnet" in str(name) else 4  # of every network whose weights there are
-    if path is not None and isinstance(training.freeze, int) and training.freeze > stages:
-        told = f"expected at most {stages}, the stages of {name}, got {training.freeze}; or trunk"
-        yield Conflict(("training.freeze", "model.name"), told)
+    if path is not None and (problem := freeze_problem(str(name), training.freeze)):
+        yield Conflict(("training.freeze", "model.name"), problem)
     if training.layer_decay not in (1.0, UNSET) and images is None:
         told = f"has no effect: expected {_IMAGE} or {_COLUMNS} with it, got neither; remove this"
         yield Conflict(("training.layer_decay", "data.tabular"), told, idle=True)
@@ -66,6 +65,14 @@ def _other_weights(path: str) -> str:
     convert = "import sys, torch; from safetensors.torch import save_file; "
     convert += "save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])"
     return f"{told}: a pickle can run any code; convert it once: python -c '{convert}' {path} weights.safetensors"
+
+
+def freeze_problem(name: str, freeze: str | int) -> str | None:
+    """Return what is wrong with `training.freeze` of that network, in words after the key; None where nothing is."""
+    stages = stages_of(name)
+    if stages is None or not isinstance(freeze, int) or freeze <= stages:
+        return None
+    return f"expected at most {stages}, the stages of {name}, got {freeze}; or trunk"
 
 
 def size_problem(train_size: tuple[int, int] | None, image_size: tuple[int, int]) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import msgspec
 from msgspec import UNSET
 
@@ -12,6 +13,7 @@ from mmjax.config import Config
 from mmjax.parts import States
 from mmjax.recipe import Decision
 from mmjax.training.events import TrainResult
+from mmjax.training.members import member_of
 from mmjax.training.program import member_trials
 from mmjax.training.setup import Setup
 
@@ -68,6 +70,6 @@ def first_seed(config: Config, setup: Setup, states: States) -> tuple[Config, Se
     """
     training = msgspec.structs.replace(config.training, seeds=config.training.seeds[:1], member_loop=UNSET)
     task = setup.task._replace(parameters=setup.task.parameters // len(config.training.seeds))
-    first = setup.scorer.each(states)[0]
+    first = states._replace(variables=jax.device_put(member_of(jax.device_get(states.variables), 0)))
     setup = setup._replace(scorer=setup.scorer._replace(members=None), task=task)
     return msgspec.structs.replace(config, training=training), setup, first

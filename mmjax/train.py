@@ -26,10 +26,10 @@ from mmjax.analysis.present import closing_lines, print_results
 from mmjax.analysis.report import Report
 from mmjax.analysis.tables import shorten
 from mmjax.artifact.answers import kept_answers
-from mmjax.artifact.files import parse_object, write_json_atomic
+from mmjax.artifact.files import write_json_atomic
 from mmjax.artifact.predictor import Predictor, load_predictor, make_predictor
 from mmjax.artifact.registry import check_writable, register
-from mmjax.artifact.runs import Run
+from mmjax.artifact.runs import REPORT, Run, read_report
 from mmjax.backend import Backend, configure
 from mmjax.budget import Ready, cut_before, cut_down, cuts, ends_at, measured_cost
 from mmjax.cli import echo, json_option
@@ -286,11 +286,12 @@ def _tell_resumed(run: Run, loaded: Loaded, tell: Callable[[str], None]) -> None
 
 
 def _finished(run: Run, tell: Callable[[str], None]) -> FitResult:
-    """Return the FitResult of a run that is over; BundleError when its model is gone."""
+    """Return the FitResult of a run that is over; BundleError when its model or its report is gone."""
     record = run.record
     tell(f"run {run.path} is finished: nothing is left to do; --resume never trains anew")
     bundle = Path(record.bundle) if record.bundle and Path(record.bundle).is_dir() else run.path / "bundle"
-    report = parse_object((run.path / "report.json").read_bytes(), str(run.path / "report.json"))
+    if not (report := read_report(run.path)):
+        raise BundleError(f"{run.path / REPORT}: expected the report of this run, got none; restore it or retrain")
     seconds = record.seconds if isinstance(record.seconds, dict) else {}
     metrics = {
         split: {name: math.nan if value is None else value for name, value in found.items()}

@@ -12,7 +12,8 @@ from mmjax.config import Model as ModelConfig
 from mmjax.config_load import config_from_dict
 from mmjax.errors import ConfigError
 from mmjax.models.airbench import AirNet, dirac_init, max_pool_2x2, whitening_kernel
-from mmjax.models.build import build_model, resolve_architecture
+from mmjax.models.architecture import resolve_architecture
+from mmjax.models.build import build_model
 from mmjax.recipe import resolve
 from mmjax.schema import ImageSpec, Schema, Target
 

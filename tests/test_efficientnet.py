@@ -11,7 +11,8 @@ import pytest
 from mmjax.config import Architecture, ModelName
 from mmjax.config import Model as ModelConfig
 from mmjax.models.build import build_model, count_parameters
-from mmjax.models.efficientnet import EFFICIENTNETS, EfficientNet, SizeRow, StageRow, scaled_blocks, scaled_channels
+from mmjax.models.efficientnet import EfficientNet, scaled_blocks, scaled_channels
+from mmjax.network_facts import EFFICIENTNETS, SizeRow, StageRow
 from mmjax.schema import Schema, Target
 
 SCHEMA = Schema(target=Target(column="y", task="classification", classes=("a", "b")))

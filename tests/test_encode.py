@@ -149,6 +149,15 @@ def test_all_bad_cells_come_at_once_and_twenty_are_shown():
     assert many[-1] == "and 5 more bad cells"
 
 
+def test_who_asks_says_what_a_cell_is_called():
+    """Whatever its column is called, as no message is reworded."""
+    odd = "x', row 9: y"
+    schema = Schema(target=SCHEMA.target, columns=(Column(name=odd, kind="numeric"),))
+    with pytest.raises(DataError) as caught:
+        encode(schema, {odd: cells("1", "x")}, place=lambda column, row: f"number {row} of <{column}>")
+    assert caught.value.problems == (f"number 2 of <{odd}>: expected a number within ±3.4e38, got 'x'",)
+
+
 def test_labels_that_are_no_class():
     assert problems_of(rows(y=cells("A", None)), label=True) == (
         "column 'y', row 1: expected one of the classes b, a, got 'A'",

@@ -38,7 +38,8 @@ from mmjax.serving.engine import (
     warmed,
 )
 from mmjax.serving.reload import Source, changed, reload_models, watch
-from mmjax.serving.wire import Refused, TableRequest, table_columns
+from mmjax.serving.table_bodies import TableRequest, table_columns
+from mmjax.serving.wire import Refused
 from mmjax.training.scoring import Scores
 from tests.untrained import KINDS, NUMBERS, PRICE, SHADES, add_model, columns_for, kinds_columns, matrix
 

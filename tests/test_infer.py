@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from mmjax.config import Inference
 from mmjax.data.encode import encode
-from mmjax.data.infer import fit_vocabulary, infer_schema, infer_target
+from mmjax.data.infer import fit_vocabulary, infer_schema
 from mmjax.data.kinds import SCHEMA_TOO, decide
 from mmjax.data.schema_file import DeclaredColumn, DeclaredSchema
 from mmjax.data.survey import ColumnSurvey, Keep, Strip, see
 from mmjax.data.table import read_table
+from mmjax.data.target import infer_target
 from mmjax.errors import DataError
 from mmjax.schema import schema_from_json, schema_to_json
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmjax"
 
 LAYERS: dict[int, dict[str, str]] = {
     0: {
-        "ground": """errors schema interrupts frames huge_pages numerics numerics_programs backend
+        "ground": """errors schema interrupts frames huge_pages network_facts numerics numerics_programs backend
             config config_conflict config_drafts config_load config_rules config_rules_images config_structure
             config_tree config_words config_yaml config_docs""",
     },
@@ -27,11 +27,11 @@ LAYERS: dict[int, dict[str, str]] = {
             data/kinds data/labels data/loading data/pipeline data/pixels data/prepare data/prepare_images
             data/prepare_table
             data/prepared data/prepared_cache data/quarantine data/schema_file data/split data/split_groups
-            data/split_time data/stream data/survey data/table data/table_images data/table_survey data/unknown
-            data/validate data/validate_survey""",
+            data/split_time data/stream data/survey data/table data/table_images data/table_survey data/target
+            data/unknown data/validate data/validate_survey""",
         "transforms": """transforms/augment transforms/base transforms/boxes transforms/build transforms/image
             transforms/mix transforms/piecewise transforms/tabular transforms/trivial_augment""",
-        "models": """models/activations models/airbench models/base models/build models/convolution
+        "models": """models/activations models/airbench models/architecture models/base models/build models/convolution
             models/convolution_check models/convolution_forms models/efficientnet models/fusion models/layers
             models/mlp models/pretrained models/realmlp models/resnet models/state_dict models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/conformal
@@ -50,13 +50,13 @@ LAYERS: dict[int, dict[str, str]] = {
     },
     3: {
         "parts": "parts",
-        "recipe": "recipe",
+        "recipe": "recipe recipe_training",
         "evaluation": """analysis/baseline_data analysis/baseline_labels analysis/baseline_models
             analysis/baseline_quantiles analysis/baselines
             analysis/boosting
             analysis/bootstrap analysis/bootstrap_labels
             analysis/bootstrap_ranking analysis/compare analysis/evaluation
-            analysis/modalities analysis/noise analysis/trust""",
+            analysis/modalities analysis/noise analysis/trust analysis/verdict""",
     },
     4: {
         "training": "training/scorer training/setup",
@@ -70,12 +70,12 @@ LAYERS: dict[int, dict[str, str]] = {
         "outcome": "outcome",
         "budget": "budget",
         "serving": """serving/answering serving/app serving/batcher serving/client serving/compression serving/device
-            serving/engine serving/express serving/health serving/life serving/limits serving/log serving/mixed
-            serving/numbers serving/observe serving/open_inference serving/open_inference_extras
+            serving/engine serving/express serving/health serving/image_bodies serving/life serving/limits serving/log
+            serving/mixed serving/numbers serving/observe serving/open_inference serving/open_inference_extras
             serving/open_inference_inputs serving/open_inference_model serving/open_inference_reply
             serving/open_inference_request serving/open_inference_tensors serving/openapi serving/openapi_schemas
             serving/outer serving/page serving/parity serving/probes serving/protocol serving/reload serving/routes
-            serving/settings serving/tables serving/wire""",
+            serving/settings serving/table_bodies serving/tables serving/wire""",
     },
     6: {
         door: door

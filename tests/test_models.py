@@ -5,17 +5,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from mmjax.config import Architecture, ModelName
 from mmjax.config import Model as ModelConfig
 from mmjax.errors import ConfigError, DataError
+from mmjax.models.architecture import ARCHITECTURE_DEFAULTS, resolve_architecture
 from mmjax.models.base import Model, Variables
-from mmjax.models.build import ARCHITECTURE_DEFAULTS, build_model, count_parameters, resolve_architecture
-from mmjax.schema import Batch, Column, Schema, Target
+from mmjax.models.build import build_model, count_parameters
+from mmjax.network_facts import EFFICIENTNETS, OPTIONS
+from mmjax.schema import Batch, Column, ImageSpec, Schema, Target
 
 ROWS, OUTPUTS = 4, 3
 
@@ -173,6 +177,16 @@ def test_architecture_defaults_are_complete_and_resolving_twice_changes_nothing(
         assert resolve_architecture(ModelConfig(name=name, architecture=once), SCHEMA) == once
     mlp = resolve_architecture(ModelConfig(name="mlp", architecture=Architecture(dropout=0.3)), SCHEMA)
     assert (mlp.input_dim, mlp.dropout, mlp.hidden_layers, mlp.embedding_dim) == (3, 0.3, (256, 256), 3)
+
+
+def test_a_config_may_set_all_that_a_network_uses() -> None:
+    """But for EfficientNet's activation, which is no choice."""
+    assert set(OPTIONS) == set(ModelName.__args__)
+    both = msgspec.structs.replace(SCHEMA, image=ImageSpec(height_px=8, width_px=8))
+    for name in ModelName.__args__:
+        resolved = resolve_architecture(ModelConfig(name=name), both)
+        used = {field for field in resolved.__struct_fields__ if getattr(resolved, field) not in (UNSET, None)}
+        assert used - ({"activation"} if name in EFFICIENTNETS else set()) == set(OPTIONS[name])
 
 
 def test_a_wrong_architecture_is_refused_all_at_once() -> None:

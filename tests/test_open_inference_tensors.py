@@ -17,8 +17,7 @@ from mmjax.serving.numbers import is_matrix, numeric_batch
 from mmjax.serving.open_inference_inputs import columns_of
 from mmjax.serving.open_inference_model import inputs_of
 from mmjax.serving.open_inference_tensors import DTYPES, Tensor, from_binary, from_json, pack_texts
-from mmjax.serving.wire import (
-    Refused,
+from mmjax.serving.table_bodies import (
     TableRequest,
     decode_numbers,
     decode_table,
@@ -26,6 +25,7 @@ from mmjax.serving.wire import (
     table_columns,
     table_rows,
 )
+from mmjax.serving.wire import Refused
 from tests.untrained import KINDS, NUMBERS, picture
 
 

@@ -24,7 +24,7 @@ from mmjax.predict import predict_file
 from mmjax.recipe import resolve
 from mmjax.schema import Columns, Schema
 from mmjax.serving.parity import bodies, compare_server
-from mmjax.serving.wire import decode_table, table_columns
+from mmjax.serving.table_bodies import decode_table, table_columns
 from tests.doors import write_csv
 
 MARKERS = ("", "NA", "?", " ", "null", " NaN ")

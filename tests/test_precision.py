@@ -15,7 +15,8 @@ from mmjax.backend import compiled, platform
 from mmjax.config import Architecture, Config, Data, ImageData, ModelName
 from mmjax.config import Model as ModelConfig
 from mmjax.data.encode import encode
-from mmjax.models.build import ARCHITECTURE_DEFAULTS, build_model, served_variables
+from mmjax.models.architecture import ARCHITECTURE_DEFAULTS
+from mmjax.models.build import build_model, served_variables
 from mmjax.models.convolution import convolution
 from mmjax.models.layers import folded_norm
 from mmjax.parts import States, build_parts

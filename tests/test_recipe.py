@@ -11,7 +11,7 @@ from msgspec import UNSET
 from mmjax.config import Config
 from mmjax.config_load import config_from_dict, load_config
 from mmjax.errors import ConfigError
-from mmjax.models.build import ARCHITECTURE_DEFAULTS
+from mmjax.models.architecture import ARCHITECTURE_DEFAULTS
 from mmjax.recipe import resolve
 from mmjax.schema import Column, ImageSpec, Schema, Target
 from mmjax.train import fit

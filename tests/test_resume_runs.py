@@ -238,6 +238,10 @@ def test_a_finished_run_that_is_named_prints_its_result(home: Path, capsys) -> N
     refused = door(capsys, command, "--config", "tiny.yaml", "--json", "--run-dir", "run", "--registry", "table.csv")
     assert refused.code == 5
     assert (home / "run" / "run.json").read_bytes() == before  # and stays finished whatever its reader meets
+    (home / "run" / "report.json").unlink()
+    lost = door(capsys, command, "--config", "tiny.yaml", "--json", "--run-dir", "run")
+    told = "run/report.json: expected the report of this run, got none; restore it or retrain"
+    assert (lost.code, lost.document["error"]["problems"]) == (5, [told])
 
 
 def test_killed_between_registering_and_the_end_it_registers_once(home: Path, expected: FitResult) -> None:

@@ -86,6 +86,18 @@ def floats(cells: Sequence[str]) -> np.ndarray:
     return np.where(np.abs(numbers) <= LARGEST, numbers, np.nan)
 
 
+def ordered(distinct: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts sorted as numbers where all are numbers, else as texts.
+
+    >>> ordered(["10", "9"]), ordered(["10", "9", "x"])
+    (('9', '10'), ('10', '9', 'x'))
+    """
+    numbers = floats(distinct)
+    if np.isnan(numbers).any():
+        return tuple(sorted(distinct))
+    return tuple(text for _, text in sorted(zip(numbers.tolist(), distinct, strict=True)))
+
+
 def plain_readings(text: str) -> tuple[str, ...]:
     """Return the plain numbers that a number written for people may mean: none, one, or two where a comma tells not.
 

@@ -122,15 +122,15 @@ def scan_images(
     return _for_each(scan_at, len(sources), workers)
 
 
-def probe_image(source: ImageInput, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
-    """Return what the header says, without decoding pixels; DataError as `decode_image`."""
+def probe_image(source: ImageInput, *, name: str = "", max_pixels: int = MAX_PIXELS) -> ImageInfo:
+    """Return what the header says, without decoding pixels; DataError as `decode_image`, which may call it `name`."""
     try:
         if isinstance(source, np.ndarray):
             image = _from_array(source)
             return ImageInfo("array", image.mode, *image.size)
         form, image = _open(source, max_pixels)
     except DataError as error:
-        raise DataError(f"{_name(source)}: {error}") from error
+        raise DataError(f"{name or _name(source)}: {error}") from error
     width_px, height_px = image.size[::-1] if _orientation(image) >= 5 else image.size
     return ImageInfo(form, image.mode, width_px, height_px)
 

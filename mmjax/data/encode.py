@@ -1,7 +1,7 @@
 """Columns become a Batch: the one encoder of training, evaluation, batch prediction and serving. NumPy, on the host."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple, assert_never
 
@@ -21,14 +21,30 @@ _BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
 """So that no fraction of a cycle rounds to 1 in f32."""
 
 
+Place = Callable[[str, int], str]
+"""`place(column, row)` is what a message calls a cell; rows are counted from 1."""
+
+
+def in_table(column: str, row: int) -> str:
+    """Return what a message calls a cell of a table, row counted from 1.
+
+    >>> in_table("age", 3)
+    "column 'age', row 3"
+    """
+    return f"column '{column}', row {row}"
+
+
 class _Bad(NamedTuple):
-    """Bad cells of one column: how many, and what is wrong with the first SHOWN."""
+    """Bad cells of one column: how many, and of the first SHOWN the row, counted from 1, and what is wrong."""
 
+    column: str
     cells: int
-    lines: list[str]
+    told: list[tuple[int, str]]
 
 
-def encode(schema: Schema, columns: Columns, *, label: bool = False, image_needed: bool = False) -> Batch:
+def encode(
+    schema: Schema, columns: Columns, *, label: bool = False, image_needed: bool = False, place: Place = in_table
+) -> Batch:
     """Return the Batch of these rows: `numeric f32[N, F]`, `category i32[N, C]`, images; absent where there is none.
 
     Columns that are `left_out` are missing in every row.
@@ -36,7 +52,7 @@ def encode(schema: Schema, columns: Columns, *, label: bool = False, image_neede
     With `label=True` also `label` (i32[N], i32[N, L] of several labels, or f32[N, 1] for regression) and, where the
     Schema names a weight column, `weight f32[N]`. Cells are texts, numbers or None; a missing number is NaN, a missing
     or unknown category 0. Numbers lose `Column.offset`, and labels `Target.offset`, in f64. DataError naming every
-    absent column, and column, row (from 1) and value of bad cells; with `image_needed` a missing image is one.
+    absent column, and `place` and value of bad cells; with `image_needed` a missing image is one.
     """
     rows = _row_count(columns)
     columns = with_left_out(schema, columns)
@@ -53,7 +69,7 @@ def encode(schema: Schema, columns: Columns, *, label: bool = False, image_neede
         if image_needed:
             _report_missing(schema, schema.image, columns, bad)
         batch["image"], batch["image_present"] = _images(schema, schema.image, columns, rows, bad)
-    _refuse(bad)
+    _refuse(bad, place)
     return batch
 
 
@@ -140,8 +156,8 @@ def columns_from_rows(rows: Sequence[Mapping[str, Any]]) -> Columns:
     names = dict.fromkeys(name for row in rows for name in row)
     absent = [(i, name) for i, row in enumerate(rows, 1) if len(row) != len(names) for name in names if name not in row]
     if absent:
-        lines = [f"row {i}: expected a value for '{name}' as in other rows, got none" for i, name in absent[:SHOWN]]
-        _refuse([_Bad(len(absent), lines)])
+        told = [(i, f"expected a value for '{name}' as in other rows, got none") for i, name in absent[:SHOWN]]
+        _refuse([_Bad("", len(absent), told)], lambda column, row: f"row {row}")
     columns = {name: np.empty(len(rows), dtype=object) for name in names}
     for name, cells in columns.items():
         for i, row in enumerate(rows):
@@ -160,18 +176,17 @@ def _row_count(columns: Columns) -> int:
     return next(iter(lengths.values()))
 
 
-def _refuse(bad: list[_Bad]) -> None:
-    lines = [line for column in bad for line in column.lines][:SHOWN]
-    more = sum(column.cells for column in bad) - len(lines)
+def _refuse(bad: list[_Bad], place: Place = in_table) -> None:
+    lines = [f"{place(one.column, row)}: {told}" for one in bad for row, told in one.told][:SHOWN]
+    more = sum(one.cells for one in bad) - len(lines)
     if lines:
         raise DataError([*lines, f"and {more:,} more bad cells"] if more else lines)
 
 
 def _report(name: str, cells: np.ndarray, wrong: np.ndarray, expected: str, bad: list[_Bad], instead: str = "") -> None:
     rows = np.flatnonzero(wrong)
-    where = f"column '{name}', row"
-    lines = [f"{where} {i + 1}: expected {expected}, got {_shown(cells[i])}{instead}" for i in rows[:SHOWN]]
-    bad.append(_Bad(len(rows), lines))
+    told = [(int(row) + 1, f"expected {expected}, got {_shown(cells[row])}{instead}") for row in rows[:SHOWN]]
+    bad.append(_Bad(name, len(rows), told))
 
 
 def _shown(cell: Any) -> str:
@@ -305,8 +320,8 @@ def _images(
         given &= ~wrong
         at = np.flatnonzero(given)
         decoded, faults = decode_images(spec, [cells[row] for row in at])
-        lines = [f"column '{name}', row {at[k] + 1}: {_image_name(cells[at[k]])}{why}" for k, why in faults[:SHOWN]]
-        bad.append(_Bad(len(faults), lines))
+        told = [(int(at[k]) + 1, f"{_image_name(cells[at[k]])}{why}") for k, why in faults[:SHOWN]]
+        bad.append(_Bad(name, len(faults), told))
         present[:, i] = given
         pixels.append(decoded if given.all() else _scatter(decoded, at, rows))
     return pixels[0][:, None] if len(pixels) == 1 else np.stack(pixels, axis=1), present

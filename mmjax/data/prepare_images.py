@@ -18,12 +18,13 @@ from mmjax.data.decode import ImageInfo, probe_image
 from mmjax.data.encode import encode
 from mmjax.data.fingerprint import fingerprint
 from mmjax.data.images import ImageSource, apply_policy, read_images, take
-from mmjax.data.infer import fit_vocabulary, infer_labels_of, infer_target
+from mmjax.data.infer import fit_vocabulary
 from mmjax.data.loading import choose_loading
 from mmjax.data.pixels import Pixels, Source, decode_resident, decode_streamed, encoded_bytes, key_of_sources
 from mmjax.data.prepared import Prepared, Quarantined, audited_by, deal, golden_rows
 from mmjax.data.quarantine import find_unanswered, quarantine_images
 from mmjax.data.split import Split
+from mmjax.data.target import infer_labels_of, infer_target
 from mmjax.errors import DataError
 from mmjax.schema import Batch, Columns, ImageSpec, Schema, Target
 

@@ -24,7 +24,7 @@ from mmjax.data.audit_rows import Rows
 from mmjax.data.cache import CacheWriter, NoCacheFolder, Tell, open_or_build, told
 from mmjax.data.encode_survey import GapCounter, encode_rows, fit_rows, row_keys, unknown_counts
 from mmjax.data.fingerprint import fingerprint
-from mmjax.data.infer import infer_schema, may_be_classes
+from mmjax.data.infer import infer_schema
 from mmjax.data.loading import choose_loading
 from mmjax.data.prepared import Prepared, audited_by, deal, golden_rows, not_features, split_cells
 from mmjax.data.prepared_cache import restore, save
@@ -34,6 +34,7 @@ from mmjax.data.split import Split
 from mmjax.data.survey import Place
 from mmjax.data.table import read_layout
 from mmjax.data.table_survey import Survey, cells_of, strips, survey_table, with_texts
+from mmjax.data.target import may_be_classes
 from mmjax.data.validate_survey import validate_survey
 from mmjax.errors import DataError
 from mmjax.schema import Batch, Schema
@@ -92,27 +93,13 @@ def read_rows(
     batch = store(gaps.watch(encode_rows(schema, survey.columns, keep)), len(kept))
     features = [column.name for column in schema.features]
     golden = cells_of(survey, features, kept[golden_rows(split, config.golden_rows)])
-    told = (data.id_column, config.split.column if config.split.strategy == "column" else None)  # no part of a copy
-    told += data.images.columns if data.images else ()  # their bytes are
-    telling = [name for name in survey.columns if name not in told]
-    groups, ordered_by = audited_by(config, cells)
-    keys, hashes = row_keys(survey.columns, (telling, features), keep), None
+    row_keys, feature_keys = _keys(config, data, survey, features, keep)
+    rows = Rows(schema, batch, split, survey.names[kept], row_keys=row_keys, feature_keys=feature_keys)
     if images is not None:
-        batch |= images.rows()
         golden |= images.cells(golden_rows(split, config.golden_rows))
-        keys, hashes = [images.keys(found) for found in keys], np.asarray(images.pixels.hashes)
-    rows = Rows(
-        schema,
-        batch,
-        split,
-        survey.names[kept],
-        row_keys=keys[0],
-        feature_keys=keys[1],
-        image_hashes=hashes,
-        groups=groups,
-        ordered_by=ordered_by,
-    )
-    findings = audit(rows, config.audit)
+        rows = images.beside(rows)
+    groups, ordered_by = audited_by(config, cells)
+    findings = audit(rows._replace(groups=groups, ordered_by=ordered_by), config.audit)
     if file_stamp(data.path) != before:
         raise DataError(f"{data.path}: the file changed while it was read; start again when it is whole")
     notes = (
@@ -125,10 +112,21 @@ def read_rows(
         *(images.notes if images else ()),
     )
     quarantined = (*survey.quarantined, *quarantine_cells(validation))
-    prepared = Prepared(schema, rows.names, split, batch, golden, notes, quarantined, findings)
+    prepared = Prepared(schema, rows.names, split, rows.batch, golden, notes, quarantined, findings)
     if images is None:
         return prepared, {}
     return prepared._replace(streamed=images.streamed), images.pixels.digests
+
+
+def _keys(
+    config: Config, data: TabularData, survey: Survey, features: list[str], keep: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `row_keys` and `feature_keys` of Rows."""
+    told = (data.id_column, config.split.column if config.split.strategy == "column" else None)  # no part of a copy
+    told += data.images.columns if data.images else ()  # their bytes are
+    telling = [name for name in survey.columns if name not in told]
+    rows, of_features = row_keys(survey.columns, (telling, features), keep)
+    return rows, of_features
 
 
 def _deal(

@@ -1,6 +1,6 @@
 """Prepared: what every way of reading data ends in, and the dealing of its rows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -145,10 +145,39 @@ def deal(
     `places` [n] are what messages call the rows: i64 lines of the file, or names; without them rows are counted from 1.
     DataError where a row has no group or time.
     """
-    strategy, notes = config.split.strategy, ()
+    strategy, why = config.split.strategy, ""
     if strategy is msgspec.UNSET:
         strategy, why = _default_strategy(schema, assigned)
-        notes = (f"split: {strategy}, as {why}",)
+    _check_strategy(config, schema, strategy, assigned, data, places)
+    labels = encode_label(schema, columns) if schema.target.classes else None
+    dealt, classes = labels, schema.target.classes
+    if labels is not None and schema.target.task == "multilabel":  # each stratum is a class without a name
+        dealt, classes = strata(labels), ()
+    folds = fold_count(config)
+    shares = (data.train_split, data.validation_split, data.test_split)
+    split = split_rows(
+        n,
+        strategy=strategy,
+        fractions=(1.0 - data.test_split, 0.0, data.test_split) if folds else shares,
+        seed=config.seed,
+        labels=dealt,
+        classes=classes,
+        assigned=assigned,
+    )
+    split = _in_folds(config, split, folds, strategy, dealt, assigned) if folds else split
+    chosen = [f"split: {strategy}, as {why}"] if why else []
+    return split._replace(notes=(*chosen, *_untaught(schema, labels, split.train), *split.notes))
+
+
+def _check_strategy(
+    config: Config,
+    schema: Schema,
+    strategy: Strategy,
+    assigned: np.ndarray | None,
+    data: TabularData | ImageData,
+    places: np.ndarray | None,
+) -> None:
+    """Raise DataError where rows cannot be dealt so."""
     if strategy == "folders" and assigned is None:
         raise DataError(f"split.strategy: expected train, val and test folders in {data.path}, got none; remove it")
     if strategy in ("stratified", "group_stratified") and schema.target.task == "regression":
@@ -157,43 +186,44 @@ def deal(
     if strategy in ("group", "group_stratified", "time") and assigned is not None:
         what = f"a {'time' if strategy == 'time' else 'group'} in every row of '{config.split.column}'"
         _refuse_gaps(assigned, what, schema.missing_markers, places)
-    classes = schema.target.classes
-    labels, several = encode_label(schema, columns) if classes else None, schema.target.task == "multilabel"
-    answers = labels  # of several labels the strata are dealt, each a class without a name
-    if several and labels is not None:
-        labels, classes = strata(labels), ()
-    folds = fold_count(config)
-    shares = (data.train_split, data.validation_split, data.test_split)
-    split = split_rows(
-        n,
-        strategy=strategy,
-        fractions=(1.0 - data.test_split, 0.0, data.test_split) if folds else shares,
-        seed=config.seed,
-        labels=labels,
-        classes=classes,
-        assigned=assigned,
-    )
-    if folds:
-        if len(split.validation):
-            raise DataError(
-                f"split.folds: expected no rows that are assigned to validation, as each fold validates, got "
-                f"{len(split.validation):,} ({strategy}); move them to train, or remove split.folds"
-            )
-        grouped = strategy in ("group", "group_stratified")
-        split = deal_folds(
-            split,
-            folds,
-            seed=config.seed,
-            labels=labels if strategy in ("stratified", "group_stratified", "folders") else None,
-            groups=assigned if grouped else None,
+
+
+def _in_folds(
+    config: Config,
+    split: Split,
+    folds: int,
+    strategy: Strategy,
+    labels: np.ndarray | None,
+    assigned: np.ndarray | None,
+) -> Split:
+    """Return the Split with its training rows in folds; DataError where rows are assigned to validation."""
+    if len(split.validation):
+        raise DataError(
+            f"split.folds: expected no rows that are assigned to validation, as each fold validates, got "
+            f"{len(split.validation):,} ({strategy}); move them to train, or remove split.folds"
         )
-    untaught = [name for i, name in enumerate(classes) if labels is not None and i not in labels[split.train]]
-    if several and answers is not None and (constant := one_sided(answers[split.train], schema.target.classes)):
-        told = "labels that all train rows, or none, have, which cannot be learnt"
-        notes = (*notes, f"split: {told}: {', '.join(constant)}")
-    if untaught:
-        notes = (*notes, f"split: classes without a training row, which cannot be learnt: {', '.join(untaught)}")
-    return split._replace(notes=(*notes, *split.notes))
+    return deal_folds(
+        split,
+        folds,
+        seed=config.seed,
+        labels=labels if strategy in ("stratified", "group_stratified", "folders") else None,
+        groups=assigned if strategy in ("group", "group_stratified") else None,
+    )
+
+
+def _untaught(schema: Schema, labels: np.ndarray | None, train: np.ndarray) -> Iterator[str]:
+    """Yield a line of classes, or labels, of which the training rows show nothing."""
+    classes = schema.target.classes
+    if labels is None:
+        return
+    if schema.target.task == "multilabel":
+        if constant := one_sided(labels[train], classes):
+            told = "labels that all train rows, or none, have, which cannot be learnt"
+            yield f"split: {told}: {', '.join(constant)}"
+        return
+    taught = set(labels[train].tolist())
+    if untaught := [name for i, name in enumerate(classes) if i not in taught]:
+        yield f"split: classes without a training row, which cannot be learnt: {', '.join(untaught)}"
 
 
 def _refuse_gaps(cells: np.ndarray, what: str, markers: tuple[str, ...], places: np.ndarray | None) -> None:

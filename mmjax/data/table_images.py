@@ -6,14 +6,14 @@ import msgspec
 import numpy as np
 
 from mmjax.config import Config, TableImages
-from mmjax.data.audit_rows import mix
+from mmjax.data.audit_rows import Rows, mix
 from mmjax.data.cache import Tell
 from mmjax.data.image_paths import READABLE, image_folder, image_paths, missing_note
 from mmjax.data.pixels import Pixels
 from mmjax.data.prepare_images import load_sources, spec_of
 from mmjax.data.table_survey import Survey
 from mmjax.data.validate import Fault, Validation, judge
-from mmjax.schema import Batch, Columns, Schema
+from mmjax.schema import Columns, Schema
 
 
 class RowImages(NamedTuple):
@@ -29,18 +29,26 @@ class RowImages(NamedTuple):
     streamed: bool
     notes: tuple[str, ...]
 
-    def rows(self) -> Batch:
-        """Return `image u8[N, I, H, W, 3]` and `image_present f32[N, I]`."""
+    def beside(self, rows: Rows) -> Rows:
+        """Return the kept rows of columns with `image u8[N, I, H, W, 3]` and `image_present f32[N, I]`.
+
+        Their keys then depend on the bytes of the images too, whatever the files are called.
+        """
         present = np.array([[path is not None for path in row] for row in self.paths], np.float32)
-        return {"image": self.pixels.images, "image_present": present.reshape(self.paths.shape)}
+        batch = rows.batch | {"image": self.pixels.images, "image_present": present.reshape(self.paths.shape)}
+        return rows._replace(
+            batch=batch,
+            row_keys=self._keys(rows.row_keys),
+            feature_keys=self._keys(rows.feature_keys),
+            image_hashes=np.asarray(self.pixels.hashes),
+        )
 
     def cells(self, rows: np.ndarray) -> Columns:
         """Return the paths in these of the kept rows, by column."""
         assert self.schema.image is not None
         return {name: self.paths[rows, i] for i, name in enumerate(self.schema.image.columns)}
 
-    def keys(self, keys: np.ndarray) -> np.ndarray:
-        """Return keys of rows u64[N] that depend on the bytes of their images too, whatever the files are called."""
+    def _keys(self, keys: np.ndarray) -> np.ndarray:
         for content in np.asarray(self.pixels.contents).T:
             keys = mix(keys, content)
         return keys

@@ -1,6 +1,7 @@
-"""From the config's model section to a Model: the family's defaults, and the one place that knows every family."""
+"""From the config's model section to a Model: the one place that knows every family."""
 
-from typing import Any, assert_never
+from collections.abc import Callable
+from typing import Any, NamedTuple, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -10,40 +11,21 @@ from msgspec import UNSET
 
 from mmjax.config import Architecture, ModelName
 from mmjax.config import Model as ModelConfig
+from mmjax.config_rules_images import freeze_problem
 from mmjax.errors import ConfigError, DataError
 from mmjax.models.activations import activation_function
 from mmjax.models.airbench import GROUPS, WHITENED_IMAGES, WIDTHS, AirNet
+from mmjax.models.architecture import resolve_architecture, resolved_name
 from mmjax.models.base import Model, Variables
-from mmjax.models.efficientnet import B0_STAGES, EFFICIENTNETS, EfficientNet, norm_epsilon
+from mmjax.models.efficientnet import EfficientNet, norm_epsilon
 from mmjax.models.fusion import Join, images_trunk, make_fusion, with_images_trunk
 from mmjax.models.layers import BatchNorm, Inputs, folded_norm, model_from_linen, row_mask
-from mmjax.models.mlp import MLP, default_embedding_dim, make_mlp
-from mmjax.models.realmlp import EMBEDDING_DIM as REALMLP_EMBEDDING_DIM
+from mmjax.models.mlp import MLP, make_mlp
 from mmjax.models.realmlp import RealMLP, make_realmlp
-from mmjax.models.resnet import RESNETS, SMALL_IMAGE_PX, ResNet, ResNetRow
-from mmjax.models.tabm import EMBEDDING_DIM as TABM_EMBEDDING_DIM
-from mmjax.models.tabm import MEMBERS, TabM, make_tabm
+from mmjax.models.resnet import ResNet
+from mmjax.models.tabm import TabM, make_tabm
+from mmjax.network_facts import B0_STAGES, EFFICIENTNETS, RESNETS, ResNetRow
 from mmjax.schema import Batch, Schema
-
-_RESNET = Architecture(dropout=0.0, activation="relu")
-_EFFICIENTNET = {name: Architecture(dropout=size.dropout, activation="silu") for name, size in EFFICIENTNETS.items()}
-
-ARCHITECTURE_DEFAULTS: dict[str, Architecture] = {
-    "mlp": Architecture(hidden_layers=(256, 256), dropout=0.1, activation="silu", normalization="none", residual=False),
-    "realmlp": Architecture(hidden_layers=(256, 256, 256), dropout=0.15),
-    "realmlp_s": Architecture(hidden_layers=(256, 256, 256)),
-    "tabm": Architecture(hidden_layers=(512, 512), dropout=0.1, activation="relu", members=MEMBERS),
-    **{
-        name: Architecture(dropout=0.0, activation="gelu", mirrored=False, width=width)
-        for name, width in WIDTHS.items()
-    },
-    "resnet": Architecture(stages=(2, 2, 2), width=32, dropout=0.0, activation="relu"),
-    **dict.fromkeys(RESNETS, _RESNET),
-    **_EFFICIENTNET,
-}
-"""What each family uses where the config says nothing. A field that is UNSET here is not used by the family, except of
-networks for tables: `embedding_dim` and realmlp's `activation`, which follow from the schema, and `input_dim`; and of
-those for images but airbench `stem`, which follows from their size."""
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -70,145 +52,166 @@ def build_model(
     """
     if model.type == "multimodal":
         return _multimodal(model, schema, outputs, precision, cardinalities, freeze, served)
-    name = _resolved_name(model)
-    shape: Any = resolve_architecture(model, schema)  # every field the family uses is set
-    activation, dtype = activation_function(shape.activation), DTYPES[precision]
-    codes = schema.cardinalities if cardinalities is None else cardinalities
-    large = None if shape.stem is UNSET else shape.stem == "large"
-    folded = served and served_otherwise(model, precision)
-    match name:
-        case "realmlp" | "realmlp_s":
-            simple = name == "realmlp_s"
-            return make_realmlp(
-                RealMLP(
-                    outputs,
-                    shape.hidden_layers,
-                    activation,
-                    0.0 if simple else shape.dropout,
-                    codes,
-                    0 if shape.embedding_dim is UNSET else shape.embedding_dim,
-                    simple,
-                    dtype,
-                )
-            )
-        case "tabm":
-            return make_tabm(
-                TabM(
-                    outputs,
-                    shape.members,
-                    shape.hidden_layers,
-                    activation,
-                    shape.dropout,
-                    codes,
-                    0 if shape.embedding_dim is UNSET else shape.embedding_dim,
-                    onehots,
-                    dtype,
-                )
-            )
+    shape: Any = resolve_architecture(model, schema)
+    plan = _Plan(
+        resolved_name(model),
+        outputs,
+        shape,
+        activation_function(shape.activation),
+        DTYPES[precision],
+        schema.cardinalities if cardinalities is None else cardinalities,
+        onehots,
+        freeze,
+        served and served_otherwise(model, precision),
+    )
+    return _built(plan)
+
+
+class _Plan(NamedTuple):
+    """What the networks of all families are built from."""
+
+    name: ModelName
+    outputs: int
+    shape: Any
+    """The Architecture, in which every field that the family uses is set."""
+    activation: Callable[[jax.Array], jax.Array]
+    dtype: Any
+    cardinalities: tuple[int, ...]
+    onehots: tuple[int, ...]
+    freeze: str | int
+    folded: bool
+
+    @property
+    def embedding_dim(self) -> int:
+        """0 for a table without categories."""
+        return 0 if self.shape.embedding_dim is UNSET else self.shape.embedding_dim
+
+    @property
+    def large_stem(self) -> bool | None:
+        """None where the size of the images is not known."""
+        return None if self.shape.stem is UNSET else self.shape.stem == "large"
+
+
+def _built(plan: _Plan) -> Model:
+    match plan.name:
         case "mlp":
-            return make_mlp(
-                MLP(
-                    outputs,
-                    shape.hidden_layers,
-                    activation,
-                    shape.dropout,
-                    shape.normalization,
-                    shape.residual,
-                    codes,
-                    0 if shape.embedding_dim is UNSET else shape.embedding_dim,
-                    dtype,
-                )
-            )
+            return _mlp(plan)
+        case "realmlp" | "realmlp_s":
+            return _realmlp(plan, simple=plan.name == "realmlp_s")
+        case "tabm":
+            return _tabm(plan)
         case "airbench" | "airbench_s":
-            widths = tuple(shape.width * times for times in GROUPS[name])
-            net = AirNet(outputs, widths, activation, shape.dropout, shape.mirrored, dtype)
-            return _vision(net, name, shape.dropout)._replace(images_to_start=WHITENED_IMAGES)
+            return _airbench(plan)
         case "resnet":
-            row = ResNetRow(shape.stages, shape.width)
-            module = ResNet(outputs, row, activation, shape.dropout, dtype, large, folded=folded)
-            return _vision(module, name, shape.dropout)
+            return _resnet(plan, ResNetRow(plan.shape.stages, plan.shape.width), frozen=0)
         case "resnet18" | "resnet34" | "resnet50" | "resnet18d" | "resnet34d" | "resnet50d":
-            row = RESNETS[name]
-            frozen = _frozen_parts(freeze, len(row.stages), 0, name)
-            module = ResNet(outputs, row, activation, shape.dropout, dtype, large, frozen, folded)
-            return _vision(module, name, shape.dropout)
+            row = RESNETS[plan.name]
+            return _resnet(plan, row, frozen=_frozen_parts(plan, 1 + len(row.stages)))
+        case "efficientnet_b0" | "efficientnet_b1" | "efficientnet_b2" | "efficientnet_b3" | "efficientnet_b4":
+            return _efficientnet(plan)
         case (
-            "efficientnet_b0"
-            | "efficientnet_b1"
-            | "efficientnet_b2"
-            | "efficientnet_b3"
-            | "efficientnet_b4"
-            | "tf_efficientnet_b0"
+            "tf_efficientnet_b0"
             | "tf_efficientnet_b1"
             | "tf_efficientnet_b2"
             | "tf_efficientnet_b3"
             | "tf_efficientnet_b4"
         ):
-            frozen = _frozen_parts(freeze, len(B0_STAGES), 1, name)
-            size = EFFICIENTNETS[name]
-            module = EfficientNet(
-                outputs, size, activation, shape.dropout, dtype, large_stem=large, frozen=frozen, folded=folded
-            )
-            return _vision(module, name, shape.dropout)
+            return _efficientnet(plan)
         case _:
-            assert_never(name)
+            assert_never(plan.name)
 
 
-def _frozen_parts(freeze: str | int, stages: int, after: int, name: str) -> int:
-    """Return how many of stem, stages and what comes `after` them are frozen; ConfigError for more stages than are."""
-    if isinstance(freeze, int) and freeze > stages:
-        raise ConfigError(f"training.freeze: expected at most {stages}, the stages of {name}, got {freeze}; or trunk")
-    if freeze == "trunk":
-        return 1 + stages + after
-    return freeze + 1 if isinstance(freeze, int) else 0
+def _mlp(plan: _Plan) -> Model:
+    return make_mlp(
+        MLP(
+            outputs=plan.outputs,
+            hidden_layers=plan.shape.hidden_layers,
+            activation=plan.activation,
+            dropout=plan.shape.dropout,
+            normalization=plan.shape.normalization,
+            residual=plan.shape.residual,
+            cardinalities=plan.cardinalities,
+            embedding_dim=plan.embedding_dim,
+            dtype=plan.dtype,
+        )
+    )
 
 
-def resolve_architecture(model: ModelConfig, schema: Schema) -> Architecture:
-    """Return the architecture with every field that `model.name` uses set: to the config's value, else the default.
+def _realmlp(plan: _Plan, *, simple: bool) -> Model:
+    return make_realmlp(
+        RealMLP(
+            outputs=plan.outputs,
+            hidden_layers=plan.shape.hidden_layers,
+            activation=plan.activation,
+            dropout=0.0 if simple else plan.shape.dropout,
+            cardinalities=plan.cardinalities,
+            embedding_dim=plan.embedding_dim,
+            simple=simple,
+            dtype=plan.dtype,
+        )
+    )
 
-    `input_dim` (mlp) becomes the number of feature columns; `embedding_dim` stays UNSET for a table without categories;
-    `stem` follows from the size of the images, and is `large` with pretrained weights.
-    Resolving twice changes nothing. ConfigError, all problems at once: a field that the family does not use, an
-    `embedding_dim` without categories, an `input_dim` that is not what the data has.
+
+def _tabm(plan: _Plan) -> Model:
+    return make_tabm(
+        TabM(
+            outputs=plan.outputs,
+            members=plan.shape.members,
+            hidden_layers=plan.shape.hidden_layers,
+            activation=plan.activation,
+            dropout=plan.shape.dropout,
+            cardinalities=plan.cardinalities,
+            embedding_dim=plan.embedding_dim,
+            onehots=plan.onehots,
+            dtype=plan.dtype,
+        )
+    )
+
+
+def _airbench(plan: _Plan) -> Model:
+    shape, widths = plan.shape, tuple(plan.shape.width * times for times in GROUPS[plan.name])
+    net = AirNet(plan.outputs, widths, plan.activation, shape.dropout, shape.mirrored, plan.dtype)
+    return _vision(net, plan)._replace(images_to_start=WHITENED_IMAGES)
+
+
+def _resnet(plan: _Plan, row: ResNetRow, *, frozen: int) -> Model:
+    module = ResNet(
+        outputs=plan.outputs,
+        row=row,
+        activation=plan.activation,
+        dropout=plan.shape.dropout,
+        dtype=plan.dtype,
+        large_stem=plan.large_stem,
+        frozen=frozen,
+        folded=plan.folded,
+    )
+    return _vision(module, plan)
+
+
+def _efficientnet(plan: _Plan) -> Model:
+    module = EfficientNet(
+        outputs=plan.outputs,
+        size=EFFICIENTNETS[plan.name],
+        activation=plan.activation,
+        dropout=plan.shape.dropout,
+        dtype=plan.dtype,
+        large_stem=plan.large_stem,
+        frozen=_frozen_parts(plan, 2 + len(B0_STAGES)),
+        folded=plan.folded,
+    )
+    return _vision(module, plan)
+
+
+def _frozen_parts(plan: _Plan, trunk: int) -> int:
+    """Return how many parts are frozen of the `trunk`, so many in all: the stem, stages, and what comes after them.
+
+    ConfigError for more stages than there are.
     """
-    name = _resolved_name(model)
-    defaults = ARCHITECTURE_DEFAULTS[name]
-    given = {field: value for field, value in _items(model.architecture) if value is not UNSET and value is not None}
-    used = [field for field, value in _items(defaults) if value is not UNSET and value is not None]
-    derived: dict[str, Any] = {}
-    if name in ("mlp", "realmlp", "realmlp_s", "tabm"):
-        derived["input_dim"] = len(schema.features)
-        if schema.cardinalities:
-            fixed = TABM_EMBEDDING_DIM if name == "tabm" else REALMLP_EMBEDDING_DIM
-            derived["embedding_dim"] = default_embedding_dim(schema.cardinalities) if name == "mlp" else fixed
-        used += ["input_dim", "embedding_dim"]
-    elif name not in WIDTHS:
-        if schema.image is not None:
-            side = min(schema.image.height_px, schema.image.width_px)
-            derived["stem"] = "large" if model.pretrained or side >= SMALL_IMAGE_PX else "small"
-        used.append("stem")
-    if name in ("realmlp", "realmlp_s"):
-        derived["activation"] = "mish" if schema.target.task == "regression" else "selu"
-        used.append("activation")
-    problems = [
-        f"model.architecture.{field}: expected to be absent for {name}, got {value!r}; "
-        f"remove it, {name} uses {', '.join(sorted(used))}"
-        for field, value in given.items()
-        if field not in used
-    ]
-    if "input_dim" in used and given.get("input_dim", derived["input_dim"]) != derived["input_dim"]:
-        problems.append(
-            f"model.architecture.input_dim: expected {derived['input_dim']}, the feature columns in the data, "
-            f"got {given['input_dim']}; correct it or remove it, then it is counted"
-        )
-    if "embedding_dim" in given and not schema.cardinalities:
-        problems.append(
-            "model.architecture.embedding_dim: has no effect: expected a table with columns of categories, got none; "
-            "remove it"
-        )
-    if problems:
-        raise ConfigError(problems)
-    return msgspec.structs.replace(defaults, **(derived | given))
+    if problem := freeze_problem(plan.name, plan.freeze):
+        raise ConfigError(f"training.freeze: {problem}")
+    if plan.freeze == "trunk":
+        return trunk
+    return plan.freeze + 1 if isinstance(plan.freeze, int) else 0
 
 
 def served_otherwise(model: ModelConfig, precision: str) -> bool:
@@ -236,7 +239,7 @@ def _is_served(variables: Variables) -> bool:
 
 
 def _served_trunk(model: ModelConfig, params: Variables, stats: Variables) -> tuple[Variables, Variables]:
-    name = _resolved_name(model)
+    name = resolved_name(model)
     params = jax.tree.map(np.asarray, params)  # of its own, to be changed below
     if name not in WIDTHS:  # airbench pools before it normalises
         epsilon = norm_epsilon(EFFICIENTNETS[name]) if name in EFFICIENTNETS else BatchNorm.epsilon
@@ -255,16 +258,6 @@ def _served_trunk(model: ModelConfig, params: Variables, stats: Variables) -> tu
 def count_parameters(variables: Variables) -> int:
     """Return the number of trainable values in `variables` (arrays or shapes); running statistics do not count."""
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-
-
-def _resolved_name(model: ModelConfig) -> ModelName:
-    if model.name is UNSET:
-        raise ConfigError("model.name: expected a name, got none; let the recipe choose one before building the model")
-    return model.name
-
-
-def _items(architecture: Architecture) -> list[tuple[str, Any]]:
-    return [(field, getattr(architecture, field)) for field in architecture.__struct_fields__]
 
 
 def _multimodal(
@@ -292,7 +285,9 @@ def _multimodal(
     return make_fusion(images, columns, join)._replace(images_to_start=images.images_to_start)
 
 
-def _vision(module: AirNet | ResNet | EfficientNet, name: str, dropout: float) -> Model:
+def _vision(module: AirNet | ResNet | EfficientNet, plan: _Plan) -> Model:
+    name = plan.name
+
     def read(batch: Batch) -> Inputs:
         if "image" not in batch:
             raise DataError(
@@ -306,4 +301,4 @@ def _vision(module: AirNet | ResNet | EfficientNet, name: str, dropout: float) -
             )
         return Inputs((batch["image"][:, 0],), row_mask(batch))
 
-    return model_from_linen(module, read, needs_key=dropout > 0.0)
+    return model_from_linen(module, read, needs_key=plan.shape.dropout > 0.0)

@@ -1,4 +1,4 @@
-"""EfficientNet B0 to B4 (Tan & Le 2019, arXiv 1905.11946), as torchvision builds them: two tables and one module."""
+"""EfficientNet B0 to B4 (Tan & Le 2019, arXiv 1905.11946), as torchvision builds them."""
 
 import math
 from collections.abc import Callable
@@ -10,51 +10,11 @@ from flax import linen as nn
 
 from mmjax.models.layers import BatchNorm, Convolution, Dropout, global_average_pool, he_normal
 from mmjax.models.resnet import SMALL_IMAGE_PX
+from mmjax.network_facts import B0_STAGES, SizeRow, StageRow
 
 STEM_CHANNELS = 32
 STOCHASTIC_DEPTH = 0.2
 """Share of rows for which the last block is skipped in training; blocks before it rise to it linearly from 0."""
-
-
-class StageRow(NamedTuple):
-    """One stage of B0 (the paper's table 1); the 1x1 convolution before the head has four times the last channels."""
-
-    expand: int
-    kernel_px: int
-    stride: int
-    channels: int
-    repeats: int
-
-
-B0_STAGES = (
-    StageRow(1, 3, 1, 16, 1),
-    StageRow(6, 3, 2, 24, 2),
-    StageRow(6, 5, 2, 40, 2),
-    StageRow(6, 3, 2, 80, 3),
-    StageRow(6, 5, 1, 112, 3),
-    StageRow(6, 5, 2, 192, 4),
-    StageRow(6, 3, 1, 320, 1),
-)
-
-
-class SizeRow(NamedTuple):
-    """One size: multipliers of B0's channels and repeats, dropout before the head."""
-
-    width: float
-    depth: float
-    dropout: float
-    tensorflow: bool = False
-    """Paddings, epsilon and momentum of TensorFlow, with which the paper's own weights were trained (timm's `tf_`)."""
-
-
-EFFICIENTNETS = {
-    "efficientnet_b0": SizeRow(1.0, 1.0, 0.2),
-    "efficientnet_b1": SizeRow(1.0, 1.1, 0.2),
-    "efficientnet_b2": SizeRow(1.1, 1.2, 0.3),
-    "efficientnet_b3": SizeRow(1.2, 1.4, 0.3),
-    "efficientnet_b4": SizeRow(1.4, 1.8, 0.4),
-}
-EFFICIENTNETS |= {f"tf_{name}": size._replace(tensorflow=True) for name, size in EFFICIENTNETS.items()}
 
 
 def norm_epsilon(size: SizeRow) -> float:

@@ -16,9 +16,8 @@ import numpy as np
 from mmjax.config import ModelName
 from mmjax.errors import DataError
 from mmjax.models.base import Variables
-from mmjax.models.efficientnet import EFFICIENTNETS
-from mmjax.models.resnet import RESNETS
 from mmjax.models.state_dict import StateDict
+from mmjax.network_facts import EFFICIENTNETS, RESNETS
 
 LISTED = 8
 """Names of one kind that an error lists."""

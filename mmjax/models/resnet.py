@@ -1,7 +1,7 @@
-"""Residual networks (He et al. 2015, arXiv 1512.03385), as torchvision and timm build them: a table and one module."""
+"""Residual networks (He et al. 2015, arXiv 1512.03385), as torchvision and timm build them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +15,10 @@ from mmjax.models.layers import (
     global_average_pool,
     max_pool_3x3,
 )
+from mmjax.network_facts import ResNetRow
 
 SMALL_IMAGE_PX = 96
 """Images whose shorter side is below this keep their resolution in the stem."""
-
-
-class ResNetRow(NamedTuple):
-    """One network: blocks in each stage, channels of the first stage (doubled at each next), kind of block."""
-
-    stages: tuple[int, ...]
-    width: int = 64
-    bottleneck: bool = False
-    deep: bool = False
-    """The -D variant (He et al. 2018, arXiv 1812.01187): three 3x3 in the stem, shortcuts that average first."""
-
-
-RESNETS = {
-    "resnet18": ResNetRow((2, 2, 2, 2)),
-    "resnet34": ResNetRow((3, 4, 6, 3)),
-    "resnet50": ResNetRow((3, 4, 6, 3), bottleneck=True),
-}
-RESNETS |= {f"{name}d": row._replace(deep=True) for name, row in RESNETS.items()}
 
 
 Unit = Callable[..., jax.Array]

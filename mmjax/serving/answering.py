@@ -1,9 +1,9 @@
 """Answering: Columns become Scores. What `/predict/*` and the Open Inference Protocol share; no HTTP library here."""
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from mmjax.errors import DataError
 from mmjax.schema import Batch, Columns
 from mmjax.serving.batcher import Batcher, Job, leave, submit
 from mmjax.serving.engine import Engine, Served
+from mmjax.serving.image_bodies import image_place
 from mmjax.serving.observe import Metrics
 from mmjax.serving.wire import Refused
 from mmjax.training.scoring import Scores
@@ -149,13 +150,11 @@ async def in_thread(engine: Engine, work: Callable[[], T]) -> T:
 
 def encoded(served: Served, columns: Columns) -> Batch:
     """Return the Batch of columns; Refused (400) naming the cells, or images, that are none."""
+    schema = served.predictor.schema
     try:
-        return encode(served.predictor.schema, columns)
+        return encode(schema, columns, place=partial(image_place, schema))
     except DataError as error:
-        if served.modality != "image":
-            raise Refused(400, "bad-cell", error.problems) from error
-        told = [re.sub(r"^column '.*?', row (\d+): ", r"image \1: ", problem) for problem in error.problems]
-        raise Refused(400, "bad-image", told) from error  # in the words of `wire.image_place`
+        raise Refused(400, "bad-image" if served.modality == "image" else "bad-cell", error.problems) from error
 
 
 async def _result(batcher: Batcher, job: Job, gone: Gone | None) -> Scores:

@@ -14,18 +14,9 @@ from mmjax.data.encode import NEEDED_IMAGE, SHOWN, check_columns, with_left_out
 from mmjax.data.images import objects
 from mmjax.errors import DataError
 from mmjax.schema import Columns, Schema
-from mmjax.serving.wire import (
-    MAX_IMAGE_BYTES,
-    MAX_IMAGES,
-    MAX_PIXELS,
-    MAX_ROWS,
-    MAX_TABLE_BYTES,
-    Refused,
-    TableRequest,
-    decode_table,
-    image_place,
-    refuse_texts,
-)
+from mmjax.serving.image_bodies import image_place
+from mmjax.serving.table_bodies import TableRequest, decode_table, refuse_texts
+from mmjax.serving.wire import MAX_IMAGE_BYTES, MAX_IMAGES, MAX_PIXELS, MAX_ROWS, MAX_TABLE_BYTES, Refused
 
 MAX_MIXED_BYTES = MAX_IMAGE_BYTES * 4 // 3 + MAX_TABLE_BYTES
 """Largest body: images in base64 take a third more than their bytes, and cells stand beside them."""
@@ -181,13 +172,15 @@ def _sound(schema: Schema, columns: Columns, wrong: list[str], unread: Container
 
     for name in _images(schema, tuple(columns)):
         for row, cell in enumerate(columns[name], 1):
+            place = image_place(schema, name, row)
+            if cell is None:
+                if schema.modality == "image" and place not in unread:
+                    wrong.append(f"{place}: expected {NEEDED_IMAGE}, got none; send one, or leave the row out")
+                continue
             try:
-                if cell is not None:
-                    probe_image(cell, max_pixels=MAX_PIXELS)
-                elif schema.modality == "image" and image_place(schema, name, row) not in unread:
-                    raise DataError(f"expected {NEEDED_IMAGE}, got none; send one, or leave the row out")
+                probe_image(cell, name=place, max_pixels=MAX_PIXELS)
             except DataError as error:
-                wrong.append(f"{image_place(schema, name, row)}: {error.problems[0].split(': ', 1)[-1]}")
+                wrong += error.problems
     if wrong:
         raise Refused(400, "bad-image", wrong[:SHOWN])
     return with_left_out(schema, columns)

@@ -10,10 +10,11 @@ from mmjax.data.encode import left_out, with_left_out
 from mmjax.data.images import objects
 from mmjax.errors import did_you_mean
 from mmjax.schema import Columns, Schema
+from mmjax.serving.image_bodies import image_cells
 from mmjax.serving.mixed import rows_at_most
 from mmjax.serving.open_inference_model import PIXELS, TensorSpec, image_names, inputs_of
 from mmjax.serving.open_inference_tensors import Tensor
-from mmjax.serving.wire import MAX_ROWS, Refused, image_cells
+from mmjax.serving.wire import MAX_ROWS, Refused
 
 SHOWN = 20
 """How many problems are listed."""

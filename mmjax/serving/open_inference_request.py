@@ -8,15 +8,8 @@ import msgspec
 
 from mmjax.errors import did_you_mean
 from mmjax.serving.open_inference_tensors import DTYPES, Tensor, check_shape, from_binary, from_json
-from mmjax.serving.wire import (
-    MAX_ROWS,
-    MAX_TABLE_BYTES,
-    Refused,
-    json_words,
-    no_json,
-    placed,
-    refuse_doubled,
-)
+from mmjax.serving.table_bodies import json_words, no_json, placed, refuse_doubled
+from mmjax.serving.wire import MAX_ROWS, MAX_TABLE_BYTES, Refused
 
 Parameters = dict[str, str | int | float | bool | None] | msgspec.UnsetType | None
 

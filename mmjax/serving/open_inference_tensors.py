@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 
 from mmjax.serving.open_inference_model import TensorSpec
-from mmjax.serving.wire import Refused, json_words, placed
+from mmjax.serving.table_bodies import json_words, placed
+from mmjax.serving.wire import Refused
 
 MOST_DIMENSIONS = 4
 """Of a tensor: a batch of images."""

@@ -32,17 +32,10 @@ from mmjax.schema import Columns, Schema
 from mmjax.serving.answering import answer
 from mmjax.serving.client import connected, reply_to
 from mmjax.serving.engine import Engine, Served, make_engine, stop, warm
+from mmjax.serving.image_bodies import image_columns, image_files
 from mmjax.serving.mixed import columns_of_form, columns_of_json, decode_mixed
-from mmjax.serving.wire import (
-    ModelName,
-    Refused,
-    decode_table,
-    encode_reply,
-    image_columns,
-    image_files,
-    table_columns,
-    words_of,
-)
+from mmjax.serving.table_bodies import decode_table, table_columns
+from mmjax.serving.wire import ModelName, Refused, encode_reply, words_of
 
 NO_NUMBER = "non-finite-output"
 """The server's word for an answer of NaN: it gives none."""

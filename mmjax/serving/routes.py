@@ -13,19 +13,11 @@ from mmjax.errors import DataError, did_you_mean
 from mmjax.schema import Columns
 from mmjax.serving.answering import CLIENT_LEFT, Answered, Encoded, answer, client_gone, deadline_of, in_thread
 from mmjax.serving.engine import Engine, Served, admitted, select
+from mmjax.serving.image_bodies import image_columns, image_files
 from mmjax.serving.mixed import FORM, MAX_MIXED_BYTES, columns_of_form, columns_of_json, decode_mixed, form_of
 from mmjax.serving.observe import NOTES, RECEIVED
 from mmjax.serving.tables import bad_cells, read_table, rows_of
-from mmjax.serving.wire import (
-    MAX_IMAGE_BYTES,
-    MAX_TABLE_BYTES,
-    Refused,
-    encode_json,
-    encode_reply,
-    image_columns,
-    image_files,
-    words_of,
-)
+from mmjax.serving.wire import MAX_IMAGE_BYTES, MAX_TABLE_BYTES, Refused, encode_json, encode_reply, words_of
 
 BODY_TIMEOUT_S = 30.0
 """Time to send a whole body."""

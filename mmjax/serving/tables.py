@@ -9,8 +9,7 @@ from mmjax.schema import Batch, Columns
 from mmjax.serving.answering import Encoded, encoded
 from mmjax.serving.engine import Engine, Served, select
 from mmjax.serving.numbers import is_matrix, numeric_batch
-from mmjax.serving.wire import (
-    Refused,
+from mmjax.serving.table_bodies import (
     TableRequest,
     columns_of_rows,
     decode_numbers,
@@ -20,6 +19,7 @@ from mmjax.serving.wire import (
     refuse_too_large,
     table_rows,
 )
+from mmjax.serving.wire import Refused
 
 
 class Table(NamedTuple):

@@ -75,6 +75,10 @@ class Answers(NamedTuple):
     """bool[N]: rows that the model is too unsure of; None where it never abstains."""
     warnings: tuple[str, ...] = ()
     """What the answers may suffer from, such as cells of a category that training did not see, a line each."""
+    quantiles: np.ndarray | None = None
+    """f64[N, Q] in the order of `quantile_levels`, never descending in a row; None but for the loss `pinball`."""
+    quantile_levels: tuple[float, ...] = ()
+    """`training.quantiles`, ascending: the target is below `quantiles[:, i]` in about that share of cases."""
 
 
 class Client:
@@ -214,7 +218,7 @@ class Client:
             return self._joined(list(self._replies(table_requests(rows, name, version, None))))
         name, version = tables[0].name, tables[0].version
         description = self.describe(name, version)
-        # Raw tensors hold no sets, intervals and the like: the Open Inference Protocol has no place for them.
+        # Sets, intervals and the like are read from JSON only.
         matrix = None if description.get("answers") else as_matrix(rows, description)
         if matrix is None:
             return self._joined(list(self._replies(table_requests(rows, name, version, description))))
@@ -250,7 +254,8 @@ class Client:
         warnings = _warnings(replies)
         if replies[0]["probabilities"] is None:
             answers = Answers(np.concatenate(told).astype(np.float64), None, (), name, version, taken, ids, uncertainty)
-            return answers._replace(intervals=_stacked(replies, "intervals", np.float64), warnings=warnings)
+            intervals, quantiles = _stacked(replies, "intervals", np.float64), _quantiles(replies)
+            return answers._replace(intervals=intervals, warnings=warnings, **quantiles)
         probabilities = np.concatenate([np.asarray(reply["probabilities"], np.float32) for reply in replies])
         classes = tuple(self.describe(name, version)["classes"])
         indices = np.concatenate(told).astype(np.int64)
@@ -283,6 +288,15 @@ def _stacked(replies: list[dict[str, Any]], key: str, kind: type) -> np.ndarray 
     return (
         np.concatenate([np.asarray(reply[key], kind) for reply in replies]) if replies and key in replies[0] else None
     )
+
+
+def _quantiles(replies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fields of Answers that quantiles by level become; none where the replies have none."""
+    rows: list[dict[str, float]] = [row for reply in replies for row in reply.get("quantiles", ())]
+    if not rows:
+        return {}
+    found = np.array([[row[level] for level in rows[0]] for row in rows], np.float64)
+    return {"quantiles": found, "quantile_levels": tuple(map(float, rows[0]))}
 
 
 def _checked(reply: Reply) -> dict[str, Any]:

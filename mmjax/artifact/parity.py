@@ -151,7 +151,7 @@ def training_path(predictor: Predictor, columns: Columns, *, bucket: int) -> Ans
     """Return the Answers in passes as training scores a split: columns encoded whole, then `bucket` rows at a time."""
     batch = encode(predictor.schema, columns)
     scores = score(predictor.forward, predictor.states, batch, largest=bucket, smallest=bucket)
-    return answers_of(to_predictions(predictor.schema, scores))
+    return answers_of(to_predictions(predictor, scores))
 
 
 def training_bucket(report: Mapping[str, Any], schema: Schema) -> int:

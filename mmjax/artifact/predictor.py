@@ -53,6 +53,11 @@ class Predictions(NamedTuple):
     """bool[N]: rows that are too unsure to be answered; None without `training.abstain_below`."""
     warnings: tuple[str, ...] = ()
     """What the answers may suffer from, a line each: cells of a category that training did not see."""
+    quantiles: np.ndarray | None = None
+    """f64[N, Q] in the order of `quantile_levels`, never descending in a row; None but for the loss `pinball`.
+    `training.coverage` moves the ends of `intervals` only, not these."""
+    quantile_levels: tuple[float, ...] = ()
+    """`training.quantiles`, ascending: the target is below `quantiles[:, i]` in about that share of cases."""
 
 
 class Predictor(NamedTuple):
@@ -65,6 +70,11 @@ class Predictor(NamedTuple):
     forward: Forward
     """Compiled."""
     digest: str = ""
+
+    @property
+    def quantile_levels(self) -> tuple[float, ...]:
+        """The levels of the quantiles that it answers, ascending; none unless trained with the loss `pinball`."""
+        return self.config.training.quantiles if self.config.training.loss == "pinball" else ()
 
     def __repr__(self) -> str:
         """What it answers from what, in a line: the arrays would fill a notebook."""
@@ -87,7 +97,7 @@ class Predictor(NamedTuple):
         columns = as_columns(rows)
         check_columns(self.schema, columns, where="rows")
         scores, unknown = self.score_known(columns)
-        return to_predictions(self.schema, scores)._replace(warnings=unknown_warnings(unknown))
+        return to_predictions(self, scores)._replace(warnings=unknown_warnings(unknown))
 
     def score(self, columns: Columns, *, whole: bool = False) -> Scores:
         """Return raw Scores of rows as read; of images at most a bucket is decoded at a time.
@@ -175,13 +185,22 @@ def concatenate(parts: Iterable[Scores]) -> Scores:
     return Scores._make(None if field[0] is None else np.concatenate(field) for field in zip(*parts, strict=True))
 
 
-def to_predictions(schema: Schema, scores: Scores) -> Predictions:
-    """Return Scores in the words of the data: class texts, or values."""
+def to_predictions(predictor: Predictor, scores: Scores) -> Predictions:
+    """Return a model's Scores in the words of the data: class texts, or values."""
+    schema = predictor.schema
     if scores.probabilities is None:
         offset = np.float64(schema.target.offset)
         intervals = None if scores.intervals is None else scores.intervals[:, 0] + offset
         uncertainty = None if scores.uncertainty is None else scores.uncertainty[:, 0]
-        return Predictions(scores.prediction[:, 0] + offset, None, (), uncertainty, intervals=intervals)
+        return Predictions(
+            scores.prediction[:, 0] + offset,
+            None,
+            (),
+            uncertainty,
+            intervals=intervals,
+            quantiles=None if scores.quantiles is None else scores.quantiles + offset,
+            quantile_levels=predictor.quantile_levels,
+        )
     classes = np.array(schema.target.classes, dtype=object)
     return Predictions(
         scores.prediction > 0 if schema.target.labels else classes[scores.prediction],
@@ -225,7 +244,8 @@ def abstaining_predictor(predictor: Predictor, below: float | None, *, where: st
 def added_answers(predictor: Predictor) -> list[str]:
     """Return which fields of Predictions, besides those that all models have, this one's answers hold."""
     added = {"least_probability": "sets", "half_width": "intervals", "abstain_below": "abstained"}
-    return [field for key, field in added.items() if key in predictor.states.output]
+    quantiles = ["quantiles"] if predictor.quantile_levels else []
+    return [field for key, field in added.items() if key in predictor.states.output] + quantiles
 
 
 def load_predictor(folder: str | Path) -> Predictor:

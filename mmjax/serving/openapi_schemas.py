@@ -233,7 +233,7 @@ _MODEL = _SUMMARY | {
     "metrics": {"type": "object"},
     "card": TEXT,
 }
-_ADDED = {"answers": array_of({"enum": ["sets", "intervals", "abstained"]})}
+_ADDED = {"answers": array_of({"enum": ["sets", "intervals", "abstained", "quantiles"]})}
 MODEL: Json = {"type": "object", "required": list(_MODEL), "properties": _MODEL | _ADDED}
 _SAMPLE = _record(
     {

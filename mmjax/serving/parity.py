@@ -146,7 +146,8 @@ async def _reply(engine: Engine, served: Served, body: bytes) -> bytes:
         case "multimodal":
             columns = columns_of_json(schema, decode_mixed(body).rows)
     answered = await answer(engine, served, columns, request_id="")
-    return encode_reply(words_of(schema, answered.scores), served.name, seconds=answered.infer_s, request_id="")
+    words = words_of(served.predictor, answered.scores)
+    return encode_reply(words, served.name, seconds=answered.infer_s, request_id="")
 
 
 def live_answers(predictor: Predictor, sample: Sample, url: str) -> tuple[Answers, str]:

@@ -13,7 +13,7 @@ import msgspec
 import multipart
 import numpy as np
 
-from mmjax.artifact.predictor import set_texts, to_predictions
+from mmjax.artifact.predictor import Predictions, Predictor, set_texts, to_predictions
 from mmjax.data.cells import missing_texts
 from mmjax.data.encode import SHOWN, check_columns
 from mmjax.errors import DataError, MmjaxError, did_you_mean
@@ -95,6 +95,8 @@ class Reply(msgspec.Struct, frozen=True):
     """[N][2], lower and upper end; only of regressions trained with `training.coverage` or `loss: pinball`."""
     abstained: list[bool] | msgspec.UnsetType = msgspec.UNSET
     """[N]: rows that the model is too unsure of to answer; only with `abstain_below`."""
+    quantiles: list[dict[str, float]] | msgspec.UnsetType = msgspec.UNSET
+    """[N]: level -> value, such as {"0.25": 3.1, "0.5": 4.0}, never descending; only with `loss: pinball`."""
     warnings: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     """What the answers may suffer from, a line each, rows counted from 1; absent where there is nothing to tell."""
 
@@ -509,6 +511,7 @@ class Words(NamedTuple):
     sets: list[list[str]] | msgspec.UnsetType = msgspec.UNSET
     intervals: list[list[float]] | msgspec.UnsetType = msgspec.UNSET
     abstained: list[bool] | msgspec.UnsetType = msgspec.UNSET
+    quantiles: list[dict[str, float]] | msgspec.UnsetType = msgspec.UNSET
 
     def part(self, start: int, stop: int) -> "Words":
         """Return the rows from `start` to before `stop`."""
@@ -516,13 +519,15 @@ class Words(NamedTuple):
         return Words(*rows)
 
 
-def words_of(schema: Schema, scores: Scores) -> Words:
-    """Return Scores in the words of a reply."""
+def words_of(predictor: Predictor, scores: Scores) -> Words:
+    """Return a model's Scores in the words of a reply."""
+    schema = predictor.schema
     uncertainty = msgspec.UNSET if scores.uncertainty is None else scores.uncertainty.reshape(-1).tolist()
     if scores.probabilities is None:
-        found = to_predictions(schema, scores)
+        found = to_predictions(predictor, scores)
         intervals = msgspec.UNSET if found.intervals is None else found.intervals.tolist()
-        return Words(found.prediction.tolist(), None, None, uncertainty, intervals=intervals)
+        quantiles = msgspec.UNSET if found.quantiles is None else quantiles_by_level(found)
+        return Words(found.prediction.tolist(), None, None, uncertainty, intervals=intervals, quantiles=quantiles)
     predictions, classes = scores.prediction.tolist(), schema.target.classes
     labels: list[Any]  # texts, or lists of them
     if schema.target.labels:
@@ -537,6 +542,13 @@ def words_of(schema: Schema, scores: Scores) -> Words:
         sets=msgspec.UNSET if scores.sets is None else set_texts(classes, scores.sets),
         abstained=msgspec.UNSET if scores.abstained is None else scores.abstained.tolist(),
     )
+
+
+def quantiles_by_level(found: Predictions) -> list[dict[str, float]]:
+    """Return the quantiles of each row by level, as texts: JSON has no other keys."""
+    assert found.quantiles is not None, "a model of quantiles"
+    levels = tuple(map(str, found.quantile_levels))
+    return [dict(zip(levels, row, strict=True)) for row in found.quantiles.tolist()]
 
 
 def encode_reply(

@@ -85,9 +85,10 @@ class Client:
     """A server at `url`. Threads may share a client; connections are kept until `close` or the end of `with`.
 
     `timeout_s` is for one request with all its tries, and is told to the server, which does not begin what would come
-    too late. 429, 503 and broken connections are tried again `retries` times, and a server that compiles its models is
-    waited for. Raises ConfigError for a URL of no server; its methods raise ServerError, and DataError for rows that
-    cannot be sent.
+    too late. 429, 503 and broken connections are tried again `retries` times. A server that is starting, where nothing
+    listens yet or models are compiled, is waited for as long as `timeout_s` allows; `retries=0` waits for nothing: any
+    failure is told at once, as `health` always does. Raises ConfigError for a URL of no server; its methods raise
+    ServerError, and DataError for rows that cannot be sent.
     """
 
     def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = 30.0, retries: int = 4) -> None:

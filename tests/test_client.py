@@ -411,8 +411,53 @@ def test_a_server_that_compiles_is_waited_for(scripted, caplog: pytest.LogCaptur
     script.steps[:] = [COMPILING] * 99
     with mmjax.Client(url, timeout_s=0.5) as client:
         error = refusal(client, [[1.0]])
-    assert (error.reason, error.problems) == ("not-ready", ("the models are being compiled (waited 0.5 s)",))
+    assert (error.reason, error.problems) == (
+        "not-ready",
+        ("the models are being compiled (waited 0.5 s, all that timeout_s allows)",),
+    )
     assert 2 < len(script.steps) < 97
+
+
+def test_a_server_that_does_not_listen_yet_is_waited_for(scripted, caplog: pytest.LogCaptureFixture):
+    """However few tries it has, unless there are none. The port is that of a socket which is bound and listens late."""
+    _, script = scripted
+    script.steps[:] = [FINE]
+    late = ThreadingHTTPServer(("127.0.0.1", 0), script, bind_and_activate=False)
+    late.server_bind()
+    url = f"http://127.0.0.1:{late.server_port}"
+    with mmjax.Client(url, retries=0) as hasty, mmjax.Client(url, timeout_s=20, retries=1) as client:
+        began = time.monotonic()
+        error = refusal(hasty, [[1.0]])
+        assert time.monotonic() - began < 1
+        assert (error.reason, error.problems[0][-50:]) == (
+            "no-answer", "is the server running? start one with `mmjax serve`"[-50:]
+        )  # fmt: skip
+        assert caplog.records == []
+        starting = threading.Timer(1.2, lambda: (late.server_activate(), late.serve_forever(poll_interval=0.05)))
+        starting.start()
+        assert client.predict([[1.0]]).prediction.tolist() == [1.5]
+        assert time.monotonic() - began > 1.2
+    (line,) = (record.message for record in caplog.records)
+    assert line.startswith(f"{url}: waiting for it, up to 20 s: {url}: expected an answer, got: ")
+    late.shutdown()
+    starting.join()
+    late.server_close()
+
+
+def test_a_server_that_never_listens_is_given_up_in_time_and_asked_seldom(monkeypatch: pytest.MonkeyPatch):
+    tries: list[float] = []
+
+    def connect(*place: Any, **more: Any) -> Any:
+        tries.append(time.monotonic())
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    with mmjax.Client("http://127.0.0.1:9", timeout_s=2.5, retries=1) as nowhere:
+        began = time.monotonic()
+        error = refusal(nowhere, [[1.0]])
+    assert 1.4 < time.monotonic() - began < 10
+    assert error.problems[0].endswith("start one with `mmjax serve` (waited 2.5 s, all that timeout_s allows)")
+    assert 4 < len(tries) < 9
 
 
 def test_retry_after_is_waited_for(scripted):

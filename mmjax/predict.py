@@ -342,7 +342,7 @@ def _image_chunks(images: AskedImages, column: str) -> Iterator[Chunk]:
     default="fail",
     show_default=True,
     help="Where rows or files cannot be read: stop and list them, or predict the others; every row is written, these "
-    "with a `problem` in the place of a prediction, and the exit code is 0.",
+    "with a `problem` in the place of a prediction, and the exit code is 0, or 3 where no row at all can be read.",
 )
 @json_option
 def command(
@@ -373,6 +373,11 @@ def command(
         if predictor.schema.column(column).fixed_vocabulary:
             continue  # a note tells what the enum expects
         echo(f"{source}: column '{column}': {counted(count, 'cell')} of a category unknown to the model")
+    if written.invalid == written.rows:
+        raise DataError(
+            f"{source}: expected at least one row that can be read, got none of {written.rows:,}; `{PROBLEM}` in "
+            f"{output} says why of each"
+        )
     if written.invalid:
         echo(f"{written.invalid:,} of {written.rows:,} rows cannot be read and have none; `{PROBLEM}` says why")
     echo(f"{written.rows - written.invalid:,} predictions in {output}")

@@ -46,7 +46,7 @@ class Model(NamedTuple):
     task: str
     """`classification`, `regression` or `multilabel`."""
     classes: tuple[str, ...]
-    """In the order of probabilities."""
+    """In the order of probabilities, as texts."""
     features: tuple[str, ...]
     """In the order of cells."""
 
@@ -55,10 +55,10 @@ class Answers(NamedTuple):
     """Answers for N rows or images in the order they were given: the fields of `Predictions`, and who gave them."""
 
     prediction: np.ndarray
-    """Class texts (object[N]), values f64[N], or which labels hold, bool[N, L]."""
+    """Classes (texts object[N], whole numbers i64[N], or bool[N]), values f64[N], or which labels hold, bool[N, L]."""
     probabilities: np.ndarray | None
     """f32[N, K] in the order of `classes`, or f32[N, L] of labels, each by itself; None for regression."""
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] | tuple[int, ...] | tuple[bool, ...]
     model: str
     version: int | None
     inference_time_ms: float
@@ -258,12 +258,14 @@ class Client:
             intervals, quantiles = _stacked(replies, "intervals", np.float64), _quantiles(replies)
             return answers._replace(intervals=intervals, warnings=warnings, **quantiles)
         probabilities = np.concatenate([np.asarray(reply["probabilities"], np.float32) for reply in replies])
-        classes = tuple(self.describe(name, version)["classes"])
+        described = self.describe(name, version)
+        names, classes = described["classes"], tuple(described.get("class_values", described["classes"]))
         indices = np.concatenate(told).astype(np.int64)
-        labels = indices > 0 if indices.ndim == 2 else np.array(classes, dtype=object)[indices]
+        array = np.array(classes, dtype=object if isinstance(classes[0], str) else None)
+        labels = indices > 0 if indices.ndim == 2 else array[indices]
         answers = Answers(labels, probabilities, classes, name, version, taken, ids, uncertainty)
         inside = [
-            {"sets": [[name in texts for name in classes] for texts in reply["sets"]]}
+            {"sets": [[name in texts for name in names] for texts in reply["sets"]]}
             for reply in replies
             if "sets" in reply
         ]

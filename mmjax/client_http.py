@@ -126,7 +126,8 @@ def send(
     `timeout_s` allows, which the logger `mmjax.client` tells. With 0 `retries` any failure is raised at once.
     """
     where, request_id, tried, refusals, told = f"{method} {path}", uuid.uuid4().hex, 0, 0, False
-    ends = time.monotonic() + server.timeout_s
+    began = time.monotonic()
+    ends = began + server.timeout_s
     while True:
         left = ends - time.monotonic()
         sent = {**server.headers, "X-Request-ID": request_id, **(headers or {})}
@@ -144,7 +145,7 @@ def send(
         again = starting or (tried < server.retries and (failure.status in BUSY or failure.reason == "no-answer"))
         if not (again and server.retries) or time.monotonic() + wait >= ends:
             if starting and server.retries:
-                waited = f"waited {server.timeout_s:g} s, all that timeout_s allows"
+                waited = f"waited {time.monotonic() - began:.1f} s, timeout_s allows {server.timeout_s:g}"
                 failure.problems = tuple(f"{problem} ({waited})" for problem in failure.problems)
             raise failure
         if starting and not told:

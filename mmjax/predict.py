@@ -226,15 +226,18 @@ def added_headings(predictor: Predictor) -> list[str]:
 def answer_rows(predictor: Predictor, scores: Scores) -> Iterator[tuple[Any, ...]]:
     """Yield the cells of each row's answer. Numbers are written so that reading them gives the same f32 or f64."""
     found: Predictions = to_predictions(predictor, scores)
+    classes, labels = predictor.schema.target.classes, predictor.schema.target.labels
     columns: list[Iterable[Any]] = []
-    if labels := predictor.schema.target.labels:
+    if labels:
         columns += label_columns(labels, found.prediction)
+    elif classes:
+        columns.append([classes[index] for index in scores.prediction.tolist()])
     else:
         columns.append(found.prediction.tolist())
     if found.probabilities is not None:
         columns += [map(str, column) for column in found.probabilities.T]
     if found.sets is not None:
-        columns += [[json.dumps(texts, ensure_ascii=False) for texts in set_texts(found.classes, found.sets)]]
+        columns += [[json.dumps(texts, ensure_ascii=False) for texts in set_texts(classes, found.sets)]]
     if found.intervals is not None:
         columns += found.intervals.T.tolist()
     if found.abstained is not None:

@@ -203,7 +203,7 @@ def test_the_protocol_answers_each_label(made: FitResult, server: Client):
     outputs = {spec["name"]: (spec["datatype"], spec["shape"]) for spec in server.ask("GET", path).json["outputs"]}
     assert outputs == {
         "probabilities": ("FP32", [-1, 3]), "predictions": ("INT64", [-1, 3]), "labels": ("BYTES", [-1, 3]),
-        "uncertainty": ("FP32", [-1])}  # fmt: skip
+        "uncertainty": ("FP32", [-1]), "sets": ("BOOL", [-1, 3]), "abstained": ("BOOL", [-1])}  # fmt: skip
     inputs = [
         {"name": name, "datatype": kind, "shape": [2], "data": cells}
         for name, kind, cells in (
@@ -220,6 +220,8 @@ def test_the_protocol_answers_each_label(made: FitResult, server: Client):
     texts = [(x.negative, x.positive)[int(h)] for row in expected.prediction for x, h in zip(
         made.predictor.schema.target.labels, row, strict=True)]  # fmt: skip
     assert told["labels"]["data"] == texts
+    assert expected.sets is not None
+    assert told["sets"]["data"] == expected.sets.reshape(-1).tolist()
     described = server.ask("GET", "/openapi.json").json["components"]["schemas"]
     assert described["ModelSummary"]["properties"]["task"]["enum"][-1] == "multilabel"
     before = server.counted("predicted", label="urgent")

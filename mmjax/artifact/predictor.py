@@ -36,11 +36,13 @@ class Predictions(NamedTuple):
     """Answers for N rows, on the host."""
 
     prediction: np.ndarray
-    """Class texts (object[N]), values f64[N], or which labels hold, bool[N, L]."""
+    """Classes, values f64[N], or which labels hold, bool[N, L]. Classes are what pandas reads from their column of a
+    CSV, so that they equal its cells: texts (object[N]), or i64[N] where all are whole numbers such as 0 and 1, bool[N]
+    where all are True and False. Names of folders are texts; so are all classes in the replies of a server."""
     probabilities: np.ndarray | None
     """f32[N, K] in the order of `classes`, or f32[N, L] of labels, each by itself; None for regression."""
-    classes: tuple[str, ...]
-    """The classes, or the names of the labels."""
+    classes: tuple[str, ...] | tuple[int, ...] | tuple[bool, ...]
+    """The classes, as `prediction` has them, or the names of the labels."""
     uncertainty: np.ndarray | None = None
     """f32[N]: how far the members of the model disagree; None for a model of one member. For classes the mean total
     variation distance from the answer, 0 to 1, for labels that of the label where it is largest; for values the
@@ -186,7 +188,7 @@ def concatenate(parts: Iterable[Scores]) -> Scores:
 
 
 def to_predictions(predictor: Predictor, scores: Scores) -> Predictions:
-    """Return a model's Scores in the words of the data: class texts, or values."""
+    """Return a model's Scores in the words of the data: classes, or values."""
     schema = predictor.schema
     if scores.probabilities is None:
         offset = np.float64(schema.target.offset)
@@ -201,15 +203,20 @@ def to_predictions(predictor: Predictor, scores: Scores) -> Predictions:
             quantiles=None if scores.quantiles is None else scores.quantiles + offset,
             quantile_levels=predictor.quantile_levels,
         )
-    classes = np.array(schema.target.classes, dtype=object)
+    classes = schema.target.values
     return Predictions(
-        scores.prediction > 0 if schema.target.labels else classes[scores.prediction],
+        scores.prediction > 0 if schema.target.labels else class_array(classes)[scores.prediction],
         scores.probabilities,
-        schema.target.classes,
+        classes,
         scores.uncertainty,
         sets=scores.sets,
         abstained=scores.abstained,
     )
+
+
+def class_array(classes: Sequence[Any]) -> np.ndarray:
+    """Return classes as an array: texts as object[K], i64[K], or bool[K]."""
+    return np.array(classes, dtype=object if isinstance(classes[0], str) else None)
 
 
 def set_texts(classes: Sequence[str], sets: np.ndarray) -> list[list[str]]:

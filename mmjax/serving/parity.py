@@ -20,6 +20,7 @@ from mmjax.artifact.parity import (
     formed,
     joined,
     label_tuples,
+    read_classes,
     rounding,
     row_by_row,
 )
@@ -182,7 +183,7 @@ def reply_answers(schema: Schema, reply: Mapping[str, Any]) -> Answers:
     if schema.target.labels:
         return Answers(np.array(reply["probabilities"], np.float64), label_tuples(reply["labels"]))
     if schema.target.classes:
-        return Answers(np.array(reply["probabilities"], np.float64), np.array(reply["labels"], dtype=object))
+        return Answers(np.array(reply["probabilities"], np.float64), read_classes(schema.target, reply["labels"]))
     return Answers(np.array(reply["predictions"], np.float64)[:, None], None)
 
 

@@ -46,7 +46,7 @@ class Model(NamedTuple):
     task: str
     """`classification`, `regression` or `multilabel`."""
     classes: tuple[str, ...]
-    """In the order of probabilities."""
+    """In the order of probabilities, as texts."""
     features: tuple[str, ...]
     """In the order of cells."""
 
@@ -55,10 +55,10 @@ class Answers(NamedTuple):
     """Answers for N rows or images in the order they were given: the fields of `Predictions`, and who gave them."""
 
     prediction: np.ndarray
-    """Class texts (object[N]), values f64[N], or which labels hold, bool[N, L]."""
+    """Classes (texts object[N], whole numbers i64[N], or bool[N]), values f64[N], or which labels hold, bool[N, L]."""
     probabilities: np.ndarray | None
     """f32[N, K] in the order of `classes`, or f32[N, L] of labels, each by itself; None for regression."""
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] | tuple[int, ...] | tuple[bool, ...]
     model: str
     version: int | None
     inference_time_ms: float
@@ -75,15 +75,20 @@ class Answers(NamedTuple):
     """bool[N]: rows that the model is too unsure of; None where it never abstains."""
     warnings: tuple[str, ...] = ()
     """What the answers may suffer from, such as cells of a category that training did not see, a line each."""
+    quantiles: np.ndarray | None = None
+    """f64[N, Q] in the order of `quantile_levels`, never descending in a row; None but for the loss `pinball`."""
+    quantile_levels: tuple[float, ...] = ()
+    """`training.quantiles`, ascending: the target is below `quantiles[:, i]` in about that share of cases."""
 
 
 class Client:
     """A server at `url`. Threads may share a client; connections are kept until `close` or the end of `with`.
 
     `timeout_s` is for one request with all its tries, and is told to the server, which does not begin what would come
-    too late. 429, 503 and broken connections are tried again `retries` times, and a server that compiles its models is
-    waited for. Raises ConfigError for a URL of no server; its methods raise ServerError, and DataError for rows that
-    cannot be sent.
+    too late. 429, 503 and broken connections are tried again `retries` times. A server that is starting, where nothing
+    listens yet or models are compiled, is waited for as long as `timeout_s` allows; `retries=0` waits for nothing: any
+    failure is told at once, as `health` always does. Raises ConfigError for a URL of no server; its methods raise
+    ServerError, and DataError for rows that cannot be sent.
     """
 
     def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = 30.0, retries: int = 4) -> None:
@@ -214,7 +219,7 @@ class Client:
             return self._joined(list(self._replies(table_requests(rows, name, version, None))))
         name, version = tables[0].name, tables[0].version
         description = self.describe(name, version)
-        # Raw tensors hold no sets, intervals and the like: the Open Inference Protocol has no place for them.
+        # Sets, intervals and the like are read from JSON only.
         matrix = None if description.get("answers") else as_matrix(rows, description)
         if matrix is None:
             return self._joined(list(self._replies(table_requests(rows, name, version, description))))
@@ -250,14 +255,17 @@ class Client:
         warnings = _warnings(replies)
         if replies[0]["probabilities"] is None:
             answers = Answers(np.concatenate(told).astype(np.float64), None, (), name, version, taken, ids, uncertainty)
-            return answers._replace(intervals=_stacked(replies, "intervals", np.float64), warnings=warnings)
+            intervals, quantiles = _stacked(replies, "intervals", np.float64), _quantiles(replies)
+            return answers._replace(intervals=intervals, warnings=warnings, **quantiles)
         probabilities = np.concatenate([np.asarray(reply["probabilities"], np.float32) for reply in replies])
-        classes = tuple(self.describe(name, version)["classes"])
+        described = self.describe(name, version)
+        names, classes = described["classes"], tuple(described.get("class_values", described["classes"]))
         indices = np.concatenate(told).astype(np.int64)
-        labels = indices > 0 if indices.ndim == 2 else np.array(classes, dtype=object)[indices]
+        array = np.array(classes, dtype=object if isinstance(classes[0], str) else None)
+        labels = indices > 0 if indices.ndim == 2 else array[indices]
         answers = Answers(labels, probabilities, classes, name, version, taken, ids, uncertainty)
         inside = [
-            {"sets": [[name in texts for name in classes] for texts in reply["sets"]]}
+            {"sets": [[name in texts for name in names] for texts in reply["sets"]]}
             for reply in replies
             if "sets" in reply
         ]
@@ -283,6 +291,15 @@ def _stacked(replies: list[dict[str, Any]], key: str, kind: type) -> np.ndarray 
     return (
         np.concatenate([np.asarray(reply[key], kind) for reply in replies]) if replies and key in replies[0] else None
     )
+
+
+def _quantiles(replies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fields of Answers that quantiles by level become; none where the replies have none."""
+    rows: list[dict[str, float]] = [row for reply in replies for row in reply.get("quantiles", ())]
+    if not rows:
+        return {}
+    found = np.array([[row[level] for level in rows[0]] for row in rows], np.float64)
+    return {"quantiles": found, "quantile_levels": tuple(map(float, rows[0]))}
 
 
 def _checked(reply: Reply) -> dict[str, Any]:

@@ -26,7 +26,9 @@ LONGEST_TIMEOUT_MS = 3_600_000
 """A server takes no longer ones."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
-"""Before the second try and at most before a later one, where the server does not say; jitter takes off up to half."""
+"""Before the second try and at most before a later one, where the server does not say."""
+LONGEST_REFUSED_WAIT_S = 1.0
+"""The same where nothing listens yet: such a try costs nobody anything."""
 
 LOGGER = logging.getLogger("mmjax.client")
 
@@ -119,11 +121,13 @@ def send(
 ) -> Reply:
     """Return the reply with a status below 400; ServerError for any other, and when none comes in `timeout_s`.
 
-    429, 503 and broken connections are tried again, after `Retry-After` or a wait that doubles, with jitter; a server
-    that is not ready yet is waited for as long as `timeout_s` allows, which the logger `mmjax.client` tells.
+    429, 503 and broken connections are tried again `retries` times, after `Retry-After` or a wait that doubles, with
+    jitter. A server that is starting, where nothing listens yet or models are compiled, is waited for as long as
+    `timeout_s` allows, which the logger `mmjax.client` tells. With 0 `retries` any failure is raised at once.
     """
-    where, request_id, tried, waits = f"{method} {path}", uuid.uuid4().hex, 0, False
-    ends = time.monotonic() + server.timeout_s
+    where, request_id, tried, refusals, told = f"{method} {path}", uuid.uuid4().hex, 0, 0, False
+    began = time.monotonic()
+    ends = began + server.timeout_s
     while True:
         left = ends - time.monotonic()
         sent = {**server.headers, "X-Request-ID": request_id, **(headers or {})}
@@ -133,21 +137,33 @@ def send(
             reply = Reply(*_exchange(server, method, path, body, sent, left), where, request_id)
             if reply.status < 400:
                 return reply
-            failure, wait = refusal(reply), retry_after_s(reply.headers.get("retry-after", ""))
+            failure, wait, refused = refusal(reply), retry_after_s(reply.headers.get("retry-after", "")), False
         except (OSError, http.client.HTTPException) as error:
-            failure, wait = _no_answer(server, where, request_id, error), 0.0
-        wait += random.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tried)
-        again = failure.status in BUSY or failure.reason == "no-answer"
-        starting = failure.reason == NOT_READY
-        if not again or (tried >= server.retries and not starting) or time.monotonic() + wait >= ends:
-            if starting:
-                failure.problems = tuple(f"{told} (waited {server.timeout_s:g} s)" for told in failure.problems)
+            failure, wait, refused = _no_answer(server, where, request_id, error), 0.0, _is_refused(error)
+        wait += _pause_s(refusals, LONGEST_REFUSED_WAIT_S) if refused else _pause_s(tried, LONGEST_WAIT_S)
+        starting = refused or failure.reason == NOT_READY
+        again = starting or (tried < server.retries and (failure.status in BUSY or failure.reason == "no-answer"))
+        if not (again and server.retries) or time.monotonic() + wait >= ends:
+            if starting and server.retries:
+                waited = f"waited {time.monotonic() - began:.1f} s, timeout_s allows {server.timeout_s:g}"
+                failure.problems = tuple(f"{problem} ({waited})" for problem in failure.problems)
             raise failure
-        if starting and not waits:
-            told = "; ".join(failure.problems)
-            LOGGER.warning("%s: waiting for it, up to %g s: %s", _url(server), server.timeout_s, told)
-        tried, waits = tried + (not starting), waits or starting
+        if starting and not told:
+            why = "; ".join(failure.problems)
+            LOGGER.warning("%s: waiting for it, up to %g s: %s", _url(server), server.timeout_s, why)
+        tried, refusals, told = tried + (not starting), refusals + refused, told or starting
         time.sleep(wait)
+
+
+def _pause_s(before: int, longest_s: float) -> float:
+    """Return the seconds to wait after as many failures `before` this one: doubled each time, jitter takes off up to
+    half."""
+    return random.uniform(0.5, 1.0) * min(longest_s, FIRST_WAIT_S * 2 ** min(before, 16))
+
+
+def _is_refused(error: Exception) -> bool:
+    """Return whether nothing listens there: a server that is starting, or none."""
+    return isinstance(error, ConnectionRefusedError)
 
 
 def ask(server: Server, method: str, path: str) -> Reply:

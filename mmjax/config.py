@@ -705,7 +705,7 @@ class Training(Section, frozen=True, kw_only=True):
         Annotated[tuple[WithinOne, ...], Meta(min_length=1)],
         Meta(
             description="pinball: the quantiles of the target that are learnt, ascending, 0.5 among them, which is the "
-            "prediction; the first and the last are the interval."
+            "prediction; the first and the last are the interval. Answers hold them all."
         ),
     ] = (0.05, 0.5, 0.95)
     clamp: Annotated[

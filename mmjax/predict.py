@@ -61,7 +61,7 @@ CHUNK_ROWS = 8192
 """Rows of a table in memory at a time."""
 CHUNK_IMAGES = 256
 HEADINGS = {"sets": ["set"], "intervals": ["lower", "upper"], "abstained": ["abstained"]}
-"""Of the columns of what only some models answer."""
+"""Of the columns of what only some models answer; see `added_headings`."""
 OnInvalid = Literal["fail", "report"]
 """What rows that cannot be read do: stop all, or be written without a prediction. The words are the config's."""
 GO_ON = "or predict the others: --on-invalid report"
@@ -119,10 +119,11 @@ def predict_file(
     """Return what was Written to the CSV `output`: identifier, `prediction`, `probability_<class>` for every class, and
     `uncertainty` of a model with members. Of several labels `prediction_<label>` for each, in the words of the data.
 
-    Then, of a model that has them, `set` (a JSON list), `lower` and `upper`, `abstained` (true or false).
-    `images` is the folder that paths of images in a table start from, if not the config's or the file's own. The file
-    appears whole or not at all. Raises DataError for what the schema refuses, naming rows and columns; where
-    `on_invalid` is `report` such rows are written too, empty but for the last column, `problem`, which says why.
+    Then, of a model that has them, `set` (a JSON list), `lower` and `upper`, `abstained` (true or false), and for every
+    quantile a column such as `q0.25`. `images` is the folder that paths of images in a table start from, if not the
+    config's or the file's own. The file appears whole or not at all. Raises DataError for what the schema refuses,
+    naming rows and columns; where `on_invalid` is `report` such rows are written too, empty but for the last column,
+    `problem`, which says why.
     """
     given = open_input(predictor, source, images)
     if output.exists() and source.exists() and output.samefile(source):
@@ -137,13 +138,13 @@ def predict_file(
         with partial.open("w", newline="", encoding="utf-8") as file:
             called = [f"prediction_{label.column}" for label in labels] or ["prediction"]
             heading = [given.heading, *called, *(f"probability_{name}" for name in classes)]
-            heading += [name for field in added_answers(predictor) for name in HEADINGS[field]]
+            heading += added_headings(predictor)
             heading += ["uncertainty"] if member_count(predictor.config) > 1 else []
             heading += [PROBLEM] if on_invalid == "report" else []
             _writer(file, heading).writerow(heading)
             for asked in given.chunks:
                 chunk, scores, cells, problems = answered(asked, predictor, on_invalid)
-                found = iter(()) if scores is None else answer_rows(predictor.schema, scores)
+                found = iter(()) if scores is None else answer_rows(predictor, scores)
                 if on_invalid == "report":
                     found = with_problems(found, problems, len(asked.identifiers), width=len(heading) - 2)
                 lines = ((name, *cells) for name, cells in zip(asked.identifiers, found, strict=True))
@@ -216,22 +217,33 @@ def _writer(file: IO[str], texts: Iterable[str]) -> Any:
     return csv.writer(file, lineterminator="\n", quoting=quoting)
 
 
-def answer_rows(schema: Schema, scores: Scores) -> Iterator[tuple[Any, ...]]:
+def added_headings(predictor: Predictor) -> list[str]:
+    """Return the names of the columns of what only some models answer, in the order of `answer_rows`."""
+    headings = HEADINGS | {"quantiles": [f"q{level}" for level in predictor.quantile_levels]}
+    return [name for field in added_answers(predictor) for name in headings[field]]
+
+
+def answer_rows(predictor: Predictor, scores: Scores) -> Iterator[tuple[Any, ...]]:
     """Yield the cells of each row's answer. Numbers are written so that reading them gives the same f32 or f64."""
-    found: Predictions = to_predictions(schema, scores)
+    found: Predictions = to_predictions(predictor, scores)
+    classes, labels = predictor.schema.target.classes, predictor.schema.target.labels
     columns: list[Iterable[Any]] = []
-    if labels := schema.target.labels:
+    if labels:
         columns += label_columns(labels, found.prediction)
+    elif classes:
+        columns.append([classes[index] for index in scores.prediction.tolist()])
     else:
         columns.append(found.prediction.tolist())
     if found.probabilities is not None:
         columns += [map(str, column) for column in found.probabilities.T]
     if found.sets is not None:
-        columns += [[json.dumps(texts, ensure_ascii=False) for texts in set_texts(found.classes, found.sets)]]
+        columns += [[json.dumps(texts, ensure_ascii=False) for texts in set_texts(classes, found.sets)]]
     if found.intervals is not None:
         columns += found.intervals.T.tolist()
     if found.abstained is not None:
         columns += [["true" if abstained else "false" for abstained in found.abstained.tolist()]]
+    if found.quantiles is not None:
+        columns += found.quantiles.T.tolist()
     if found.uncertainty is not None:
         columns.append(map(str, found.uncertainty))
     yield from zip(*columns, strict=True)
@@ -333,7 +345,7 @@ def _image_chunks(images: AskedImages, column: str) -> Iterator[Chunk]:
     default="fail",
     show_default=True,
     help="Where rows or files cannot be read: stop and list them, or predict the others; every row is written, these "
-    "with a `problem` in the place of a prediction, and the exit code is 0.",
+    "with a `problem` in the place of a prediction, and the exit code is 0, or 3 where no row at all can be read.",
 )
 @json_option
 def command(
@@ -364,6 +376,11 @@ def command(
         if predictor.schema.column(column).fixed_vocabulary:
             continue  # a note tells what the enum expects
         echo(f"{source}: column '{column}': {counted(count, 'cell')} of a category unknown to the model")
+    if written.invalid == written.rows:
+        raise DataError(
+            f"{source}: expected at least one row that can be read, got none of {written.rows:,}; `{PROBLEM}` in "
+            f"{output} says why of each"
+        )
     if written.invalid:
         echo(f"{written.invalid:,} of {written.rows:,} rows cannot be read and have none; `{PROBLEM}` says why")
     echo(f"{written.rows - written.invalid:,} predictions in {output}")

@@ -5,6 +5,7 @@ classes and constraints; `fit_vocabulary` (training rows) adds vocabularies and 
 It travels in every bundle as versioned JSON. `mmjax.data.encode.encode(schema, columns)` applies it.
 """
 
+import re
 from functools import cached_property
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ Batch = dict[str, Any]
 
 NAMES_IMAGES = "names images"
 """The reason of a column whose cells name image files: its kind is `ignored`, as they are no cells to learn from."""
+FOLDERS_HOLD = "folders hold classes"
+"""The reason of a target whose classes are the names of folders."""
 Kind = Literal["numeric", "categorical", "boolean", "datetime", "identifier", "constant", "text", "ignored"]
 
 Modality = Literal["table", "image", "multimodal"]
@@ -67,6 +70,11 @@ class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The texts of its two values, as written in the data."""
 
 
+TRUTHS = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
+"""Texts that pandas reads as truth values."""
+_WHOLE = re.compile("0|-?[1-9][0-9]{0,18}")
+
+
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is predicted."""
 
@@ -89,9 +97,31 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """The columns that hold it: one, or that of each label."""
         return self.classes if self.labels else (self.column,)
 
+    @property
+    def values(self) -> tuple[str, ...] | tuple[int, ...] | tuple[bool, ...]:
+        """The classes as pandas reads their column from a CSV: see `class_values`. Names of folders stay texts."""
+        named = self.labels or self.reason.startswith("folders")  # of older bundles: "folders and idx files ..."
+        return self.classes if named else class_values(self.classes)
+
     def texts(self, column: str) -> tuple[str, ...]:
         """Return the texts that a column of it may hold, in the order of their codes; none for a number."""
         return next(((x.negative, x.positive) for x in self.labels if x.column == column), self.classes)
+
+
+def class_values(classes: tuple[str, ...]) -> tuple[str, ...] | tuple[int, ...] | tuple[bool, ...]:
+    """Return classes as whole numbers where all are written as such, as truth values where all are, else as they are.
+
+    Texts would equal none of a data frame's own numbers, without a word. What other numbers are (leading zeros, points,
+    more than 64 bits) stays text.
+
+    >>> class_values(("0", "1")), class_values(("True", "False")), class_values(("01", "1"))
+    ((0, 1), (True, False), ('01', '1'))
+    """
+    if all(text in TRUTHS for text in classes) and len({TRUTHS[text] for text in classes}) == len(classes):
+        return tuple(TRUTHS[text] for text in classes)
+    if all(_WHOLE.fullmatch(text) and -(2**63) <= int(text) < 2**63 for text in classes):
+        return tuple(map(int, classes))
+    return classes
 
 
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,6 +1,7 @@
 """`mmjax.Client` against a live server with keys, and against servers that misbehave."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from msgspec.structs import replace
+from sklearn.metrics import accuracy_score
 
 import mmjax
 from mmjax.artifact.models import load_model
@@ -24,9 +27,11 @@ from mmjax.client_bodies import MOST_ROWS, Request, image_requests, table_reques
 from mmjax.client_http import Reply, retry_after_s
 from mmjax.data.decode import encode_png
 from mmjax.errors import ConfigError, DataError
+from mmjax.predict import predict_file
+from mmjax.schema import Target
 from mmjax.serving.limits import Limits, new_key
 from mmjax.serving.reload import Source, reload_models
-from tests.live import door, thread
+from tests.live import JSON, door, thread
 from tests.untrained import KINDS, NUMBERS, PRICE, SHADES, add_model, kinds_columns, picture
 
 
@@ -131,6 +136,40 @@ def test_a_large_table_of_numbers_goes_as_tensors_with_the_same_bits(client: mmj
         assert len(answers.request_ids) == 2
         assert answers.inference_time_ms > 0
     check(client.predict(values.tolist()[:MOST_ROWS], model="numbers"), parts[0])
+
+
+def test_classes_equal_the_cells_of_a_data_frame_that_holds_them(tmp_path: Path):
+    """Whole numbers and truth values: texts would equal none of them, without a word."""
+    cells = {"digits": [3, 10, -1], "flags": [False, True]}
+    for name, classes in cells.items():
+        target = Target(column="y", task="classification", classes=tuple(map(str, classes)))
+        add_model(tmp_path / "registry", name, replace(NUMBERS, target=target))
+    rows = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
+    frame = pd.DataFrame(rows, columns=[column.name for column in NUMBERS.features])
+    frame.to_csv(tmp_path / "in.csv", index=False)
+    with (
+        thread(tmp_path / "registry", Limits(), models=tuple(cells), max_batch=1) as server,
+        mmjax.Client(f"http://127.0.0.1:{server.client.port}") as client,
+    ):
+        for name, classes in cells.items():
+            predictor = load_model(name, registry=tmp_path / "registry")
+            found = predictor.predict(frame)
+            truth = np.array(classes)[np.argmax(found.probabilities, axis=1)]
+            assert len(np.unique(truth)) > 1
+            assert found.classes == tuple(classes)
+            for said in (found, client.predict(frame, model=name), client.predict(frame[:9].values, model=name)):
+                wanted = truth[: len(said.prediction)]
+                assert accuracy_score(wanted, said.prediction) == 1
+                assert (pd.Series(wanted) == said.prediction).all()
+                assert (said.prediction.dtype, said.classes) == (truth.dtype, tuple(classes))
+            predict_file(predictor, tmp_path / "in.csv", tmp_path / "out.csv")
+            printed = pd.read_csv(tmp_path / "out.csv")
+            np.testing.assert_array_equal(printed["prediction"], truth)
+            told = client.describe(name)
+            assert (told["classes"], told["class_values"]) == ([str(value) for value in classes], classes)
+            body = json.dumps({"model": name, "features": rows[:3].tolist()})
+            reply = server.client.ask("POST", "/predict/tabular", body, JSON).json
+            assert reply["labels"] == [str(value) for value in truth[:3]], "texts, as they were written"
 
 
 def test_masked_cells_are_missing_in_tables_of_any_size(client: mmjax.Client):
@@ -411,8 +450,51 @@ def test_a_server_that_compiles_is_waited_for(scripted, caplog: pytest.LogCaptur
     script.steps[:] = [COMPILING] * 99
     with mmjax.Client(url, timeout_s=0.5) as client:
         error = refusal(client, [[1.0]])
-    assert (error.reason, error.problems) == ("not-ready", ("the models are being compiled (waited 0.5 s)",))
+    assert error.reason == "not-ready"
+    assert re.fullmatch(r"the models are being compiled \(waited \d+\.\d s, timeout_s allows 0\.5\)", error.problems[0])
     assert 2 < len(script.steps) < 97
+
+
+def test_a_server_that_does_not_listen_yet_is_waited_for(scripted, caplog: pytest.LogCaptureFixture):
+    """However few tries it has, unless there are none. The port is that of a socket which is bound and listens late."""
+    _, script = scripted
+    script.steps[:] = [FINE]
+    late = ThreadingHTTPServer(("127.0.0.1", 0), script, bind_and_activate=False)
+    late.server_bind()
+    url = f"http://127.0.0.1:{late.server_port}"
+    with mmjax.Client(url, retries=0) as hasty, mmjax.Client(url, timeout_s=20, retries=1) as client:
+        began = time.monotonic()
+        error = refusal(hasty, [[1.0]])
+        assert time.monotonic() - began < 1
+        assert (error.reason, error.problems[0][-50:]) == (
+            "no-answer", "is the server running? start one with `mmjax serve`"[-50:]
+        )  # fmt: skip
+        assert caplog.records == []
+        starting = threading.Timer(1.2, lambda: (late.server_activate(), late.serve_forever(poll_interval=0.05)))
+        starting.start()
+        assert client.predict([[1.0]]).prediction.tolist() == [1.5]
+        assert time.monotonic() - began > 1.2
+    (line,) = (record.message for record in caplog.records)
+    assert line.startswith(f"{url}: waiting for it, up to 20 s: {url}: expected an answer, got: ")
+    late.shutdown()
+    starting.join()
+    late.server_close()
+
+
+def test_a_server_that_never_listens_is_given_up_in_time_and_asked_seldom(monkeypatch: pytest.MonkeyPatch):
+    tries: list[float] = []
+
+    def connect(*place: Any, **more: Any) -> Any:
+        tries.append(time.monotonic())
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    with mmjax.Client("http://127.0.0.1:9", timeout_s=2.5, retries=1) as nowhere:
+        began = time.monotonic()
+        error = refusal(nowhere, [[1.0]])
+    assert 1.4 < time.monotonic() - began < 10
+    assert re.search(r"start one with `mmjax serve` \(waited \d+\.\d s, timeout_s allows 2\.5\)$", error.problems[0])
+    assert 4 < len(tries) < 9
 
 
 def test_retry_after_is_waited_for(scripted):

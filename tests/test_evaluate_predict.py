@@ -402,7 +402,15 @@ def test_the_others_are_predicted_where_images_cannot_be_read(
         else:
             assert (after[:2], after[-1]) == (before[:2], "")
             np.testing.assert_allclose([float(p) for p in after[2:4]], [float(p) for p in before[2:4]], atol=1e-6)
-    listed = write_csv(tmp_path / "l.csv", ("image",), [("",), ("new/no.png",), ("new/dark/0.png",)])
+    shutil.copy(images / "dark" / "0.png", tmp_path / "ok.png")
+    for i in range(8):
+        for kind in ("dark", "light"):
+            (images / kind / f"{i}.png").write_bytes(b"")
+    ended = door(capsys, predict.command, *asked, "--on-invalid", "report")
+    told = f"{images}: expected at least one row that can be read, got none of 16; `problem` in {tmp_path / 'out.csv'}"
+    assert (ended.code, ended.document["error"]["problems"]) == (3, [f"{told} says why of each"])
+    assert [row[1:] for row in read(tmp_path / "out.csv")[1:]] == 16 * [["", "", "", "is empty"]]
+    listed = write_csv(tmp_path / "l.csv", ("image",), [("",), ("new/no.png",), ("ok.png",)])
     written = predict_file(seen.result.predictor, listed, tmp_path / "out.csv", on_invalid="report")
     assert (written.rows, written.invalid) == (3, 2)
     assert [row[-1] for row in read(tmp_path / "out.csv")[1:]] == ["no path of an image", "no such file", ""]

@@ -1,8 +1,12 @@
 """Laws that every network keeps, and how the config's model section is read."""
 
+import importlib
+import pkgutil
 from functools import cache
+from inspect import signature
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import msgspec
@@ -12,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
+from mmjax import models
 from mmjax.config import Architecture, ModelName
 from mmjax.config import Model as ModelConfig
 from mmjax.errors import ConfigError, DataError
@@ -97,6 +102,24 @@ def test_jit_equals_eager_and_statistics_rest_in_evaluation(name: str, precision
     assert outputs.dtype == jnp.float32
     np.testing.assert_allclose(outputs, evaluated(name, precision)(variables, batch_of()), **tolerance(precision))
     jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
+
+
+def test_a_network_answers_as_in_evaluation_unless_it_is_told_to_train() -> None:
+    """That of every family, and each of its layers: none asks a notebook for `train`, `mask` or `progress`."""
+    for name in SMALL:
+        model, variables = built(name, "float32")
+        expected, _ = model.apply(variables, batch_of(), train=False)
+        np.testing.assert_array_equal(model.apply(variables, batch_of())[0], expected)
+    wanted = {"train": False, "mask": None, "progress": None}
+    files = [importlib.import_module(f"mmjax.models.{file.name}") for file in pkgutil.iter_modules(models.__path__)]
+    classes = {kind for file in files for kind in vars(file).values() if isinstance(kind, type)}
+    asked = {kind.__name__: signature(kind.__call__).parameters for kind in classes if issubclass(kind, nn.Module)}
+    assert {name for name, parameters in asked.items() if "train" in parameters} >= {
+        "MLP", "RealMLP", "TabM", "ResNet", "EfficientNet", "AirNet", "Join", "BatchNorm", "Dropout", "FadingDropout",
+    }  # fmt: skip
+    for parameters in asked.values():
+        found = {name: parameters[name].default for name in wanted if name in parameters}
+        assert found == {name: wanted[name] for name in found}
 
 
 @pytest.mark.parametrize(("name", "precision"), CASES)

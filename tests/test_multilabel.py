@@ -27,7 +27,7 @@ from mmjax.serving.parity import compare_live, compare_server
 from mmjax.train import FitResult, fit
 from tests.chromium import chromium
 from tests.doors import door, write_csv
-from tests.live import JSON, Client, thread
+from tests.live import JSON, PNG, Client, thread
 from tests.rough import roughly
 from tests.untrained import TAGS, add_model
 
@@ -203,7 +203,7 @@ def test_the_protocol_answers_each_label(made: FitResult, server: Client):
     outputs = {spec["name"]: (spec["datatype"], spec["shape"]) for spec in server.ask("GET", path).json["outputs"]}
     assert outputs == {
         "probabilities": ("FP32", [-1, 3]), "predictions": ("INT64", [-1, 3]), "labels": ("BYTES", [-1, 3]),
-        "uncertainty": ("FP32", [-1])}  # fmt: skip
+        "uncertainty": ("FP32", [-1]), "sets": ("BOOL", [-1, 3]), "abstained": ("BOOL", [-1])}  # fmt: skip
     inputs = [
         {"name": name, "datatype": kind, "shape": [2], "data": cells}
         for name, kind, cells in (
@@ -220,6 +220,8 @@ def test_the_protocol_answers_each_label(made: FitResult, server: Client):
     texts = [(x.negative, x.positive)[int(h)] for row in expected.prediction for x, h in zip(
         made.predictor.schema.target.labels, row, strict=True)]  # fmt: skip
     assert told["labels"]["data"] == texts
+    assert expected.sets is not None
+    assert told["sets"]["data"] == expected.sets.reshape(-1).tolist()
     described = server.ask("GET", "/openapi.json").json["components"]["schemas"]
     assert described["ModelSummary"]["properties"]["task"]["enum"][-1] == "multilabel"
     before = server.counted("predicted", label="urgent")
@@ -281,9 +283,10 @@ def test_every_network_learns_labels(home: Path, name: str, training: dict, more
         np.testing.assert_array_equal(found.abstained, sure < 0.9)
 
 
-def test_images_of_a_csv_have_labels_too(tmp_path: Path):
+def test_images_of_a_csv_have_labels_and_sets_of_them_too(tmp_path: Path):
+    """The share of a row's labels in its set, as report and `evaluate` tell it, is that of what every door answers."""
     rng, rows = np.random.default_rng(0), []
-    for i in range(40):
+    for i in range(100):
         red, bright = rng.random(2) < 0.5
         pixels = rng.integers(0, 60, (8, 8, 3)) + (120 if bright else 0) + np.array([60 if red else 0, 0, 0])
         (tmp_path / f"{i}.png").write_bytes(encode_png(pixels.astype(np.uint8)))
@@ -293,15 +296,46 @@ def test_images_of_a_csv_have_labels_too(tmp_path: Path):
         "name": "tags",
         "data": {"image": {"path": str(path), "target_column": ["red", "bright"]}},
         "model": {"architecture": {"stages": [1], "width": 4}},
-        "training": {"epochs": 2, "batch_size": 8},
+        "training": {"epochs": 3, "batch_size": 16, "coverage": 0.8},
+        "evaluation": {"baselines": "none"},
         "precision": "float32",
     }
     with roughly():
-        made = fit(config_from_dict(content, "test"), runs_dir=tmp_path / "runs", registry=None)
-    found = made.predictor.predict({"image": [str(tmp_path / "0.png"), str(tmp_path / "1.png")]})
-    assert found.prediction.shape == (2, 2)
-    assert found.classes == ("red", "bright")
+        made = fit(config_from_dict(content, "test"), runs_dir=tmp_path / "runs", registry=tmp_path / "registry")
+        evaluated = evaluate_model(made.predictor, path)
     assert set(made.metrics["test"]) >= {"f1_macro", "subset_accuracy"}
+    files = [str(tmp_path / row[0]) for row in rows]
+    found = made.predictor.predict({"image": files})
+    assert found.classes == ("red", "bright")
+    bound = made.predictor.states.output["least_probability"]
+    assert found.sets is not None
+    np.testing.assert_array_equal(found.sets, np.asarray(found.probabilities) >= bound)
+    assert 0 < found.sets.mean() < 1
+    truth = np.array([(row[1] == "yes", row[2] == "1") for row in rows])
+
+    def coverage(some: np.ndarray) -> float:
+        held = truth[some].any(axis=1)
+        return ((found.sets & truth)[some].sum(axis=1)[held] / truth[some].sum(axis=1)[held]).mean()
+
+    told = made.report["answers"]["conformal"]
+    split = json.loads((made.run_dir / "split.json").read_bytes())
+    for name in ("validation", "test"):
+        assert told["splits"][name]["coverage"] == pytest.approx(coverage(np.array(split[name])), rel=1e-9)
+    assert told["splits"]["validation"]["coverage"] >= 0.8
+    assert evaluated.trust["conformal"]["coverage"] == pytest.approx(coverage(np.arange(100)), rel=1e-9)
+    card = (made.bundle / "card.md").read_text()
+    assert "coverage: sets to hold 0.8 of a row's true labels in the mean" in card
+    predict_file(made.predictor, path, tmp_path / "out.csv")
+    names = [[n for n, inside in zip(found.classes, one, strict=True) if inside] for one in found.sets]
+    assert [json.loads(row["set"]) for row in rows_of(tmp_path / "out.csv")] == names
+    with (
+        thread(tmp_path / "registry", Limits(), models=("tags",), max_batch=1) as server,
+        mmjax.Client(f"http://127.0.0.1:{server.client.port}") as client,
+    ):
+        for i in range(4):
+            reply = server.client.ask("POST", "/predict/image", Path(files[i]).read_bytes(), PNG)
+            assert reply.json["sets"] == [names[i]]
+        np.testing.assert_array_equal(client.predict(files[:4]).sets, found.sets[:4])
 
 
 def test_raw_tensors_and_rows_say_the_same_of_labels(tmp_path: Path):

@@ -311,11 +311,18 @@ def test_numbers_have_all_their_digits_left_of_the_point(page: Browser):
     spread = page.run(
         """import('/pages/result.js').then(({ answer }) => answer(
           { classes: [], target: 'price', task: 'regression' },
-          { document: { predictions: [1463613.5], intervals: [[1200000.25, 1700001]], uncertainty: [12345.6],
+          { document: { predictions: [1463613.5], intervals: [[1200000.25, 1700001]],
+            quantiles: [{ "0.05": 1200000.25, "0.5": 1463613.5 }], uncertainty: [12345.6],
             model: { name: 'houses', version: 1 }, inference_time_ms: 123.4, request_id: 'r' },
             milliseconds: 5, timing: [] }).map((part) => part.textContent).join(' '))"""
     )
-    for told in ("1463613.5", "1200000.3 to 1700001", "12346 (standard deviation", "123 ms"):
+    for told in (
+        "1463613.5",
+        "1200000.3 to 1700001",
+        "0.05: 1200000.3, 0.5: 1463613.5",
+        "12346 (standard deviation",
+        "123 ms",
+    ):
         assert told in spread
 
 

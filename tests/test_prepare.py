@@ -176,7 +176,8 @@ def test_folders_hold_classes_whatever_their_names(tmp_path: Path) -> None:
     found = prepare(image_config(tmp_path / "i"))
     assert found.schema.target.task == "classification"
     assert found.schema.target.classes == tuple(map(str, range(30)))
-    assert found.schema.target.reason == "folders and idx files hold classes"
+    assert found.schema.target.reason == "folders hold classes"
+    assert found.schema.target.values == found.schema.target.classes, "names, also where they are numbers"
     assert prepare(image_config(tmp_path / "i", task="regression")).batch["label"].dtype == np.float32
 
 

@@ -6,23 +6,28 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from sklearn.metrics import mean_pinball_loss
 
+import mmjax
 from mmjax.analysis.card import model_card
 from mmjax.artifact.predictor import load_predictor
 from mmjax.config import Evaluation
 from mmjax.config_load import config_from_dict
 from mmjax.errors import ConfigError
+from mmjax.predict import predict_file
 from mmjax.schema import Target
-from mmjax.train import fit
+from mmjax.serving.limits import Limits
+from mmjax.train import FitResult, fit
 from mmjax.training.conformal import widening
 from mmjax.training.losses import pinball
 from mmjax.training.outputs import build_output
 from tests.doors import write_csv
+from tests.live import thread
 from tests.rough import roughly
 
 QUANTILES = (0.1, 0.5, 0.8)
@@ -68,8 +73,11 @@ def test_the_output_is_the_median_within_its_interval(seed: int, members: int):
     values = values if members == 1 else values.mean(axis=1)
     np.testing.assert_allclose(found.prediction[:, 0], values[:, 1], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.intervals[:, 0], values[:, [0, 2]], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.quantiles, values, rtol=1e-5, atol=1e-5)
+    assert (np.diff(found.quantiles) >= 0).all()
     wider = output.apply(state | {"half_width": np.full(1, 2.0, np.float32)}, jnp.asarray(logits))
     np.testing.assert_allclose(wider.intervals - found.intervals, [[[-2.0, 2.0]]] * 7, atol=1e-4)
+    np.testing.assert_array_equal(wider.quantiles, found.quantiles)
 
 
 def test_a_single_median_has_an_interval_of_no_width():
@@ -109,20 +117,63 @@ def config_of(path: Path | str, **training: object):
     )  # fmt: skip
 
 
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of a run whose quantiles are more than an interval and its middle."""
+
+
+def all_quantiles_come_out(made: FitResult, home: Path) -> None:
+    """On every way to ask, in order, each as it is in the loaded model, and about as often above as it says."""
+    rows = [{"x": float(x)} for x in np.linspace(0, 1, 5).round(3)]
+    expected = load_predictor(made.bundle).predict(rows)
+    assert expected.quantile_levels == LEVELS
+    values = expected.quantiles
+    assert values is not None
+    assert values.shape == (5, 5)
+    assert (np.diff(values) >= 0).all()
+    np.testing.assert_array_equal(values[:, 2], expected.prediction)
+    middle = values[:, 3] - values[:, 1]
+    assert middle[-1] > 2.5 * middle[0]
+    source = write_csv(home / "ask.csv", ("x",), [(row["x"],) for row in rows])
+    predict_file(made.predictor, source, home / "out.csv")
+    printed = pd.read_csv(home / "out.csv")
+    columns = [f"q{level}" for level in LEVELS]
+    assert list(printed) == ["row", "prediction", "lower", "upper", *columns]
+    np.testing.assert_array_equal(printed[columns], values)
+    with thread(home / "registry", Limits(), models=("quantiles",)) as server:
+        body = json.dumps({"rows": rows}).encode()
+        for more in ({}, {"x-request-timeout-ms": "20000"}):  # as plain as express answers, and not
+            reply = server.client.ask("POST", "/predict/tabular", body, {"content-type": "application/json"} | more)
+            assert reply.json["quantiles"] == [dict(zip(map(str, LEVELS), row, strict=True)) for row in values.tolist()]
+        assert server.client.ask("GET", "/models/quantiles").json["answers"] == ["intervals", "quantiles"]
+        model = server.client.ask("GET", "/v2/models/quantiles").json
+        (spec,) = (output for output in model["outputs"] if output["name"] == "quantiles")
+        assert spec | {"parameters": {"levels": list(LEVELS)}, "shape": [-1, 5]} == spec
+        tensor = {"name": "features", "datatype": "FP64", "shape": [5, 1], "data": [row["x"] for row in rows]}
+        infer = server.client.ask("POST", "/v2/models/quantiles/infer", json.dumps({"inputs": [tensor]}))
+        found = {output["name"]: output for output in infer.json["outputs"]}
+        np.testing.assert_array_equal(np.reshape(found["quantiles"]["data"], (5, 5)), values)
+        np.testing.assert_array_equal(np.reshape(found["intervals"]["data"], (5, 2)), expected.intervals)
+        with mmjax.Client(f"http://127.0.0.1:{server.client.port}") as client:
+            heard = client.predict({"x": [row["x"] for row in rows]})
+    np.testing.assert_array_equal(heard.quantiles, values)
+    assert heard.quantile_levels == LEVELS
+
+
 def test_a_run_learns_where_the_spread_is(tmp_path: Path):
     rng = np.random.default_rng(3)
     x = rng.uniform(0, 1, 1200)
     y = 10 * x + rng.normal(size=1200) * (0.1 + 2 * x)
     path = write_csv(tmp_path / "t.csv", ("x", "y"), [(f"{a:.4f}", f"{b:.4f}") for a, b in zip(x, y, strict=True)])
     told: list[str] = []
-    config = config_of(path, quantiles=[0.05, 0.5, 0.95], coverage=0.9)
+    config = config_of(path, quantiles=list(LEVELS), coverage=0.9)
     with roughly():
-        result = fit(config, runs_dir=tmp_path / "runs", registry=None, tell=told.append)
+        result = fit(config, runs_dir=tmp_path / "runs", registry=tmp_path / "registry", tell=told.append)
     assert result.report["answers"]["conformal"]["splits"]["test"]["coverage"] == pytest.approx(0.9, abs=0.05)
     answers = load_predictor(result.bundle).predict({"x": [0.05, 0.95]})
     widths = np.diff(answers.intervals, axis=1)[:, 0]
     assert widths[1] > 2.5 * widths[0]
     assert (answers.intervals[:, 0] < answers.prediction).all()
+    all_quantiles_come_out(result, tmp_path)
     quick = replace(config_of(path, epochs=3), evaluation=Evaluation(baselines="quick"))
     with roughly():
         plain = fit(quick, runs_dir=tmp_path / "runs", registry=None, tell=told.append)

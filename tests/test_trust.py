@@ -202,6 +202,22 @@ def test_the_server_answers_the_same_on_both_ways(server: Thread, home: Path):
     assert "answers" in MODEL["properties"]
 
 
+def test_the_open_inference_protocol_tells_them_as_outputs(server: Thread, home: Path):
+    cells = {"size": ("FP32", [-2, 0, 3]), "colour": ("BYTES", ["red", "blue", "red"])}
+    asked = [{"name": n, "datatype": kind, "shape": [3], "data": data} for n, (kind, data) in cells.items()]
+    for name in ("buys", "sums"):
+        specs = server.client.ask("GET", f"/v2/models/{name}").json["outputs"]
+        reply = server.client.ask("POST", f"/v2/models/{name}/infer", json.dumps({"inputs": asked}))
+        found = {output["name"]: output for output in reply.json["outputs"]}
+        assert list(found) == [spec["name"] for spec in specs]
+        expected = load_model(name, registry=home / "registry").predict({n: data for n, (_, data) in cells.items()})
+        for spec in specs[-2:] if name == "buys" else specs[-1:]:
+            told, wanted = found[spec["name"]], getattr(expected, spec["name"])
+            assert (told["datatype"], told["shape"]) == (spec["datatype"], list(wanted.shape))
+            assert spec["shape"][1:] == list(wanted.shape)[1:]
+            np.testing.assert_allclose(np.reshape(told["data"], wanted.shape), wanted, rtol=1e-6)
+
+
 def test_the_client_hears_all_of_it(server: Thread, home: Path):
     sizes = np.linspace(-3, 3, 40)
     with Client(f"http://127.0.0.1:{server.client.port}") as client:

@@ -45,7 +45,7 @@ class Answers(NamedTuple):
     values: np.ndarray
     """f64[N, K] probabilities, or f64[N, 1] predicted values; NaN where the way gives no finite answer."""
     labels: np.ndarray | None
-    """object[N] of class texts, or of tuples of the labels that hold; None for regression."""
+    """object[N] of classes as Predictions have them, or of tuples of the labels that hold; None for regression."""
 
 
 class Comparison(NamedTuple):
@@ -151,7 +151,7 @@ def training_path(predictor: Predictor, columns: Columns, *, bucket: int) -> Ans
     """Return the Answers in passes as training scores a split: columns encoded whole, then `bucket` rows at a time."""
     batch = encode(predictor.schema, columns)
     scores = score(predictor.forward, predictor.states, batch, largest=bucket, smallest=bucket)
-    return answers_of(to_predictions(predictor.schema, scores))
+    return answers_of(to_predictions(predictor, scores))
 
 
 def training_bucket(report: Mapping[str, Any], schema: Schema) -> int:
@@ -190,17 +190,23 @@ def read_predictions(output: Path, target: Target) -> Answers:
     if not classes:
         return Answers(np.array([[float(row[1])] for row in rows]), None)
     values = np.array([row[2 : 2 + classes] for row in rows], dtype=np.float32)
-    return Answers(values.astype(np.float64), np.array([row[1] for row in rows], dtype=object))
+    return Answers(values.astype(np.float64), read_classes(target, [row[1] for row in rows]))
 
 
 def answers_of(predictions: Predictions) -> Answers:
     """Return Predictions as Answers."""
     if predictions.probabilities is None:
         return Answers(predictions.prediction[:, None].astype(np.float64), None)
-    labels = predictions.prediction
+    labels = predictions.prediction.astype(object)
     if labels.ndim == 2:
-        labels = label_tuples(set_texts(predictions.classes, labels))
+        labels = label_tuples(set_texts([str(name) for name in predictions.classes], labels))
     return Answers(predictions.probabilities.astype(np.float64), labels)
+
+
+def read_classes(target: Target, texts: Sequence[str]) -> np.ndarray:
+    """Return object[N]: the classes that are written as texts, as Predictions have them."""
+    values = dict(zip(target.classes, target.values, strict=True))
+    return objects([values.get(text, text) for text in texts])
 
 
 def label_tuples(rows: Sequence[Sequence[str]]) -> np.ndarray:

@@ -36,11 +36,13 @@ class Predictions(NamedTuple):
     """Answers for N rows, on the host."""
 
     prediction: np.ndarray
-    """Class texts (object[N]), values f64[N], or which labels hold, bool[N, L]."""
+    """Classes, values f64[N], or which labels hold, bool[N, L]. Classes are what pandas reads from their column of a
+    CSV, so that they equal its cells: texts (object[N]), or i64[N] where all are whole numbers such as 0 and 1, bool[N]
+    where all are True and False. Names of folders are texts; so are all classes in the replies of a server."""
     probabilities: np.ndarray | None
     """f32[N, K] in the order of `classes`, or f32[N, L] of labels, each by itself; None for regression."""
-    classes: tuple[str, ...]
-    """The classes, or the names of the labels."""
+    classes: tuple[str, ...] | tuple[int, ...] | tuple[bool, ...]
+    """The classes, as `prediction` has them, or the names of the labels."""
     uncertainty: np.ndarray | None = None
     """f32[N]: how far the members of the model disagree; None for a model of one member. For classes the mean total
     variation distance from the answer, 0 to 1, for labels that of the label where it is largest; for values the
@@ -53,6 +55,11 @@ class Predictions(NamedTuple):
     """bool[N]: rows that are too unsure to be answered; None without `training.abstain_below`."""
     warnings: tuple[str, ...] = ()
     """What the answers may suffer from, a line each: cells of a category that training did not see."""
+    quantiles: np.ndarray | None = None
+    """f64[N, Q] in the order of `quantile_levels`, never descending in a row; None but for the loss `pinball`.
+    `training.coverage` moves the ends of `intervals` only, not these."""
+    quantile_levels: tuple[float, ...] = ()
+    """`training.quantiles`, ascending: the target is below `quantiles[:, i]` in about that share of cases."""
 
 
 class Predictor(NamedTuple):
@@ -65,6 +72,11 @@ class Predictor(NamedTuple):
     forward: Forward
     """Compiled."""
     digest: str = ""
+
+    @property
+    def quantile_levels(self) -> tuple[float, ...]:
+        """The levels of the quantiles that it answers, ascending; none unless trained with the loss `pinball`."""
+        return self.config.training.quantiles if self.config.training.loss == "pinball" else ()
 
     def __repr__(self) -> str:
         """What it answers from what, in a line: the arrays would fill a notebook."""
@@ -87,7 +99,7 @@ class Predictor(NamedTuple):
         columns = as_columns(rows)
         check_columns(self.schema, columns, where="rows")
         scores, unknown = self.score_known(columns)
-        return to_predictions(self.schema, scores)._replace(warnings=unknown_warnings(unknown))
+        return to_predictions(self, scores)._replace(warnings=unknown_warnings(unknown))
 
     def score(self, columns: Columns, *, whole: bool = False) -> Scores:
         """Return raw Scores of rows as read; of images at most a bucket is decoded at a time.
@@ -175,22 +187,36 @@ def concatenate(parts: Iterable[Scores]) -> Scores:
     return Scores._make(None if field[0] is None else np.concatenate(field) for field in zip(*parts, strict=True))
 
 
-def to_predictions(schema: Schema, scores: Scores) -> Predictions:
-    """Return Scores in the words of the data: class texts, or values."""
+def to_predictions(predictor: Predictor, scores: Scores) -> Predictions:
+    """Return a model's Scores in the words of the data: classes, or values."""
+    schema = predictor.schema
     if scores.probabilities is None:
         offset = np.float64(schema.target.offset)
         intervals = None if scores.intervals is None else scores.intervals[:, 0] + offset
         uncertainty = None if scores.uncertainty is None else scores.uncertainty[:, 0]
-        return Predictions(scores.prediction[:, 0] + offset, None, (), uncertainty, intervals=intervals)
-    classes = np.array(schema.target.classes, dtype=object)
+        return Predictions(
+            scores.prediction[:, 0] + offset,
+            None,
+            (),
+            uncertainty,
+            intervals=intervals,
+            quantiles=None if scores.quantiles is None else scores.quantiles + offset,
+            quantile_levels=predictor.quantile_levels,
+        )
+    classes = schema.target.values
     return Predictions(
-        scores.prediction > 0 if schema.target.labels else classes[scores.prediction],
+        scores.prediction > 0 if schema.target.labels else class_array(classes)[scores.prediction],
         scores.probabilities,
-        schema.target.classes,
+        classes,
         scores.uncertainty,
         sets=scores.sets,
         abstained=scores.abstained,
     )
+
+
+def class_array(classes: Sequence[Any]) -> np.ndarray:
+    """Return classes as an array: texts as object[K], i64[K], or bool[K]."""
+    return np.array(classes, dtype=object if isinstance(classes[0], str) else None)
 
 
 def set_texts(classes: Sequence[str], sets: np.ndarray) -> list[list[str]]:
@@ -225,7 +251,8 @@ def abstaining_predictor(predictor: Predictor, below: float | None, *, where: st
 def added_answers(predictor: Predictor) -> list[str]:
     """Return which fields of Predictions, besides those that all models have, this one's answers hold."""
     added = {"least_probability": "sets", "half_width": "intervals", "abstain_below": "abstained"}
-    return [field for key, field in added.items() if key in predictor.states.output]
+    quantiles = ["quantiles"] if predictor.quantile_levels else []
+    return [field for key, field in added.items() if key in predictor.states.output] + quantiles
 
 
 def load_predictor(folder: str | Path) -> Predictor:

@@ -17,6 +17,7 @@ from mmjax.data.cache import NoCacheFolder, Tell
 from mmjax.data.decode import ImageInfo, probe_image
 from mmjax.data.encode import encode
 from mmjax.data.fingerprint import fingerprint
+from mmjax.data.idx import find_idx
 from mmjax.data.images import ImageSource, apply_policy, read_images, take
 from mmjax.data.infer import fit_vocabulary
 from mmjax.data.loading import choose_loading
@@ -26,7 +27,7 @@ from mmjax.data.quarantine import find_unanswered, quarantine_images
 from mmjax.data.split import Split
 from mmjax.data.target import infer_labels_of, infer_target
 from mmjax.errors import DataError
-from mmjax.schema import Batch, Columns, ImageSpec, Schema, Target
+from mmjax.schema import FOLDERS_HOLD, Batch, Columns, ImageSpec, Schema, Target
 
 LARGEST_DEFAULT_PX = 64
 """Images larger than this are brought to it unless the config asks for more: two cores train it in minutes."""
@@ -155,17 +156,19 @@ def answered_images(
 
 def image_target(source: ImageSource, data: ImageData, inference: Inference = Inference()) -> Target:
     """Return the target: folders hold classes, whatever their names; that of a CSV is judged by its values."""
-    folders = data.task is msgspec.UNSET and Path(data.path).is_dir()
+    folders = Path(data.path).is_dir()
     if isinstance(source.target_column, tuple):
         return infer_labels_of(source.columns, source.target_column, positive_class=data.positive_class)
     target = infer_target(
         source.columns[source.target_column],
         source.target_column,
-        task="classification" if folders else data.task,
+        task="classification" if folders and data.task is msgspec.UNSET else data.task,
         positive_class=data.positive_class,
         inference=inference,
     )
-    return msgspec.structs.replace(target, reason="folders and idx files hold classes") if folders else target
+    if not folders or target.task != "classification":
+        return target
+    return msgspec.structs.replace(target, reason="idx files hold classes" if find_idx(data.path) else FOLDERS_HOLD)
 
 
 def image_spec(source: ImageSource, data: ImageData) -> ImageSpec:

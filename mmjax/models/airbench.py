@@ -70,7 +70,7 @@ class AirNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, image: jax.Array, *, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         """Return the outputs; rows of the first call decide the whitening layer."""
         if train or not self.mirrored:
             return self._logits(image, train=train, mask=mask)

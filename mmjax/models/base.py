@@ -27,7 +27,7 @@ class Apply(Protocol):
         variables: Variables,
         batch: Batch,
         *,
-        train: bool,
+        train: bool = False,
         key: jax.Array | None = None,
         progress: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
@@ -48,7 +48,7 @@ class Rates(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A network. With `train=False` no row's output depends on another row; `key` is needed only when training."""
+    """A network. Unless it trains (`train=True`) no row's output depends on another row, and it needs no `key`."""
 
     init: Init
     """Rows of the batch may decide initial values."""

@@ -78,7 +78,7 @@ class EfficientNet(nn.Module):
     folded: bool = False
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, image: jax.Array, *, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         """Return `[B, outputs]` for `image f32[B, H, W, 3]`, standardised."""
 
         tensorflow = self.size.tensorflow

@@ -43,7 +43,7 @@ class Join(nn.Module):
         told: jax.Array | None,
         columns_present: jax.Array | None,
         *,
-        train: bool,
+        train: bool = False,
     ) -> jax.Array:
         """Return `[B, outputs]` for `seen f32[B, I, D]` of I images and `told f32[B, D]` of the columns, or None."""
         has_image = (image_present > 0).any(axis=1)
@@ -123,7 +123,7 @@ def make_fusion(images: Model, columns: Model | None, join: Join) -> Model:
         variables: Variables,
         batch: Batch,
         *,
-        train: bool,
+        train: bool = False,
         key: jax.Array | None = None,
         progress: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:

@@ -149,7 +149,7 @@ def model_from_linen(
         variables: Variables,
         batch: Batch,
         *,
-        train: bool,
+        train: bool = False,
         key: jax.Array | None = None,
         progress: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
@@ -221,7 +221,7 @@ class BatchNorm(nn.Module):
     """Whether all but the shift is in the kernel of the convolution before it (`folded_norm`); not in training."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         """Return `x` normalised, scaled and shifted, in its own dtype."""
         channels = x.shape[-1]
         if self.folded:
@@ -321,7 +321,7 @@ class Dropout(nn.Module):
     rows: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Return `x` with values dropped; `x` itself when not training or `rate` is 0."""
         threshold = round(self.rate * 65536)
         if not train or threshold == 0:
@@ -340,7 +340,7 @@ class FadingDropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, progress: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False, progress: jax.Array | None = None) -> jax.Array:
         """Return `x` with values dropped; `x` itself when not training or `rate` is 0."""
         if not train or self.rate == 0.0:
             return x

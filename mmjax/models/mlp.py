@@ -60,8 +60,8 @@ class MLP(nn.Module):
         dense: jax.Array | None,
         category: jax.Array | None,
         *,
-        train: bool,
-        mask: jax.Array | None,
+        train: bool = False,
+        mask: jax.Array | None = None,
     ) -> jax.Array:
         """Return `[B, outputs]` for `numeric f32[B, F]`, `dense f32[B, D]`, `category i32[B, C]`, or None each."""
         codes = None if category is None else self._embed(category)

@@ -140,8 +140,8 @@ class RealMLP(nn.Module):
         dense: jax.Array | None,
         category: jax.Array | None,
         *,
-        train: bool,
-        mask: jax.Array | None,
+        train: bool = False,
+        mask: jax.Array | None = None,
         progress: jax.Array | None = None,
     ) -> jax.Array:
         """Return `[B, outputs]`; inputs as MLP's, `progress f32[]` is the share of training that is done."""

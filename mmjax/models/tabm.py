@@ -107,8 +107,8 @@ class TabM(nn.Module):
         category: jax.Array | None,
         codes: jax.Array | None,
         *,
-        train: bool,
-        mask: jax.Array | None,
+        train: bool = False,
+        mask: jax.Array | None = None,
     ) -> jax.Array:
         """Return `[B, E, outputs]`; inputs as MLP's, `codes f32[B, F, N]` those of `numeric`."""
         x, chunks = self._embed(numeric, dense, category, codes)

@@ -160,6 +160,7 @@ def load_served(
         "task": schema.target.task,
         "target": schema.target.column,
         "classes": schema.target.classes,
+        "class_values": schema.target.values,
         "features": [column.name for column in schema.features],
         "uncertainty": member_count(predictor.config) > 1,
         "schema": told_schema,

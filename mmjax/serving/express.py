@@ -327,7 +327,7 @@ class Express:
         `unknown` are the cells of a category that training did not see, in the rows of all requests together.
         """
         served, metrics, infer_s, at = calls[0][1].served, self._watch.metrics, ran.seconds, 0
-        words, label = words_of(served.predictor.schema, ran.scores), str(served)
+        words, label = words_of(served.predictor, ran.scores), str(served)
         metrics.stage(label, "infer", infer_s, len(calls))
         while calls:
             (call, table), began = calls[0], time.monotonic()

@@ -169,9 +169,9 @@ def _read(served: Served, body: bytes, coding: str, header_length: int | None) -
 
 async def _replied(request: AnyRequest, served: Served, asked: _Read, answered: Answered) -> Response[bytes]:
     engine, started = engine_of(request), time.perf_counter()
-    name, schema = served.name, served.predictor.schema
+    name = served.name
     told = {"request_id": asked.request.id, "warnings": answered.warnings}
-    work = functools.partial(encode_infer, schema, answered.scores, name, asked.outputs, **told)
+    work = functools.partial(encode_infer, served.predictor, answered.scores, name, asked.outputs, **told)
     is_short = np.size(answered.scores.outputs) <= INLINE_OUTPUTS
     body, header_length = work() if is_short else await in_thread(engine, work)
     headers: dict[str, str] = {} if header_length is None else {HEADER_LENGTH: str(header_length)}

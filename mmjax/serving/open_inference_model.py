@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from mmjax.artifact.predictor import Predictor
+from mmjax.artifact.predictor import Predictor, added_answers
 from mmjax.parts import member_count
 from mmjax.schema import Column, Schema
 from mmjax.serving.numbers import is_matrix
@@ -30,7 +30,7 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     shape: tuple[int, ...]
     """-1 is any length."""
     parameters: dict[str, Any] = {}
-    """`accepts`: the datatypes that an input may have."""
+    """`accepts`: the datatypes that an input may have; `classes` and `levels`: what the columns of an output are of."""
 
 
 def inputs_of(schema: Schema) -> tuple[TensorSpec, ...]:
@@ -67,9 +67,16 @@ def _spec(name: str, accepts: tuple[str, ...], shape: tuple[int, ...], *, exact:
 
 def outputs_of(predictor: Predictor) -> tuple[TensorSpec, ...]:
     """Return the outputs of a model: `probabilities`, `predictions` and `labels`; of a regression `predictions`; of a
-    model with members `uncertainty` too. Of several labels each has an answer of its own."""
-    target = predictor.schema.target
+    model with members `uncertainty` too, and what else it answers. Of several labels each has an answer of its own."""
+    target, levels = predictor.schema.target, predictor.quantile_levels
+    added = {
+        "sets": TensorSpec("sets", "BOOL", (-1, len(target.classes)), {"classes": target.classes}),
+        "intervals": TensorSpec("intervals", "FP64", (-1, 2)),
+        "abstained": TensorSpec("abstained", "BOOL", (-1,)),
+        "quantiles": TensorSpec("quantiles", "FP64", (-1, len(levels)), {"levels": levels}),
+    }
     told = (TensorSpec("uncertainty", "FP32", (-1,)),) if member_count(predictor.config) > 1 else ()
+    told += tuple(added[field] for field in added_answers(predictor))
     if target.task == "regression":
         return (TensorSpec("predictions", "FP64", (-1,)), *told)
     each = (-1, len(target.classes))

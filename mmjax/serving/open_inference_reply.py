@@ -46,7 +46,7 @@ def asked_outputs(predictor: Predictor, request: InferRequest) -> tuple[Asked, .
 
 
 def encode_infer(
-    schema: Schema,
+    predictor: Predictor,
     scores: Scores,
     model: ModelName,
     outputs: Sequence[Asked],
@@ -60,7 +60,7 @@ def encode_infer(
     """
     told, raw = [], []
     for asked in outputs:
-        values = _values(schema, scores, asked)
+        values = _values(predictor, scores, asked)
         binary = _raw(values) if asked.binary else None
         told.append(_tensor(asked.name, values, binary))
         raw.append(binary or b"")
@@ -76,8 +76,9 @@ def encode_infer(
     return Reply(b"".join((head, *raw)), len(head) if any_binary else None)
 
 
-def _values(schema: Schema, scores: Scores, asked: Asked) -> np.ndarray:
+def _values(predictor: Predictor, scores: Scores, asked: Asked) -> np.ndarray:
     """Return an output as the array it is told as; texts as object."""
+    schema = predictor.schema
     match asked.name:
         case "probabilities":
             assert scores.probabilities is not None
@@ -85,13 +86,15 @@ def _values(schema: Schema, scores: Scores, asked: Asked) -> np.ndarray:
         case "uncertainty":
             assert scores.uncertainty is not None
             return scores.uncertainty.reshape(-1)
+        case "sets" | "intervals" | "abstained" | "quantiles":
+            return getattr(to_predictions(predictor, scores), asked.name)
         case "labels" if schema.target.labels:
             texts = np.array([(label.negative, label.positive) for label in schema.target.labels], dtype=object)
             return texts[np.arange(len(texts))[None, :], scores.prediction]
         case "labels":
-            return to_predictions(schema, scores).prediction
+            return np.array(schema.target.classes, dtype=object)[scores.prediction]
         case _ if scores.probabilities is None:
-            return to_predictions(schema, scores).prediction
+            return to_predictions(predictor, scores).prediction
         case _:
             return scores.prediction.astype(np.int64)
 

@@ -228,12 +228,13 @@ _SUMMARY: Json = {
 SUMMARY: Json = {"type": "object", "required": list(_SUMMARY), "properties": _SUMMARY}
 _MODEL = _SUMMARY | {
     "target": TEXT,
+    "class_values": array_of({"type": ["string", "integer", "boolean"]}),
     "uncertainty": {"type": "boolean"},
     "schema": {"type": "object"},
     "metrics": {"type": "object"},
     "card": TEXT,
 }
-_ADDED = {"answers": array_of({"enum": ["sets", "intervals", "abstained"]})}
+_ADDED = {"answers": array_of({"enum": ["sets", "intervals", "abstained", "quantiles"]})}
 MODEL: Json = {"type": "object", "required": list(_MODEL), "properties": _MODEL | _ADDED}
 _SAMPLE = _record(
     {

@@ -20,6 +20,7 @@ from mmjax.artifact.parity import (
     formed,
     joined,
     label_tuples,
+    read_classes,
     rounding,
     row_by_row,
 )
@@ -139,7 +140,8 @@ async def _reply(engine: Engine, served: Served, body: bytes) -> bytes:
         case "multimodal":
             columns = columns_of_json(schema, decode_mixed(body).rows)
     answered = await answer(engine, served, columns, request_id="")
-    return encode_reply(words_of(schema, answered.scores), served.name, seconds=answered.infer_s, request_id="")
+    words = words_of(served.predictor, answered.scores)
+    return encode_reply(words, served.name, seconds=answered.infer_s, request_id="")
 
 
 def live_answers(predictor: Predictor, sample: Sample, url: str) -> tuple[Answers, str]:
@@ -174,7 +176,7 @@ def reply_answers(schema: Schema, reply: Mapping[str, Any]) -> Answers:
     if schema.target.labels:
         return Answers(np.array(reply["probabilities"], np.float64), label_tuples(reply["labels"]))
     if schema.target.classes:
-        return Answers(np.array(reply["probabilities"], np.float64), np.array(reply["labels"], dtype=object))
+        return Answers(np.array(reply["probabilities"], np.float64), read_classes(schema.target, reply["labels"]))
     return Answers(np.array(reply["predictions"], np.float64)[:, None], None)
 
 

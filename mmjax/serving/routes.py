@@ -153,7 +153,7 @@ async def _answered(
         gone=client_gone(request.receive),
     )
     got = time.perf_counter()
-    words = words_of(served.predictor.schema, answered.scores)
+    words = words_of(served.predictor, answered.scores)
     told = answered.warnings
     reply = encode_reply(words, served.name, seconds=answered.infer_s, request_id=request_id, warnings=told)
     headers = {"server-timing": told_timing(request, served, answered, encode_s=time.perf_counter() - got)}

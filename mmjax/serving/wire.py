@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from mmjax.artifact.predictor import set_texts, to_predictions
+from mmjax.artifact.predictor import Predictions, Predictor, set_texts, to_predictions
 from mmjax.errors import MmjaxError
 from mmjax.schema import Schema
 from mmjax.training.scoring import Scores
@@ -63,6 +63,8 @@ class Reply(msgspec.Struct, frozen=True):
     """[N][2], lower and upper end; only of regressions trained with `training.coverage` or `loss: pinball`."""
     abstained: list[bool] | msgspec.UnsetType = msgspec.UNSET
     """[N]: rows that the model is too unsure of to answer; only with `abstain_below`."""
+    quantiles: list[dict[str, float]] | msgspec.UnsetType = msgspec.UNSET
+    """[N]: level -> value, such as {"0.25": 3.1, "0.5": 4.0}, never descending; only with `loss: pinball`."""
     warnings: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     """What the answers may suffer from, a line each, rows counted from 1; absent where there is nothing to tell."""
 
@@ -94,6 +96,7 @@ class Words(NamedTuple):
     sets: list[list[str]] | msgspec.UnsetType = msgspec.UNSET
     intervals: list[list[float]] | msgspec.UnsetType = msgspec.UNSET
     abstained: list[bool] | msgspec.UnsetType = msgspec.UNSET
+    quantiles: list[dict[str, float]] | msgspec.UnsetType = msgspec.UNSET
 
     def part(self, start: int, stop: int) -> "Words":
         """Return the rows from `start` to before `stop`."""
@@ -101,13 +104,15 @@ class Words(NamedTuple):
         return Words(*rows)
 
 
-def words_of(schema: Schema, scores: Scores) -> Words:
-    """Return Scores in the words of a reply."""
+def words_of(predictor: Predictor, scores: Scores) -> Words:
+    """Return a model's Scores in the words of a reply."""
+    schema = predictor.schema
     uncertainty = msgspec.UNSET if scores.uncertainty is None else scores.uncertainty.reshape(-1).tolist()
     if scores.probabilities is None:
-        found = to_predictions(schema, scores)
+        found = to_predictions(predictor, scores)
         intervals = msgspec.UNSET if found.intervals is None else found.intervals.tolist()
-        return Words(found.prediction.tolist(), None, None, uncertainty, intervals=intervals)
+        quantiles = msgspec.UNSET if found.quantiles is None else quantiles_by_level(found)
+        return Words(found.prediction.tolist(), None, None, uncertainty, intervals=intervals, quantiles=quantiles)
     predictions, classes = scores.prediction.tolist(), schema.target.classes
     labels: list[Any]  # texts, or lists of them
     if schema.target.labels:
@@ -122,6 +127,13 @@ def words_of(schema: Schema, scores: Scores) -> Words:
         sets=msgspec.UNSET if scores.sets is None else set_texts(classes, scores.sets),
         abstained=msgspec.UNSET if scores.abstained is None else scores.abstained.tolist(),
     )
+
+
+def quantiles_by_level(found: Predictions) -> list[dict[str, float]]:
+    """Return the quantiles of each row by level, as texts: JSON has no other keys."""
+    assert found.quantiles is not None, "a model of quantiles"
+    levels = tuple(map(str, found.quantile_levels))
+    return [dict(zip(levels, row, strict=True)) for row in found.quantiles.tolist()]
 
 
 def encode_reply(

@@ -44,6 +44,9 @@ class Prediction(NamedTuple):
     abstained: jax.Array | None = None
     """bool[B]: the largest probability is too small to answer, or that of yes or no of some label; None without
     `training.abstain_below`."""
+    quantiles: jax.Array | None = None
+    """f32[B, Q]: of one target, ascending, in its own unit, none widened by `training.coverage`; None but for the loss
+    `pinball`."""
 
 
 class Output(NamedTuple):
@@ -258,7 +261,7 @@ def quantile_output(quantiles: tuple[float, ...]) -> Output:
 
     The median is the prediction, the first and the last quantile are the interval. Quantiles that cross are put in
     order (Chernozhukov et al. 2010, "Quantile and Probability Curves Without Crossing"). The state has `half_width
-    f32[1]` too, 0: what `training.coverage` widens the interval by (negative: narrows).
+    f32[1]` too, 0: what `training.coverage` widens the interval by (negative: narrows); the quantiles stay as learnt.
     """
     one, middle = standardized_output(1), quantiles.index(0.5)
 
@@ -268,19 +271,9 @@ def quantile_output(quantiles: tuple[float, ...]) -> Output:
     def apply(state: dict[str, jax.Array], outputs: jax.Array) -> Prediction:
         values = jnp.sort(outputs.astype(jnp.float32), axis=-1) * state["std"][None, :] + state["mean"][None, :]
         ends = jnp.stack([values[:, 0], values[:, -1]], axis=-1)
-        return Prediction(values[:, middle, None], None, intervals=ends[:, None, :])
+        return Prediction(values[:, middle, None], None, intervals=ends[:, None, :], quantiles=values)
 
     return Output(len(quantiles), fit, one.targets, apply)
-
-
-def quantiles_of(state: Any, outputs: np.ndarray) -> np.ndarray:
-    """Return f64[N, Q], on the host: the quantiles that `quantile_output` makes of outputs f32[N, Q], none widened.
-
-    Of outputs f32[N, E, Q] of E members the mean. Labels have lost `Target.offset`, so these have too.
-    """
-    std, mean = (np.float64(state[name][0]) for name in ("std", "mean"))
-    values = np.sort(np.asarray(outputs, np.float64), axis=-1) * std + mean
-    return values if values.ndim == 2 else values.mean(axis=1)
 
 
 def mean_of_members(output: Output, members: int, folds: int = 1) -> Output:
@@ -306,8 +299,11 @@ def mean_of_members(output: Output, members: int, folds: int = 1) -> Output:
         each = of_members(state, outputs)
         if each.probabilities is None:
             mean = each.prediction.mean(axis=1)
-            intervals = None if each.intervals is None else each.intervals.mean(axis=1)
-            return Prediction(mean, None, _deviation(each.prediction - mean[:, None, :]), intervals=intervals)
+            apart = _deviation(each.prediction - mean[:, None, :])
+            intervals, quantiles = (
+                None if values is None else values.mean(axis=1) for values in (each.intervals, each.quantiles)
+            )
+            return Prediction(mean, None, apart, intervals=intervals, quantiles=quantiles)
         distance = 0.5 * jnp.abs(each.probabilities - each.probabilities.mean(axis=1, keepdims=True)).sum(axis=-1)
         of_fold = mean_of_each_fold(each.probabilities, weights := fold_weights(state, folds))
         logs = jnp.log(jnp.maximum(of_fold, jnp.finfo(jnp.float32).tiny))

@@ -50,6 +50,8 @@ class Scores(NamedTuple):
     """f32[N, T, 2]."""
     abstained: np.ndarray | None = None
     """bool[N]."""
+    quantiles: np.ndarray | None = None
+    """f32[N, Q]."""
 
     def map(self, function: Callable[[Any], Any]) -> "Scores":
         """Return the Scores with `function` of each array that there is."""

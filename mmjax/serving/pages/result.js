@@ -14,6 +14,7 @@ export function answer(description, { document: reply, milliseconds, timing }) {
   parts.push(
     facts([
       ["Interval", reply.intervals && reply.intervals[0].map((end) => number(end)).join(" to ")],
+      ["Quantiles", reply.quantiles && quantiles(reply.quantiles[0])],
       ["Set", reply.sets && setOf(description, reply.sets[0])],
       ["Uncertainty", reply.uncertainty && uncertainty(description, reply.uncertainty[0])],
       ["Beware", reply.warnings && short(reply.warnings.join("; "), 400)],
@@ -28,6 +29,12 @@ export function answer(description, { document: reply, milliseconds, timing }) {
     ]),
   );
   return parts;
+}
+
+/** The quantiles of a row, in the order of their levels. */
+function quantiles(byLevel) {
+  const told = Object.entries(byLevel).map(([level, value]) => `${level}: ${number(value)}`);
+  return short(told.join(", "), 400);
 }
 
 /** The classes, or labels, that the row may have; an empty set is an answer too. */

@@ -8,7 +8,6 @@ import msgspec
 
 from mmjax.artifact.predictor import Predictions, Predictor, set_texts, to_predictions
 from mmjax.errors import MmjaxError
-from mmjax.schema import Schema
 from mmjax.training.scoring import Scores
 
 MAX_TABLE_BYTES = 8 * 2**20

@@ -62,8 +62,8 @@ def evaluate_model(
 
     `split` (`train`, `validation` or `test`) takes only that part of a folder that has such parts; `images` is the
     folder that paths of images in a table start from, if not the config's or the file's own; `tell` gets a line
-    that counts the cells against each rule (bounds, pattern, enum) of the model's schema file. Raises DataError for
-    rows that cannot be encoded, and for labels that are none of its classes.
+    that counts missing cells, and one for each rule (bounds, pattern, enum) of the model's schema file that cells
+    break. Raises DataError for rows that cannot be encoded, and for labels that are none of its classes.
     """
     predictor = model if isinstance(model, Predictor) else load_model(model, registry=registry)
     config = predictor.config.data
@@ -83,9 +83,8 @@ def evaluate_model(
             raise
         broken = broken_rules(table.columns, predictor.schema, table.lines, label=True)
         notes = broken_notes(broken, str(data), "scored all the same")
-        if config.tabular.images is not None:
-            gaps = count_gaps(predictor.schema, table.columns)
-            notes = (*gap_notes(predictor.schema, table.columns, gaps, str(data)), *notes)
+        gaps = count_gaps(predictor.schema, table.columns)
+        notes = (*gap_notes(predictor.schema, table.columns, gaps, str(data)), *notes)
         for note in notes:
             tell(note)
     else:

@@ -108,7 +108,7 @@ class Written(NamedTuple):
     unknown: dict[str, int]
     """Cells with a category that training did not see, by column."""
     notes: tuple[str, ...]
-    """Files that were skipped, missing cells, and cells against the rules (bounds, pattern, enum) of the schema file."""
+    """Files that were skipped, missing cells, cells against the rules (bounds, pattern, enum) of the schema file."""
     invalid: int = 0
     """How many of the rows could not be read and have no prediction."""
 

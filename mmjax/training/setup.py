@@ -55,6 +55,8 @@ class Setup(NamedTuple):
     """For when training is done: its state is added to by `training.decide`. With folds, that of out-of-fold rows."""
     whole: Output
     """Of all members together."""
+    alone: Output
+    """Of one of them."""
     pretrained: str = ""
     """What was loaded where the config names pretrained weights."""
 
@@ -125,7 +127,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts, *, ahead: bool = Tr
     numbers = members.numbers if members else (0,)
     states = [init_state(own, begin(own["params"]), ema=ema, member=n) for own, n in zip(each, numbers, strict=True)]
     state = stacked(states) if members else states[0]
-    return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output, loaded)
+    return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output, parts.alone, loaded)
 
 
 def _started(task: Task, plan: Plan, scorer: Scorer, variables: dict[str, Any]) -> tuple[Task, Scorer]:

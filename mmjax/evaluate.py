@@ -149,7 +149,11 @@ def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
         "members": trained["members"] | {"each": []} if trained.get("members") else None,
         "per_class": {GIVEN: evaluation.per_class},
         "confusion": {GIVEN: evaluation.confusion},
-        "answers": with_facts(trained.get("answers", {}), {GIVEN: jsonable(evaluation.trust)}),
+        "answers": {
+            kind: own
+            for kind, own in with_facts(trained.get("answers", {}), {GIVEN: jsonable(evaluation.trust)}).items()
+            if own["splits"]
+        },
         "data": trained["data"]
         | {"split_sizes": {GIVEN: evaluation.rows}, "zero_targets": {GIVEN: evaluation.zero_targets}},
     }
@@ -208,7 +212,7 @@ def command(model: str, data: str, split: str | None, images: str | None, regist
         "metrics": {part: evaluation.metrics},
         "per_class": {part: evaluation.per_class},
         "confusion": {part: evaluation.confusion},
-        "answers": with_facts({}, {part: jsonable(evaluation.trust)}),
+        "answers": {kind: {"splits": {part: own["splits"][GIVEN]}} for kind, own in report["answers"].items()},
         "seconds": {"load": round(loaded - started, 3), "evaluate": round(ended - loaded, 3)},
         "samples_per_second": evaluation.rows / (ended - loaded),
     }

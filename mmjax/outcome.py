@@ -25,6 +25,7 @@ from mmjax.artifact.predictor import Predictor, make_golden
 from mmjax.backend import Backend, versions
 from mmjax.config import Config, fold_count
 from mmjax.config_load import config_to_recipe
+from mmjax.data.audit_target import sign_facts
 from mmjax.data.findings import finding_line, leaked_rows
 from mmjax.data.prepare import Prepared
 from mmjax.data.prepared import class_counts, split_sizes
@@ -57,12 +58,23 @@ def fit_output(config: Config, setup: Setup, states: States) -> Fitted:
     training, schema = config.training, setup.scorer.prepared.schema
     rows = Rows(*setup.scorer.scores(states, "validation")) if fits_on_validation(training) else None
     output, facts = decide(training, schema, setup.output, states.output, rows)
+    if "conformal" in facts and schema.target.task == "regression" and config.audit.tails != "ignore":
+        facts["conformal"] |= _signs(config, setup.scorer.prepared)
     held = states._replace(output=output)
     if "calibration" not in facts or not fold_count(config):
         return Fitted(held, held, facts)
     temperature = np.float32(output["temperature"] * setup.scorer.sureness(states))
     facts["calibration"] |= {"temperature_of_all": float(temperature)}
     return Fitted(states._replace(output=output | {"temperature": temperature}), held, facts)
+
+
+def _signs(config: Config, prepared: Prepared) -> dict[str, str]:
+    """Return the `sign_facts` of the training rows' targets; what an offset rounds away from 0 counts as 0."""
+    offset, labels = np.float64(prepared.schema.target.offset), prepared.batch["label"][prepared.split.train]
+    values = np.asarray(labels, np.float64) + offset
+    rounding = np.spacing(np.float32(abs(offset))) if offset else 0.0
+    values = np.where(np.abs(values) <= rounding, 0.0, values)
+    return sign_facts(values, quantiles=config.training.loss == "pinball")
 
 
 def start_compiling(config: Config, setup: Setup) -> tuple[Future[None], ...]:

@@ -92,7 +92,7 @@ def resolve(
 
 def resolve_prepared(config: Config, prepared: Prepared) -> tuple[Config, tuple[Decision, ...]]:
     """Return the config with every field decided from the look of the rows, and the Decisions."""
-    train_rows, validation_rows = rows_to_learn(prepared.split)
+    train_rows, validation_rows = rows_to_learn(prepared.split, prepared.batch.get("weight"))
     return resolve(
         config,
         prepared.schema,
@@ -105,7 +105,9 @@ def resolve_prepared(config: Config, prepared: Prepared) -> tuple[Config, tuple[
 
 def usual_epochs(config: Config, prepared: Prepared) -> int:
     """Return how many epochs a decided config would get if it said nothing of them."""
-    choices = _training_choices(config, prepared.schema, str(config.model.name), *rows_to_learn(prepared.split))
+    choices = _training_choices(
+        config, prepared.schema, str(config.model.name), *rows_to_learn(prepared.split, prepared.batch.get("weight"))
+    )
     return next(value for key, value, _ in choices if key == "training.epochs")
 
 
@@ -338,9 +340,10 @@ def _calibration(training: Training, schema: Schema, validation_rows: int) -> tu
     """Return how probabilities are calibrated and why. A matrix would undo what weights of classes are given for."""
     if schema.target.task == "regression":
         return "none", "a number has no probability"
+    told = f"{validation_rows} validation rows{' with a weight above 0' if schema.weight_column else ''}"
     if validation_rows < CALIBRATION_ROWS:
-        return "none", f"{validation_rows} validation rows, {CALIBRATION_ROWS} are needed"
-    told, classes = f"{validation_rows} validation rows", len(schema.target.classes)
+        return "none", f"{told}, {CALIBRATION_ROWS} are needed"
+    classes = len(schema.target.classes)
     if schema.target.labels or not 2 < classes <= MOST_CLASSES or training.class_weights != "none":
         return "temperature", told
     return "matrix", f"{told}, {classes} classes"

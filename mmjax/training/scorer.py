@@ -21,7 +21,6 @@ from mmjax.training.outputs import Prediction
 from mmjax.training.program import shaped
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, inputs_of, metrics_of, pass_rows, score, score_beside
 
-
 SURE_ROWS = 4096
 """Training rows at most that tell how sure models are."""
 

@@ -2,9 +2,10 @@
 
 Question: for how much of an epoch does the GPU compute, when `mmjax.fit` trains ResNet-18 on photographs that were
 decoded before, once with all pixels on the device (`data.loading: resident`) and once read from disk as they are needed
-(`streamed`)? The epoch is the second of three, the look at the validation rows after it inside; the first compiles.
+(`streamed`)? The epoch is the fourth of five, the look at the validation rows after it inside: the first compiles, and
+beside the second and third the first checkpoint is written; there is one a minute later on.
 Busy: the union of the times of all kernels, without copies, that the profiler saw, over the time from the end of the
-epoch before to its own end. 16,384 made-up JPEG files, bfloat16, the batch size that the recipe chooses; n = 1 run of
+epoch before to its own end. 32,768 made-up JPEG files, bfloat16, the batch size that the recipe chooses; n = 1 run of
 each. Needs a GPU.
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 from harness import Figure, run_json, save_results
 
 PX, CLASSES = 64, 16
-TRACED = 2
+TRACED = 4
 """The epoch that is looked at."""
 
 
@@ -115,7 +116,7 @@ def busy_seconds(trace: Path) -> float:
 def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=16384, help="files [16384]")
+    parser.add_argument("--images", type=int, default=32768, help="files [32768]")
     parser.add_argument("--fit-here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.fit_here:

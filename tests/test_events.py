@@ -3,6 +3,7 @@
 import math
 import time
 
+import jax
 import jax.numpy as jnp
 import msgspec
 import numpy as np
@@ -55,6 +56,23 @@ def test_events_come_in_order(getkey) -> None:
     assert [e.position.over for e in events if isinstance(e, Snapshot)] == [False, False, False, True]
     assert (result.epochs, result.best_epoch, len(result.history)) == (4, 4, 4)
     assert all(0.0 <= epoch["train_accuracy"] <= 1.0 for epoch in result.history)
+
+
+def test_what_an_epoch_ends_with_is_left_alone_by_the_steps_after_it(getkey) -> None:
+    task, held = make_task(rows(), falling([3.0, 2.0, 1.0, 0.5])), []
+
+    def hold(snapshot: Snapshot):
+        if snapshot.position.batch == 0:
+            taken = jax.tree.map(lambda leaf: np.array(leaf), (snapshot.state, snapshot.totals, snapshot.best))
+            held.append((snapshot, taken))
+        return ()
+
+    watch(train_events(make_state(task.learner, task.data, getkey()), task, make_plan()), [], hold)
+    assert [snapshot.own for snapshot, _ in held] == [True] * 4
+    for snapshot, taken in held:  # an array whose memory a step took over cannot be read
+        jax.tree.map(np.testing.assert_array_equal, (snapshot.state, snapshot.totals, snapshot.best), taken)
+    weights = [jax.tree.leaves(snapshot.state.params)[0] for snapshot, _ in held]
+    assert not np.array_equal(weights[0], weights[3])
 
 
 def test_the_best_epoch_is_kept(getkey) -> None:

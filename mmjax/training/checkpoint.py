@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +92,7 @@ class _Saver:
         self.saved_at = time.monotonic()
         if step not in self.known:
             self.known.add(step)
-            arrays = on_host(_arrays(snapshot))
+            arrays = _arrays(snapshot) if snapshot.own else on_host(_arrays(snapshot))
             position = _position_to_json(snapshot, arrays)
             self.under_way = self.pool.submit(save, self.folder, step, arrays, position, keep=self.settings.keep)
         if self.under_way is not None and self._final(snapshot):
@@ -116,10 +116,11 @@ class _Saver:
         return first or time.monotonic() - self.saved_at >= self.settings.every_seconds
 
 
-def save(folder: Path, step: int, arrays: list[np.ndarray], position: bytes, *, keep: int) -> Checkpointed:
+def save(folder: Path, step: int, arrays: Sequence[Any], position: bytes, *, keep: int) -> Checkpointed:
     """Write the checkpoint `folder/STEP`, then delete all but the newest `keep` up to it, and any beyond it.
 
-    Raises DataError when the disk refuses; what was there before is there still.
+    `arrays` may be on the device still: then they come from there while training goes on. Raises DataError when the
+    disk refuses; what was there before is there still.
     """
     path = folder.absolute() / str(step)
     temporary = temporary_sibling(path)
@@ -127,7 +128,7 @@ def save(folder: Path, step: int, arrays: list[np.ndarray], position: bytes, *, 
         temporary.mkdir(parents=True)
         _refuse_full(temporary, arrays)
         with _orbax_silent(), ocp.StandardCheckpointer() as saver:
-            saver.save(temporary / ARRAYS, {f"{index:05d}": array for index, array in enumerate(arrays)})
+            saver.save(temporary / ARRAYS, {f"{index:05d}": each for index, each in enumerate(jax.device_get(arrays))})
         write_synced(temporary / POSITION, position)
         write_synced(temporary / DIGESTS, json.dumps(_digests(temporary), indent=1).encode())
         _sync(temporary)
@@ -207,7 +208,7 @@ def _arrays(snapshot: Snapshot) -> list[Any]:
     return jax.tree.leaves((snapshot.state, snapshot.totals, snapshot.best))
 
 
-def _position_to_json(snapshot: Snapshot, arrays: list[np.ndarray]) -> bytes:
+def _position_to_json(snapshot: Snapshot, arrays: Sequence[Any]) -> bytes:
     """Return the host's part; floats come back as they were, NaN and infinities among them."""
     stop = snapshot.position.stop
     plain_stop = [np.asarray(value).tolist() for value in stop]  # of members: lists
@@ -226,7 +227,7 @@ def _position_from_json(found: dict[str, Any]) -> Position:
     return Position(**{**found, "stop": stop, "history": tuple(found["history"])})
 
 
-def _refuse_full(folder: Path, arrays: list[np.ndarray]) -> None:
+def _refuse_full(folder: Path, arrays: Sequence[Any]) -> None:
     """Raise OSError where the disk cannot hold the arrays: orbax finds out too, but with a page of its own errors."""
     needed = sum(array.nbytes for array in arrays) + SPARE_BYTES + len(arrays) * SPARE_ARRAY_BYTES
     if shutil.disk_usage(folder).free < needed:

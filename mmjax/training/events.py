@@ -97,7 +97,7 @@ def train_events(
             now = now._replace(position=now.position._replace(over=True))
         good = _kept(now)
         yield EpochEnded(epoch, epochs, steps_done(state), metrics, rate, seconds, clock.rate(), improved)
-        yield now
+        yield good
         if now.position.over and epoch < epochs:
             patience = f"{plan.monitor} has not improved for {plan.training.early_stopping.patience} epochs"
             yield Stopped(epoch, "the budget is used up" if late else patience)
@@ -355,4 +355,4 @@ def _chooser() -> Callable[[Any, Any, Any], Any]:
 def _kept(now: Snapshot) -> Snapshot:
     """Return the Snapshot with copies of what the next step takes over."""
     state, totals = _copy((now.state, now.totals))
-    return now._replace(state=state, totals=totals)
+    return now._replace(state=state, totals=totals, own=True)

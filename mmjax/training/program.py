@@ -80,7 +80,9 @@ class Task(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """All that a run needs to go on from here; as the trainer yields it, valid until the next event."""
+    """All that a run needs to go on from here; as the trainer yields it, valid until the next event, or as long as it
+    is held where its arrays are its own.
+    """
 
     state: TrainState
     totals: Totals
@@ -90,6 +92,8 @@ class Snapshot(NamedTuple):
     position: Position
     last: bool = False
     """True for the last good one of a run that cannot go on: it is to be kept."""
+    own: bool = False
+    """True where no step takes over the memory of its arrays: so of each epoch's end."""
 
 
 class Window(NamedTuple):

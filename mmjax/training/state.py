@@ -46,8 +46,11 @@ def eval_variables(state: TrainState) -> dict[str, Any]:
 
 
 def on_host(tree: Any) -> Any:
-    """Return the arrays of a tree as NumPy copies: a mere view would keep the buffer from being donated."""
-    return jax.tree.map(lambda leaf: np.array(leaf), tree)
+    """Return the arrays of a tree as NumPy copies: a mere view would keep the buffer from being donated.
+
+    All leave the device at once, not one after the other.
+    """
+    return jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(tree))
 
 
 class Position(NamedTuple):

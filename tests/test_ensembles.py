@@ -317,7 +317,7 @@ def test_a_bundle_of_folds_answers_as_one_model_with_uncertainty(table: Path, tm
     fact, bundle = result.report["answers"]["calibration"], load_bundle(result.bundle).contents
     assert 0.5 * fact["temperature"] < fact["temperature_of_all"] < fact["temperature"]
     assert bundle.states["output"]["temperature"] == np.float32(fact["temperature_of_all"])
-    assert "for the mean of all folds, which makes it as sure as one is" in bundle.card
+    assert "for the mean of all folds (as sure as those of one)" in bundle.card
     held = result.report["metrics"]["out_of_fold"]["log_loss"]  # at the temperature of one fold's models
     assert held == pytest.approx(fact["splits"]["out_of_fold"]["after"]["log_loss"])
     assert held <= fact["splits"]["out_of_fold"]["before"]["log_loss"]

@@ -91,7 +91,7 @@ def _calibration(fact: dict[str, Any], figures: dict[str, Any], where: str) -> s
     kind = "calibration of reweighted classes" if fact.get("weighted") else "calibration"
     told = f"{kind}: temperature {fact['temperature']:.3g}{_matrix(fact)} fitted on {_rows(fact)}"
     if "temperature_of_all" in fact:
-        told += f", {fact['temperature_of_all']:.3g} for the mean of all folds, which makes it as sure as one is there"
+        told += f", {fact['temperature_of_all']:.3g} for the mean of all folds (as sure as those of one)"
     return f"{told}; {where} {', '.join(moved)}"
 
 

@@ -66,7 +66,7 @@ def coverage_range(coverage: float, fitted: float | None, tested: float) -> tupl
     as shares of labels vary less than rows that are covered or not.
 
     >>> coverage_range(0.9, 1000, 10), coverage_range(0.9, 1000, 10_000)
-    ((0.7, 1.0), (0.8799, 0.9184))
+    ((0.7, 1.0), (0.8798, 0.9188))
     """
     n, m = math.inf if fitted is None else max(round(fitted), 1), max(round(tested), 1)
     place = min(math.ceil((n + 1) * coverage - 1e-9), n) if fitted is not None else coverage * _MANY

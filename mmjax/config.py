@@ -662,7 +662,8 @@ class Training(Section, frozen=True, kw_only=True):
             "is done; it goes into the bundle. Classification and labels (one for all of them) only. `matrix`: also a "
             "doubt, the share of each answer that is spread evenly over the classes, and a matrix and an offset of "
             "each class, where these help, the matrix on rows held out from its fit; classes only, and the most "
-            "probable one may change."
+            "probable one may change. With folds: on out-of-fold rows; the mean of all folds, which is less sure than "
+            "the models of one, has a temperature that makes it as sure as they are on training rows."
         ),
     ] = UNSET
     threshold: Annotated[
@@ -801,12 +802,17 @@ class Config(Section, frozen=True, kw_only=True):
             str,
             Meta(
                 pattern=r"^[0-9]+(\.[0-9]+)?(s|m|h)$",
-                extra={"pattern_means": "a number and s, m or h, such as 90s, 10m or 2h"},
+                extra={
+                    "pattern_means": "a number and s, m or h, such as 90s, 10m or 2h",
+                    "units": {"s": "seconds", "m": "minutes", "h": "hours"},
+                    "example": "`budget: 90s` in YAML or `--set budget=90s` on the command line",
+                },
             ),
         ]
         | None,
         Meta(
-            description="How long the run may take, such as 10m (90s, 2h): after a timed epoch members, then folds, "
+            description="How long the run may take, such as 10m (90s, 2h; a number alone is refused; on the command "
+            "line `--set budget=10m`): after a timed epoch members, then folds, "
             "then epochs are cut until it fits, and training ends when the time is over, after one epoch at the "
             "earliest; what was cut is told. Reading, compiling and tests take 10 to 20 s of it. A run that is gone "
             "on with has all of it again."

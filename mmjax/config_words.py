@@ -1,5 +1,7 @@
 """Types and values of the config in words, for messages and documentation."""
 
+import re
+
 from msgspec import inspect
 
 from mmjax.config_yaml import Node, resolve_scalar
@@ -10,7 +12,26 @@ INT_LIMIT = 2**31
 
 def mismatch(kind: inspect.Type, node: Node) -> str:
     """Return the problem of a node that is not of a type: what was expected, what was found, how to mend it."""
-    return f"expected {describe_type(kind)}, got {describe(node)}{_hint(unwrap(kind), node)}"
+    hint = _units_hint(kind, node) or _hint(unwrap(kind), node)
+    return f"expected {describe_type(kind)}, got {describe(node)}{hint}"
+
+
+def _units_hint(kind: inspect.Type, node: Node) -> str:
+    """Return how to write a number, or one with a word behind it, of a key whose text is a number and a unit."""
+    if not isinstance(kind, inspect.Metadata) or not kind.extra:
+        return ""
+    units = kind.extra.get("units")
+    number = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([A-Za-z]*)\s*", node.text[:40])
+    value = resolve_scalar(number[1]) if number else None
+    if not units or not number or isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    told = number[2].lower().rstrip("s") or number[2].lower()
+    meant = [unit for unit, word in units.items() if told and word.startswith(told)]
+    if told and not meant:
+        return ""
+    forms = [f"{value:.10g}{unit}" + ("" if meant else f" for {units[unit]}") for unit in meant or units]
+    several = f"{', '.join(forms[:-1])} or {forms[-1]}" if len(forms) > 1 else forms[0]
+    return f"; write {several}, as in {kind.extra['example']}"
 
 
 def _hint(kind: inspect.Type, node: Node) -> str:

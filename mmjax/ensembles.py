@@ -7,14 +7,17 @@ from typing import Any
 
 import jax
 import msgspec
+import numpy as np
 from msgspec import UNSET
 
 from mmjax.config import Config
 from mmjax.parts import States
 from mmjax.recipe import Decision
+from mmjax.training.decide import predicted
 from mmjax.training.events import TrainResult
 from mmjax.training.members import member_of
 from mmjax.training.program import member_trials
+from mmjax.training.scoring import Scores
 from mmjax.training.setup import Setup
 
 DECISIONS = "decisions.json"
@@ -46,14 +49,26 @@ def try_ways(setup: Setup, tell: Callable[[str], None]) -> Decision:
     return Decision(MEMBER_LOOP, trials[0].how, why)
 
 
-def members_report(setup: Setup, states: States, result: TrainResult) -> dict[str, Any] | None:
-    """Return what each member is worth alone, by split; None for one model."""
-    members, metrics = setup.scorer.members, setup.scorer.metrics
+def members_report(setup: Setup, states: States, output: Any, result: TrainResult) -> dict[str, Any] | None:
+    """Return what each member is worth alone, by split; None for one model.
+
+    Each is calibrated and called as the state `output` of `decide` says: by the temperature and threshold of the model,
+    or with folds of out-of-fold answers.
+    """
+    members = setup.scorer.members
     if members is None:
         return None
+
+    def answer(scores: Scores) -> Scores:
+        if output is states.output:
+            return scores  # nothing was decided
+        return Scores(scores.outputs, *jax.tree.map(np.asarray, predicted(setup.alone, output, scores.outputs)))
+
     best = result.best_epochs or (result.best_epoch,) * len(members.numbers)
-    found = [metrics(states, rows) for rows in (members.held, (setup.scorer.prepared.split.test,) * len(best))]
+    each = (members.held, (setup.scorer.prepared.split.test,) * len(best))
+    found = [setup.scorer.metrics(states, rows, answer) for rows in each]
     return {
+        "as_decided": output is not states.output,
         "kind": "seeds" if setup.plan.training.seeds else "folds" if members.folds else "members",
         "folds": members.folds,
         "each": [

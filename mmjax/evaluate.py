@@ -62,8 +62,8 @@ def evaluate_model(
 
     `split` (`train`, `validation` or `test`) takes only that part of a folder that has such parts; `images` is the
     folder that paths of images in a table start from, if not the config's or the file's own; `tell` gets a line
-    that counts the cells against each rule (bounds, pattern, enum) of the model's schema file. Raises DataError for
-    rows that cannot be encoded, and for labels that are none of its classes.
+    that counts missing cells, and one for each rule (bounds, pattern, enum) of the model's schema file that cells
+    break. Raises DataError for rows that cannot be encoded, and for labels that are none of its classes.
     """
     predictor = model if isinstance(model, Predictor) else load_model(model, registry=registry)
     config = predictor.config.data
@@ -83,9 +83,8 @@ def evaluate_model(
             raise
         broken = broken_rules(table.columns, predictor.schema, table.lines, label=True)
         notes = broken_notes(broken, str(data), "scored all the same")
-        if config.tabular.images is not None:
-            gaps = count_gaps(predictor.schema, table.columns)
-            notes = (*gap_notes(predictor.schema, table.columns, gaps, str(data)), *notes)
+        gaps = count_gaps(predictor.schema, table.columns)
+        notes = (*gap_notes(predictor.schema, table.columns, gaps, str(data)), *notes)
         for note in notes:
             tell(note)
     else:
@@ -150,7 +149,11 @@ def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
         "members": trained["members"] | {"each": []} if trained.get("members") else None,
         "per_class": {GIVEN: evaluation.per_class},
         "confusion": {GIVEN: evaluation.confusion},
-        "answers": with_facts(trained.get("answers", {}), {GIVEN: jsonable(evaluation.trust)}),
+        "answers": {
+            kind: own
+            for kind, own in with_facts(trained.get("answers", {}), {GIVEN: jsonable(evaluation.trust)}).items()
+            if own["splits"]
+        },
         "data": trained["data"]
         | {"split_sizes": {GIVEN: evaluation.rows}, "zero_targets": {GIVEN: evaluation.zero_targets}},
     }
@@ -209,7 +212,7 @@ def command(model: str, data: str, split: str | None, images: str | None, regist
         "metrics": {part: evaluation.metrics},
         "per_class": {part: evaluation.per_class},
         "confusion": {part: evaluation.confusion},
-        "answers": with_facts({}, {part: jsonable(evaluation.trust)}),
+        "answers": {kind: {"splits": {part: own["splits"][GIVEN]}} for kind, own in report["answers"].items()},
         "seconds": {"load": round(loaded - started, 3), "evaluate": round(ended - loaded, 3)},
         "samples_per_second": evaluation.rows / (ended - loaded),
     }

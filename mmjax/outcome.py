@@ -25,6 +25,7 @@ from mmjax.artifact.predictor import Predictor, make_golden
 from mmjax.backend import Backend, versions
 from mmjax.config import Config, fold_count
 from mmjax.config_load import config_to_recipe
+from mmjax.data.audit_target import sign_facts
 from mmjax.data.findings import finding_line, leaked_rows
 from mmjax.data.prepare import Prepared
 from mmjax.data.prepared import class_counts, split_sizes
@@ -36,12 +37,43 @@ from mmjax.training.events import TrainResult
 from mmjax.training.setup import Setup
 
 
-def fit_output(config: Config, setup: Setup, states: States) -> tuple[States, Facts]:
-    """Return the states with what the config asks for fitted on the validation rows, and what that is."""
+class Fitted(NamedTuple):
+    """States with what the config asks for fitted on the validation rows."""
+
+    states: States
+    """Of the model."""
+    held: States
+    """For rows that some folds have not seen, by the models of which they are answered; else the same."""
+    facts: Facts
+    """What was fitted."""
+
+
+def fit_output(config: Config, setup: Setup, states: States) -> Fitted:
+    """Return what is Fitted.
+
+    Out-of-fold rows are answered by the models of one fold, others by the mean over all, which is less sure. What suits
+    the one form suits the other when it is as sure, which is the one thing that no label is needed for.
+    """
     training, schema = config.training, setup.scorer.prepared.schema
     rows = Rows(*setup.scorer.scores(states, "validation")) if fits_on_validation(training) else None
     output, facts = decide(training, schema, setup.output, states.output, rows)
-    return states._replace(output=output), facts
+    if "conformal" in facts and schema.target.task == "regression" and config.audit.tails != "ignore":
+        facts["conformal"] |= _signs(config, setup.scorer.prepared)
+    held = states._replace(output=output)
+    if "calibration" not in facts or not fold_count(config):
+        return Fitted(held, held, facts)
+    temperature = np.float32(output["temperature"] * setup.scorer.sureness(states))
+    facts["calibration"] |= {"temperature_of_all": float(temperature)}
+    return Fitted(states._replace(output=output | {"temperature": temperature}), held, facts)
+
+
+def _signs(config: Config, prepared: Prepared) -> dict[str, str]:
+    """Return the `sign_facts` of the training rows' targets; what an offset rounds away from 0 counts as 0."""
+    offset, labels = np.float64(prepared.schema.target.offset), prepared.batch["label"][prepared.split.train]
+    values = np.asarray(labels, np.float64) + offset
+    rounding = np.spacing(np.float32(abs(offset))) if offset else 0.0
+    values = np.where(np.abs(values) <= rounding, 0.0, values)
+    return sign_facts(values, quantiles=config.training.loss == "pinball")
 
 
 def start_compiling(config: Config, setup: Setup) -> tuple[Future[None], ...]:
@@ -78,12 +110,14 @@ class Evaluated(NamedTuple):
     """Those of the rows that were not trained on, where the network was trained for quantiles."""
 
 
-def evaluate_splits(config: Config, setup: Setup, states: States, *, calibrated: bool) -> Evaluated:
+def evaluate_splits(config: Config, setup: Setup, fitted: Fitted) -> Evaluated:
     """Return what is Evaluated; with folds, rows that are not for test by the models that have not seen them."""
+    calibrated = "calibration" in fitted.facts
     evaluations, answers, quantiles, leak, prepared = {}, {}, {}, None, setup.scorer.prepared
     for name in PARTS:
         if len(rows := setup.scorer.rows_of(name)):
             told = OUT_OF_FOLD if name == "validation" and fold_count(config) else name
+            states = fitted.held if name == "validation" else fitted.states
             scores, batch = setup.scorer.scores(states, name)
             output = setup.output if name == "validation" else setup.whole
             plain_state = setup.fitted[1]
@@ -100,7 +134,7 @@ def evaluate_splits(config: Config, setup: Setup, states: States, *, calibrated:
                 quantiles[told] = Quantiles(config.training.quantiles, values)
             if name == "test" and len(leaked_rows(prepared.findings)):
                 leak = leak_of(prepared, scores, batch)
-    return Evaluated(evaluations, answers, leak, judged_modalities(config, setup, states, answers), quantiles)
+    return Evaluated(evaluations, answers, leak, judged_modalities(config, setup, fitted.states, answers), quantiles)
 
 
 def judged_modalities(config: Config, setup: Setup, states: States, answers: dict[str, Answers]) -> Modalities | None:

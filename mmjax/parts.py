@@ -26,6 +26,8 @@ class Parts(NamedTuple):
     """Of one member alone; `forward` itself where there is one."""
     held_out: Output
     """Of the members that a training row was held from; `output` itself without folds."""
+    alone: Output
+    """Of one member; `output` itself where there is one."""
 
 
 class States(NamedTuple):
@@ -65,12 +67,12 @@ def build_parts(config: Config, schema: Schema, *, served: bool = False) -> Part
     )
     member = make_forward(model, transform, single)
     if ensemble_size(config) == 1:
-        return Parts(transform, model, single, member, member, single)
+        return Parts(transform, model, single, member, member, single, single)
     folded, of_fold = bool(fold_count(config)), config.training.members * own
     whole = build(members=member_count(config), folds=max(fold_count(config), 1))
     held_out = build(members=of_fold) if folded else whole
     forward = make_ensemble_forward(model, transform, whole, folded=folded)
-    return Parts(transform, model, whole, forward, member, held_out)
+    return Parts(transform, model, whole, forward, member, held_out, single)
 
 
 def member_count(config: Config) -> int:

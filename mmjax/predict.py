@@ -108,7 +108,7 @@ class Written(NamedTuple):
     unknown: dict[str, int]
     """Cells with a category that training did not see, by column."""
     notes: tuple[str, ...]
-    """Files that were skipped, and cells against the rules (bounds, pattern, enum) of the model's schema file."""
+    """Files that were skipped, missing cells, cells against the rules (bounds, pattern, enum) of the schema file."""
     invalid: int = 0
     """How many of the rows could not be read and have no prediction."""
 
@@ -130,7 +130,7 @@ def predict_file(
         raise ConfigError(f"--output {output}: expected another file than the input; name one")
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     rows, invalid, unknown, gaps = 0, 0, Counter[str](), Counter[str]()
-    has_gaps = predictor.config.data.image is None and predictor.schema.image is not None
+    has_gaps = predictor.config.data.tabular is not None
     broken: BrokenRules = {}
     classes, labels = predictor.schema.target.classes, predictor.schema.target.labels
     words = (*classes, *(text for label in labels for text in (label.negative, label.positive)))

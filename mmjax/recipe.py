@@ -88,7 +88,7 @@ def resolve(
 
 def resolve_prepared(config: Config, prepared: Prepared) -> tuple[Config, tuple[Decision, ...]]:
     """Return the config with every field decided from the look of the rows, and the Decisions."""
-    train_rows, validation_rows = rows_to_learn(prepared.split)
+    train_rows, validation_rows = rows_to_learn(prepared.split, prepared.batch.get("weight"))
     return resolve(
         config,
         prepared.schema,
@@ -101,7 +101,8 @@ def resolve_prepared(config: Config, prepared: Prepared) -> tuple[Config, tuple[
 
 def usual_epochs(config: Config, prepared: Prepared) -> int:
     """Return how many epochs a decided config would get if it said nothing of them."""
-    choices = training_choices(config, prepared.schema, str(config.model.name), *rows_to_learn(prepared.split))
+    rows = rows_to_learn(prepared.split, prepared.batch.get("weight"))
+    choices = training_choices(config, prepared.schema, str(config.model.name), *rows)
     return next(value for key, value, _ in choices if key == "training.epochs")
 
 

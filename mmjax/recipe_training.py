@@ -96,9 +96,10 @@ def _calibration(training: Training, schema: Schema, validation_rows: int) -> tu
     """Return how probabilities are calibrated and why. A matrix would undo what weights of classes are given for."""
     if schema.target.task == "regression":
         return "none", "a number has no probability"
+    told = f"{validation_rows} validation rows{' with a weight above 0' if schema.weight_column else ''}"
     if validation_rows < CALIBRATION_ROWS:
-        return "none", f"{validation_rows} validation rows, {CALIBRATION_ROWS} are needed"
-    told, classes = f"{validation_rows} validation rows", len(schema.target.classes)
+        return "none", f"{told}, {CALIBRATION_ROWS} are needed"
+    classes = len(schema.target.classes)
     if schema.target.labels or not 2 < classes <= MOST_CLASSES or training.class_weights != "none":
         return "temperature", told
     return "matrix", f"{told}, {classes} classes"

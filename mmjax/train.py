@@ -192,14 +192,14 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 compiling.result()
         with record.stage("evaluate"):
             states = States(result.variables, *setup.fitted)
-            answering, served = as_served(config, setup, states)
-            members = members_report(answering, served, result)
+            answering, served = together = as_served(config, setup, states)
             if config.training.seeds:
                 _, answering, served = first_seed(config, answering, served)
                 config, setup, states = first_seed(config, setup, states)
                 result = result._replace(best_epoch=(*result.best_epochs, result.best_epoch)[0])
-            served, facts = fit_output(config, answering, served)
-            evaluated = evaluate_splits(config, answering, served, calibrated="calibration" in facts)
+            served, held, facts = fitted = fit_output(config, answering, served)
+            members = members_report(*together, held.output, result)
+            evaluated = evaluate_splits(config, answering, fitted)
             evaluations, answers, leak, modalities, quantiles = evaluated
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         with record.stage("baselines"):

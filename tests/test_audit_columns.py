@@ -71,7 +71,7 @@ def test_the_odd_cell_of_many_numbers_that_were_left_out_as_text_is_told():
     code[9] = "n.a."
     ((what, _, examples),) = said(code=code)
     assert what == "numbers but for a few cells: 1 column of text, 'code'"
-    assert examples == ("'code': 'n.a.'",)
+    assert examples == ("'code', left out: 'n.a.'",)
 
 
 def test_numbers_written_for_people_are_told_with_how_to_write_them():
@@ -79,7 +79,7 @@ def test_numbers_written_for_people_are_told_with_how_to_write_them():
     share = np.array([f"{i % 9}%" for i in range(COUNT)], object)
     ((what, count, examples),) = said(price=price, share=share)
     assert (what, count) == ("text that looks like numbers: 2 columns, 'price', 'share'", 2)
-    assert examples == ("'price': '1,100'", "'share': '0%'")
+    assert examples == ("'price', left out: '1,100'", "'share': '0%'")
 
 
 def test_texts_and_codes_are_not_called_numbers():

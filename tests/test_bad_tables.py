@@ -143,7 +143,7 @@ def test_cells_are_taken_as_they_stand(tmp_path: Path) -> None:
 
 def test_a_column_of_gaps_is_left_out_and_told(tmp_path: Path) -> None:
     found = prepared(tmp_path, TEXT.replace("red", "").replace("blue", "NA"))
-    assert "colour: left out, constant: every cell is missing" in found.notes
+    assert any("left out" in f.what and "'colour': every cell is missing" in f.examples for f in found.findings)
     assert [column.name for column in found.schema.features] == ["size"]
 
 
@@ -230,7 +230,8 @@ def test_columns_in_another_order_give_the_same_answers(ruled: FitResult, tmp_pa
     answers = []
     for names in (HEADER, HEADER[::-1], ("when", "open", "colour", "size", "id")):
         ended = predicted(capsys, ruled, with_columns(tmp_path / "in.csv", *names))
-        assert (ended.code, ended.document["notes"]) == (0, [])
+        gaps = f"{tmp_path / 'in.csv'}: missing cells, known to the model as such: size 2"
+        assert (ended.code, ended.document["notes"]) == (0, [gaps])
         answers.append((tmp_path / "out.csv").read_bytes())
     assert answers[0] == answers[1] == answers[2]
 
@@ -283,13 +284,14 @@ def test_the_rules_of_the_schema_file_are_told_where_answers_are_given(
         f"{source}: column 'open': expected text matching '^(yes|no)$'; 1 cells differ, the first on line 9; ",
         f"{source}: column 'when': expected a value (required); 1 cells differ, the first on line 10; ",
     ]
+    gaps = f"{source}: missing cells, known to the model as such: size 1, when 1"
     made = predicted(capsys, ruled, source)
-    assert made.document["notes"] == [line + "predicted all the same" for line in expected]
+    assert made.document["notes"] == [gaps, *(line + "predicted all the same" for line in expected)]
     assert all(line + "predicted all the same" in made.err for line in expected)
     assert (made.code, made.document["rows"], made.document["unknown"]) == (0, 12, {"colour": 1})
     assert "column 'colour': 1 cell of a category unknown" not in made.err
     scored = door(capsys, evaluate.command, "--model", ruled.bundle, "--data", source, "--json")
-    assert scored.document["notes"] == [line + "scored all the same" for line in expected]
+    assert scored.document["notes"] == [gaps, *(line + "scored all the same" for line in expected)]
     assert (scored.code, scored.document["rows"]) == (0, 12)
 
 
@@ -299,6 +301,7 @@ def test_rules_are_counted_over_all_chunks_of_a_long_table(ruled: FitResult, tmp
     source = write_csv(tmp_path / "in.csv", HEADER, rows)
     written = predict.predict_file(ruled.predictor, source, tmp_path / "out.csv")
     assert written.notes == (
+        f"{source}: missing cells, known to the model as such: size {sum(row[1] == '?' for row in rows)}",
         f"{source}: column 'size': expected a number >= -9 and <= 9; 3 cells differ, the first on line 5; "
         "predicted all the same",
     )

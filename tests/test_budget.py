@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmjax.budget import COMPILED_OFTEN, RESERVE_S, RESERVE_SHARE, Cost, Ready, cut_down, cuts, ends_at
+from mmjax.budget import COMPILED_OFTEN, RESERVE_S, RESERVE_SHARE, Cost, Ready, budget_s, cut_down, cuts, ends_at
 from mmjax.config import Config
 from mmjax.config_load import config_from_dict
 from mmjax.data.prepare import prepare
@@ -93,6 +93,26 @@ def test_what_is_left_fits_or_is_the_least(left_s, epoch_s, compile_s, epochs, m
 def test_other_durations_are_refused(text: str):
     with pytest.raises(ConfigError, match=r"budget: expected a number and s, m or h, such as 90s, 10m or 2h"):
         config_of(budget=text)
+
+
+@pytest.mark.parametrize(
+    ("value", "forms"),
+    [
+        (60, "60s for seconds, 60m for minutes or 60h for hours"),
+        (1e6, "1000000s for seconds, 1000000m for minutes or 1000000h for hours"),
+        ("1.5", "1.5s for seconds, 1.5m for minutes or 1.5h for hours"),
+        ("90 s", "90s"),
+        ("90sec", "90s"),
+        ("2 Hours", "2h"),
+    ],
+)
+def test_a_number_without_its_unit_is_told_how_to_be_written(value: float | str, forms: str):
+    with pytest.raises(ConfigError) as refused:
+        config_of(budget=value)
+    (told,) = (line for line in str(refused.value).splitlines() if "budget:" in line)
+    assert told.endswith(f"; write {forms}, as in `budget: 90s` in YAML or `--set budget=90s` on the command line")
+    for form in (word for word in forms.replace(",", "").split() if word[0].isdigit()):
+        assert budget_s(config_of(budget=form)) > 0
 
 
 def test_the_end_leaves_time_for_what_follows():

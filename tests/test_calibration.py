@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize, minimize_scalar
 
-from mmjax.training.calibration import LARGEST, best_doubt, best_temperature, doubted, log_of, tempered
+from mmjax.training.calibration import (
+    LARGEST,
+    LEAST_SURE,
+    as_sure,
+    best_doubt,
+    best_temperature,
+    doubted,
+    log_of,
+    tempered,
+)
 
 
 def drawn(rows: int, k: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -117,3 +126,42 @@ def test_doubt_keeps_the_order_of_classes() -> None:
     np.testing.assert_allclose(found.sum(axis=1), 1.0)
     np.testing.assert_array_equal(found.argmax(axis=1), probabilities.argmax(axis=1))
     assert found.min() >= 0.3 / 4
+
+
+def several(rows: int, models: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities f64[M, N, 3] of models that are each as good, and labels."""
+    logits, labels = drawn(rows, 3, 2.0)
+    noisy = logits / 2.0 + np.random.default_rng(1).normal(0, noise, (models, rows, 3))
+    return np.stack([tempered(np.exp(z - z.max(axis=1, keepdims=True)), 1.0) for z in noisy]), labels
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.7, 1.2])
+def test_a_mean_is_made_as_sure_as_its_parts(noise: float) -> None:
+    each, _ = several(2_000, 5, noise)
+    weight = np.random.default_rng(2).integers(0, 3, 2_000).astype(float)
+    for some in (None, weight):
+        temperature = as_sure(each.mean(axis=0), each, some)
+        assert LEAST_SURE < temperature < 1.0
+        wanted = np.average(each.max(axis=-1).mean(axis=0), weights=some)
+        found = np.average(tempered(each.mean(axis=0), temperature).max(axis=-1), weights=some)
+        assert found == pytest.approx(wanted, abs=1e-5)
+    assert as_sure(each.mean(axis=0), each, weight) == as_sure(
+        *(np.repeat(x, weight.astype(int), axis=-2) for x in (each.mean(axis=0), each))
+    )
+
+
+def test_models_that_agree_leave_their_mean_as_it_is() -> None:
+    each = np.repeat(several(50, 1, 1.0)[0], 4, axis=0)
+    assert as_sure(each.mean(axis=0), each) == 1.0
+    assert as_sure(each.mean(axis=0), each, np.zeros(50)) == 1.0
+
+
+def test_the_temperature_of_one_suits_the_mean_once_it_is_as_sure() -> None:
+    """What suits one model leaves the mean of five too unsure (arXiv 2007.08792); as sure, it is nearer to the best."""
+    each, labels = several(20_000, 5, 1.5)
+    one, mean = best_temperature(log_of(each[0]), labels), each.mean(axis=0)
+    best = best_temperature(log_of(mean), labels)
+    mended = one * as_sure(mean, each)
+    assert best < mended < one
+    losses = [log_loss(log_of(mean), labels, temperature) for temperature in (best, mended, one)]
+    assert losses[1] - losses[0] < 0.5 * (losses[2] - losses[0])

@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import betabinom, binom
 
 from mmjax.schema import Target
-from mmjax.training.conformal import conformal_quantile, half_widths, least_probability, rows_needed
+from mmjax.training.conformal import (
+    conformal_quantile,
+    coverage_range,
+    half_widths,
+    least_probability,
+    rows_needed,
+    rows_worth,
+)
 from mmjax.training.outputs import build_output
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
@@ -102,3 +110,33 @@ def test_weights_that_sum_to_1_bound_as_those_of_1():
     assert conformal_quantile(scores, 0.9, np.full(50, 0.02)) == conformal_quantile(scores, 0.9)
     held = np.where(np.arange(50) % 2 == 0, 0.04, 0.0)
     assert conformal_quantile(scores, 0.9, held) == conformal_quantile(scores[::2], 0.9)
+
+
+@pytest.mark.parametrize(("fitted", "coverage"), [(19, 0.9), (99, 0.8), (650, 0.9), (None, 0.9)])
+@pytest.mark.parametrize("tested", [1, 30, 704])
+def test_the_range_of_a_coverage_is_that_of_the_beta_binomial(fitted: int | None, coverage: float, tested: int):
+    if fitted is None:
+        law = binom(tested, coverage)
+    else:
+        place = math.ceil(round((fitted + 1) * coverage, 9))
+        law = betabinom(tested, place, fitted + 1 - place)
+    low, high = law.ppf([0.025, 0.975])
+    found = coverage_range(coverage, fitted, tested)
+    assert found == pytest.approx((low / tested, high / tested), abs=1e-12)
+
+
+def test_coverages_of_new_rows_are_in_their_range_as_often_as_it_says():
+    """Bounds from 40 rows, seen in 60 others, 4,000 times: at least 95 %, and hardly more as counts are whole."""
+    random, found = np.random.default_rng(0), []
+    for _ in range(4_000):
+        scores = random.normal(size=100)
+        found.append(np.mean(scores[40:] <= conformal_quantile(scores[:40], 0.9)))
+    low, high = coverage_range(0.9, 40, 60)
+    assert 0.945 < np.mean((low <= np.array(found)) & (np.array(found) <= high)) < 0.975
+
+
+def test_weights_are_worth_the_rows_of_one_weight():
+    assert rows_worth(None, 7) == 7
+    assert rows_worth(np.array([2.0, 2.0, 0.0, 2.0]), 4) == pytest.approx(3)
+    assert rows_worth(np.array([1e30, 1.0, 1.0]), 3) == pytest.approx(1)
+    assert rows_worth(np.zeros(3), 3) == 0

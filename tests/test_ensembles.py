@@ -311,7 +311,16 @@ def test_a_bundle_of_folds_answers_as_one_model_with_uncertainty(table: Path, tm
     assert any("fitted on 72 out-of-fold rows" in line for line in told)
     assert set(result.metrics) == {"test", "out_of_fold", "train"}
     assert [member["number"] for member in result.report["members"]["each"]] == [0, 1, 2]
-    assert "3 models of 3 folds, each alone (test)" in results_text(result.report, width=80)
+    text = results_text(result.report, width=80)
+    assert "3 models of 3 folds, each alone (test)" in text
+    assert "each with the calibration of the model" in text
+    fact, bundle = result.report["answers"]["calibration"], load_bundle(result.bundle).contents
+    assert 0.5 * fact["temperature"] < fact["temperature_of_all"] < fact["temperature"]
+    assert bundle.states["output"]["temperature"] == np.float32(fact["temperature_of_all"])
+    assert "for the mean of all folds (as sure as those of one)" in bundle.card
+    held = result.report["metrics"]["out_of_fold"]["log_loss"]  # at the temperature of one fold's models
+    assert held == pytest.approx(fact["splits"]["out_of_fold"]["after"]["log_loss"])
+    assert held <= fact["splits"]["out_of_fold"]["before"]["log_loss"]
     leaky = result.report | {"leak": {"rows": 1, "of": 18, "metrics": {"accuracy": 0.5}}}
     text = results_text(evaluation_report(leaky, evaluate_model(result.predictor, table)), width=80)
     assert "each alone" not in text  # that is of other rows than these
@@ -323,6 +332,23 @@ def test_a_bundle_of_folds_answers_as_one_model_with_uncertainty(table: Path, tm
     assert answers.uncertainty.shape == (2,)
     assert 0.0 < answers.uncertainty.min() < 1.0
     np.testing.assert_allclose(answers.probabilities.sum(axis=1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("several", [{"split": {"folds": 3}}, {"members": 2}, {"seeds": [0, 1]}])
+def test_members_alone_are_called_by_the_threshold_of_the_model(several: dict[str, Any], tmp_path: Path):
+    random = np.random.default_rng(0)
+    size = random.normal(size=200)
+    rows = [(f"{x:.3f}", "yes" if x + random.normal() > 0 else "no") for x in size]
+    path = write_csv(tmp_path / "t.csv", ("size", "kind"), rows)
+    config = config_of(path, threshold=0.9999, calibration="none", **several)
+    data = msgspec.structs.replace(config.data, tabular=msgspec.structs.replace(config.data.tabular, id_column=None))
+    with roughly():
+        result = fit(msgspec.structs.replace(config, data=data), runs_dir=tmp_path / "runs", registry=None)
+    for member in result.report["members"]["each"]:
+        assert member["test"]["recall"] == member["validation"]["recall"] == 0.0
+        assert member["test"]["roc_auc"] > 0.6
+    assert "each with the threshold of the model" in results_text(result.report, width=80)
+    assert "each with the threshold of the model" in load_bundle(result.bundle).contents.card
 
 
 def test_seeds_keep_the_first_and_tell_the_spread(table: Path, tmp_path: Path):

@@ -110,8 +110,25 @@ def test_both_doors_as_processes(flat: Trained, tmp_path: Path) -> None:
         *("predict", "--model", "registry/tiny/1", "--input", "table.csv", "--output", "out.csv"), folder=tmp_path
     )
     assert (made.code, made.err) == (0, "")
-    assert made.out.splitlines() == ["table.csv: not used by the model: kind", "80 predictions in out.csv"]
+    gaps, *others = made.out.splitlines()
+    assert gaps.startswith("table.csv: missing cells, known to the model as such: size ")
+    assert others == ["table.csv: not used by the model: kind", "80 predictions in out.csv"]
     assert len(read(tmp_path / "out.csv")) == 81
+
+
+def test_both_doors_tell_the_missing_cells_of_a_plain_table(flat: Trained, capsys, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(flat.home)
+    rows = [list(row) for row in table_rows(20)]
+    for row, name in ((1, HEADER[1]), (4, HEADER[1]), (7, HEADER[2])):
+        rows[row][HEADER.index(name)] = " " if row == 4 else ""
+    path = write_csv(tmp_path / "gaps.csv", HEADER, [tuple(row) for row in rows])
+    sizes = sum(row[1] in ("", " ", "?") for row in rows)
+    line = f"{path}: missing cells, known to the model as such: size {sizes}, colour 1"
+    scored = door(capsys, evaluate.command, "--model", "tiny", "--data", path, "--json")
+    assert scored.document["notes"] == [line]
+    made = door(capsys, predict.command, "--model", "tiny", "--input", path, "--output", tmp_path / "o.csv", "--json")
+    assert made.document["notes"] == [line]
+    assert line in made.err
 
 
 @pytest.mark.parametrize(
@@ -149,7 +166,7 @@ def test_the_doors_in_this_process(flat: Trained, capsys, monkeypatch, tmp_path:
     )
     assert ended.code == 0
     found = ended.document
-    assert (found["rows"], found["ignored"], found["unknown"], found["notes"]) == (80, ["kind"], {}, [])
+    assert (found["rows"], found["ignored"], found["unknown"]) == (80, ["kind"], {})
     assert (found["model"], found["version"], found["output"]) == ("tiny", 1, str(tmp_path / "o.csv"))
     plain = door(capsys, evaluate.command, "--model", "tiny", "--data", "table.csv")
     assert plain.code == 0

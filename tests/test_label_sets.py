@@ -125,7 +125,9 @@ def test_the_bound_is_fitted_after_calibration_applied_and_measured(members: int
     assert state["least_probability"] == pytest.approx(least_label_probability(p, held, 0.8, weight), rel=1e-5)
     np.testing.assert_array_equal(sets, p >= state["least_probability"])
     assert found.abstained is not None
-    fact = {"coverage": 0.8, "labels": True, "rows": held.any(axis=1).sum()}
+    counted = weight * held.any(axis=1)
+    worth = counted.sum() ** 2 / (counted**2).sum()
+    fact = {"coverage": 0.8, "labels": True, "rows": np.count_nonzero(counted), "worth": pytest.approx(worth)}
     assert facts["conformal"] == fact | {"least_probability": state["least_probability"]}
     told = trust_figures(
         SCHEMA, Scores(np.asarray(found.prediction), p, p, sets=sets), batch, state=state, before=None

@@ -11,6 +11,7 @@ from mmjax.config import Config
 from mmjax.config_load import config_from_dict
 from mmjax.data.decode import encode_png
 from mmjax.data.encode import encode
+from mmjax.data.findings import finding_line
 from mmjax.data.prepare import prepare
 from mmjax.data.table import read_table
 from mmjax.data.validate import refuse_cells
@@ -245,3 +246,38 @@ def test_missing_numbers_are_told(tmp_path: Path) -> None:
     data = {"tabular": {"path": str(tmp_path / "t.csv"), "target_column": "kind"}}
     notes = prepare(config_from_dict({"name": "t", "data": data}, "test")).notes
     assert "missing numbers, filled and flagged by an indicator: size 10" in notes
+
+
+def test_missing_categories_are_told_and_unknown_ones_are_none(tmp_path: Path) -> None:
+    """Both are encoded as 0: the counts are those of the file."""
+    parts = ["train"] * 30 + ["test"] * 10
+    words = ["" if i % 5 == 0 else "new" if i > 36 else "ab"[i % 2] for i in range(40)]
+    cells = [(i % 7 + 0.5, word, part, "yn"[i % 2]) for i, (word, part) in enumerate(zip(words, parts, strict=True))]
+    path = write_csv(tmp_path / "t.csv", ("size", "word", "part", "kind"), [tuple(map(str, row)) for row in cells])
+    data = {"tabular": {"path": str(path), "target_column": "kind"}}
+    split = {"strategy": "column", "column": "part"}
+    notes = prepare(config_from_dict({"name": "t", "data": data, "split": split}, "test")).notes
+    assert f"missing categories, known to the model as such: word {words.count('')}" in notes
+    assert any(line.startswith(f"word: {words.count('new')} cells of validation and test rows") for line in notes)
+
+
+@pytest.mark.parametrize("columns", ["warn", "ignore"])
+def test_a_column_that_is_left_out_is_told_once(columns: str, tmp_path: Path) -> None:
+    """By the audit where it looks at columns, else by a note: a name, a row number, numbers but for a cell, a text."""
+    random = np.random.default_rng(0)
+    cells = {
+        "number": [f"{i}" for i in range(120)],
+        "who": [f"Mr. {i:04x}" for i in range(120)],
+        "amount": ["n.a.", *(f"{x:.5f}" for x in random.normal(size=119))],
+        "unit": ["kg"] * 120,
+        "review": [" ".join(random.choice(["good", "bad", "wine", "bread"], 9)) for _ in range(120)],
+        "size": [f"{x:.2f}" for x in random.normal(size=120)],
+        "kind": ["yn"[i % 2] for i in range(120)],
+    }
+    path = write_csv(tmp_path / "t.csv", tuple(cells), list(zip(*cells.values(), strict=True)))
+    config = {"name": "t", "data": {"tabular": {"path": str(path), "target_column": "kind"}}}
+    found = prepare(config_from_dict(config | {"audit": {"columns": columns}}, "test"))
+    lines = [*found.notes, *map(finding_line, found.findings)]
+    for name in ("number", "who", "amount", "unit", "review"):
+        assert len([line for line in lines if f"'{name}'" in line or line.startswith(f"{name}: ")]) == 1, (name, lines)
+        assert any("left out" in line for line in lines if name in line)

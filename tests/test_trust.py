@@ -15,14 +15,20 @@ from mmjax.analysis.card import limits
 from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.models import load_model
 from mmjax.config_load import config_from_dict
+from mmjax.data.audit_target import sign_facts
+from mmjax.data.prepare import prepare
 from mmjax.errors import ConfigError
 from mmjax.evaluate import evaluate_model
+from mmjax.parts import build_parts
 from mmjax.predict import command
+from mmjax.recipe import resolve_prepared
 from mmjax.serving.engine import load_models
 from mmjax.serving.limits import Limits
 from mmjax.serving.openapi_schemas import MODEL
 from mmjax.serving.wire import Reply
 from mmjax.train import FitResult, fit
+from mmjax.training.conformal import coverage_range
+from mmjax.training.setup import set_up
 from tests.chromium import chromium
 from tests.doors import door, write_csv
 from tests.live import Thread, request, thread
@@ -249,9 +255,100 @@ def test_rows_without_weight_bound_nothing_and_that_is_said_before_training(tmp_
     table |= {"target_column": "kind", "weight_column": "weight"}
     content = {"name": "light", "data": {"tabular": table}, "training": {"coverage": 0.9, "epochs": 1}}
     events: list[object] = []
-    with pytest.raises(ConfigError, match=r"training.coverage: 0.9 expected at least 9 validation rows, got [0-8]"):
+    refused = r"training.coverage: 0.9 expected at least 9 validation rows with a weight above 0, got [0-8]"
+    with pytest.raises(ConfigError, match=refused):
         fit(config_from_dict(content, "test"), runs_dir=tmp_path, registry=None, callbacks=(events.append,))
     assert not events
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_weightless_validation_rows_calibrate_nothing_and_that_is_said_before_training(several: bool, tmp_path: Path):
+    """400 rows to choose by would calibrate; those with a weight do not, and where none has one it is refused."""
+    random, notes = np.random.default_rng(0), {}
+    for name, weighing in (("few", 10), ("none", 0)):
+        parts = ["train"] * 100 + ["validation"] * 400
+        weights = [1] * 100 + [1] * weighing + [0] * (400 - weighing)
+        cells = [(f"{random.normal():.3f}", "ab"[i % 2], "xy"[i // 2 % 2]) for i in range(500)]
+        rows = [(*row, part, weight) for row, part, weight in zip(cells, parts, weights, strict=True)]
+        path = write_csv(tmp_path / f"{name}.csv", ("size", "kind", "other", "part", "weight"), rows)
+        target = (
+            {"target_column": ["kind", "other"]} if several else {"target_column": "kind", "ignore_columns": ["other"]}
+        )
+        table = {"path": str(path), "weight_column": "weight", **target}
+        content = {"name": name, "data": {"tabular": table}, "split": {"strategy": "column", "column": "part"}}
+        config = config_from_dict(content, "test")
+        prepared = prepare(config)
+        notes[name] = {made.key: made for made in resolve_prepared(config, prepared)[1]}["training.calibration"]
+        asked = config_from_dict(content | {"training": {"calibration": "temperature", "epochs": 1}}, "test")
+        config, _ = resolve_prepared(asked, prepared)
+        if weighing:
+            set_up(config, prepared, build_parts(config, prepared.schema), ahead=False)
+            continue
+        with pytest.raises(
+            ConfigError, match=r"calibration: temperature expected .* with a weight above 0, got .* 0 rows"
+        ):
+            set_up(config, prepared, build_parts(config, prepared.schema), ahead=False)
+    assert [made.value for made in notes.values()] == ["none", "none"]
+    assert notes["few"].why == "10 validation rows with a weight above 0, 100 are needed"
+
+
+def test_intervals_beyond_what_the_target_ever_was_are_told(home: Path):
+    """Waits are never negative; intervals of one width for all reach below 0 where they are short."""
+    random = np.random.default_rng(0)
+    rows = [(f"{x:.3f}", f"{np.exp(x + 0.5 * random.normal()):.4f}") for x in random.normal(size=300)]
+    path = write_csv(home / "waits.csv", ("size", "wait"), rows)
+    table = {"path": str(path), "target_column": "wait", "train_split": 0.4, "validation_split": 0.3, "test_split": 0.3}
+    training = {"epochs": 4, "batch_size": 20, "learning_rate": 0.02, "coverage": 0.9}
+    content = {"name": "waits", "data": {"tabular": table}, "model": {"name": "mlp"}, "training": training}
+    with roughly():
+        done = fit(config_from_dict(content, "test"), runs_dir=home / "runs", registry=home / "registry")
+    fact = done.report["answers"]["conformal"]
+    (line,) = (line for line in answer_lines(done.report) if line.startswith("intervals: "))
+    share = fact["splits"]["test"]["below_zero"]
+    assert f"on test {share:.1%} reach below 0, where no training target is" in line
+    assert line.endswith("try training.loss: pinball, or a column with its logarithm as the target")
+    assert line in (done.bundle / "card.md").read_text().replace("\\", "")
+    low = evaluate_model(done.predictor, path).trust["conformal"]["below_zero"]
+    found = done.predictor.predict({"size": [float(row[0]) for row in rows]}).intervals
+    assert found is not None
+    assert low == pytest.approx(np.mean(found.reshape(-1, 2)[:, 0] < 0))
+    assert 0.0 < low < 1.0
+    quiet = config_from_dict(content | {"audit": {"tails": "ignore"}}, "test")
+    with roughly():
+        silent = fit(quiet, runs_dir=home / "runs", registry=None)
+    assert not any(line.startswith("intervals: ") for line in answer_lines(silent.report))
+
+
+@pytest.mark.parametrize(
+    ("values", "never", "advice"),
+    [
+        ([1.0, 2.0], "negative", "try training.loss: pinball, or a column with its logarithm as the target"),
+        ([0.0, 2.0], "negative", "try training.loss: pinball, or a column with the logarithm of 1 more as the target"),
+        (
+            [-3.0, 0.0],
+            "positive",
+            "try training.loss: pinball, or a column with the logarithm of its negative as the target",
+        ),
+    ],
+)
+def test_a_sign_that_no_target_has(values: list[float], never: str, advice: str):
+    assert sign_facts(np.array(values), quantiles=False) == {"never": never, "advice": advice}
+    assert sign_facts(np.array([*values, -values[0], -values[1]]), quantiles=False) == {}
+    assert "pinball" not in sign_facts(np.array(values), quantiles=True)["advice"]
+
+
+def test_coverage_is_told_with_the_range_of_chance(home: Path):
+    for name, where in (("buys", "test"), ("sums", "test")):
+        report = report_of(home, name)
+        fact = report["answers"]["conformal"]
+        low, high = coverage_range(0.8, 90, 90)
+        assert fact["splits"][where]["expected"] == [low, high]
+        assert "expected" not in fact["splits"]["validation"]  # there it is what it was made to be
+        told = f"({low:.3g} to {high:.3g} is expected of so many rows in 95 % of cases"
+        assert sum(told in line for line in answer_lines(report)) == 1
+        assert told in (home / "registry" / name / "1" / "card.md").read_text()
+        fact["splits"][where]["coverage"] = low - 0.01
+        assert any("more than chance, these rows may differ" in line for line in answer_lines(report))
 
 
 def test_the_page_shows_sets_and_who_abstains(server: Thread, home: Path):

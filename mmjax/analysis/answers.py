@@ -29,7 +29,7 @@ def answer_lines(report: Report) -> list[str]:
         fact = {"held": held, "weighted": weighted} | fact
         if figures is not None and (line := words(fact, figures, f"on {split}")):
             lines.append(line)
-    return [*lines, *filter(None, (reweighted_line(report), focal_line(report)))]
+    return [*lines, *filter(None, (sign_line(report), reweighted_line(report), focal_line(report)))]
 
 
 def class_weighted(report: Report) -> bool:
@@ -90,6 +90,8 @@ def _calibration(fact: dict[str, Any], figures: dict[str, Any], where: str) -> s
         moved[0] += f" ({number(after['ece_by_chance'])} by chance were all exact)"
     kind = "calibration of reweighted classes" if fact.get("weighted") else "calibration"
     told = f"{kind}: temperature {fact['temperature']:.3g}{_matrix(fact)} fitted on {_rows(fact)}"
+    if "temperature_of_all" in fact:
+        told += f", {fact['temperature_of_all']:.3g} for the mean of all folds (as sure as those of one)"
     return f"{told}; {where} {', '.join(moved)}"
 
 
@@ -129,11 +131,35 @@ def _conformal(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str
     if "quantiles" in fact:
         low, high = fact["quantiles"]
         asked = f"{high - low:.4g} of cases, were the quantiles {low:.4g} and {high:.4g} exact"
-        held = f"{where} {number(figures['coverage'])} do, with {size} in the mean"
+        held = f"{where} {_covered(figures, 'do')}, with {size} in the mean"
         return f"coverage: intervals that hold the number in {asked}; {held}; training.coverage makes it so"
     return (
         f"coverage: {what} to hold {holds} in {fact['coverage']:.4g} of cases, fitted on {_rows(fact)}; {where} "
-        f"{number(figures['coverage'])} do, with {size} in the mean{none}"
+        f"{_covered(figures, 'do')}, with {size} in the mean{none}"
+    )
+
+
+def _covered(figures: dict[str, Any], verb: str = "") -> str:
+    """Return the coverage, the range that chance leaves it in with so few rows, and whether it is outside."""
+    told = f"{number(figures['coverage'])} {verb}".rstrip()
+    if "expected" not in figures or figures["coverage"] is None:
+        return told
+    low, high = figures["expected"]
+    outside = "" if low <= figures["coverage"] <= high else ": more than chance, these rows may differ from those"
+    return f"{told} ({low:.3g} to {high:.3g} is expected of so many rows in 95 % of cases{outside})"
+
+
+def sign_line(report: Report) -> str:
+    """Return how many intervals reach beyond 0, where no target of the training rows does, and what to try."""
+    split, fact = headline_split(report), report.get("answers", {}).get("conformal", {})
+    figures, never = fact.get("splits", {}).get(split, {}), fact.get("never")
+    share = figures.get({"negative": "below_zero", "positive": "above_zero"}.get(never, ""))
+    if not share:
+        return ""
+    beyond = "below" if never == "negative" else "above"
+    return (
+        f"intervals: on {split} {share:.1%} reach {beyond} 0, where no training target is; nothing was cut: "
+        f"{fact['advice']}"
     )
 
 
@@ -142,7 +168,7 @@ def _label_sets(fact: dict[str, Any], figures: dict[str, Any], where: str) -> st
     none = f", {empty:.1%} of them empty" if empty else ""
     return (
         f"coverage: sets to hold {fact['coverage']:.4g} of a row's true labels in the mean, fitted on {_rows(fact)} "
-        f"with any; {where} {number(figures['coverage'])}, with {figures['mean_size']:.2f} labels in a set in the mean "
+        f"with any; {where} {_covered(figures)}, with {figures['mean_size']:.2f} labels in a set in the mean "
         f"({figures['mean_labels']:.2f} are true){none}"
     )
 

@@ -22,6 +22,7 @@ from mmjax.analysis.report import (
     kept_epoch,
     leak_line,
     member_spreads,
+    members_note,
     members_title,
     metric_cell,
     modality_table,
@@ -254,7 +255,8 @@ def _members(report: Report) -> str:
         return ""
     rows = [(one.metric, *map(number, one[1:])) for one in by_name.values()]
     table = _table(("metric", "mean", "std", "lowest", "highest"), rows)
-    return f"{members_title(report)}, on {split} rows.\n\n{table}"
+    note = f", {told}" if (told := members_note(report)) else ""
+    return f"{members_title(report)}{note}, on {split} rows.\n\n{table}"
 
 
 def _classes(report: Report) -> str:

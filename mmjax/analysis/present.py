@@ -24,6 +24,7 @@ from mmjax.analysis.report import (
     kept_epoch,
     leak_line,
     member_spreads,
+    members_note,
     members_title,
     metric_cell,
     modality_table,
@@ -167,7 +168,8 @@ def _members_table(report: Report) -> Iterator[Table]:
     split, spreads = member_spreads(report, HEADLINE)
     if spreads:
         rows = tuple((one.metric, *map(number, one[1:])) for one in spreads)
-        yield Table(f"{members_title(report)} ({split})", ("metric", "mean", "std", "lowest", "highest"), rows)
+        header = ("metric", "mean", "std", "lowest", "highest")
+        yield Table(f"{members_title(report)} ({split})", header, rows, note=members_note(report))
 
 
 def _class_table(report: Report, split: str, width: int) -> Table:

@@ -292,6 +292,15 @@ def members_title(report: Report) -> str:
     return f"{several} members, each alone"
 
 
+def members_note(report: Report) -> str:
+    """Return what the answers of single members have from the model, in words; empty where nothing is known of it."""
+    shared = [kind for kind in ("calibration", "threshold") if report.get("answers", {}).get(kind, {}).get("splits")]
+    shared = [kind for kind in shared if kind == "threshold" or "temperature" in report["answers"][kind]]
+    if not report["members"].get("as_decided") or not shared:
+        return ""
+    return f"each with the {' and the '.join(shared)} of the model"
+
+
 def class_columns(report: Report) -> tuple[str, str, tuple[str, ...]]:
     """Return (title, what a row is, scores) of the table of classes or of labels."""
     if report["model"]["task"] == "multilabel":

@@ -16,6 +16,7 @@ from mmjax.training.classification_metrics import (
     ratio,
     reliability_curve,
 )
+from mmjax.training.conformal import coverage_range, rows_worth
 from mmjax.training.label_metrics import cell_scores, label_error_by_chance, label_reliability
 from mmjax.training.metrics import classification_metrics
 from mmjax.training.scoring import Scores
@@ -32,7 +33,9 @@ def trust_figures(schema: Schema, scores: Scores, batch: Batch, *, state: Any, b
     if scores.probabilities is None:
         if scores.intervals is None:
             return {}
-        return {"conformal": _interval_figures(scores.intervals, np.asarray(batch["label"]), weight)}
+        return {
+            "conformal": _interval_figures(scores.intervals, np.asarray(batch["label"]), weight, schema.target.offset)
+        }
     labels = np.asarray(batch["label"], np.int64)
     sides = {"before": before, "after": scores.probabilities}
     several = bool(schema.target.labels)
@@ -106,7 +109,11 @@ def _called_figures(called: np.ndarray, labels: np.ndarray, positive: int, weigh
 
 def _set_figures(sets: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
     held = np.take_along_axis(sets, labels[:, None], axis=1)[:, 0]
-    return {"coverage": _mean(held, weight), **_size_figures(sets.sum(axis=1), weight)}
+    return {
+        "coverage": _mean(held, weight),
+        "rows": rows_worth(weight, len(weight)),
+        **_size_figures(sets.sum(axis=1), weight),
+    }
 
 
 def _size_figures(sizes: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
@@ -124,13 +131,27 @@ def _label_set_figures(sets: np.ndarray, labels: np.ndarray, weight: np.ndarray)
     count = held.sum(axis=1)
     share = (sets & held).sum(axis=1) / np.maximum(count, 1)
     sizes = _size_figures(sets.sum(axis=1), weight)
-    return {"coverage": _mean(share, weight * (count > 0)), **sizes, "mean_labels": _mean(count, weight)}
+    own = weight * (count > 0)
+    return {
+        "coverage": _mean(share, own),
+        "rows": rows_worth(own, len(own)),
+        **sizes,
+        "mean_labels": _mean(count, weight),
+    }
 
 
-def _interval_figures(intervals: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
+def _interval_figures(intervals: np.ndarray, labels: np.ndarray, weight: np.ndarray, offset: float) -> dict[str, Any]:
+    """Return `coverage`, of how many `rows`, `mean_width`, and the shares of rows that reach below or above 0."""
     low, high = np.moveaxis(intervals.astype(np.float64), -1, 0)
     held = ((low <= labels) & (labels <= high)).mean(axis=1)
-    return {"coverage": _mean(held, weight), "mean_width": _mean((high - low).mean(axis=1), weight)}
+    zero = -np.float64(offset)  # labels have lost the offset
+    return {
+        "coverage": _mean(held, weight),
+        "rows": rows_worth(weight, len(weight)),
+        "mean_width": _mean((high - low).mean(axis=1), weight),
+        "below_zero": _mean((low < zero).any(axis=1), weight),
+        "above_zero": _mean((high > zero).any(axis=1), weight),
+    }
 
 
 def _abstention_figures(abstained: np.ndarray, right: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
@@ -145,8 +166,27 @@ def _mean(values: np.ndarray, weight: np.ndarray) -> float:
     return float(np.average(values, weights=weight)) if weight.sum() > 0 else np.nan
 
 
+FITTED_TO = ("train", "validation", "out_of_fold")
+"""Splits whose coverage is what it was made to be."""
+
+
+def _with_range(fact: Mapping[str, Any], split: str, figures: Figures) -> Figures:
+    """Return the Figures with the range that coverage is expected in, where chance decides it."""
+    found = figures.get("conformal")
+    low, high = fact.get("quantiles") or (0.0, 0.0)
+    asked = fact.get("coverage", high - low)
+    if found is None or split in FITTED_TO or not found.get("rows") or not asked:
+        return figures
+    fitted = fact.get("worth", fact["rows"]) if "coverage" in fact else None
+    return figures | {"conformal": found | {"expected": list(coverage_range(asked, fitted, found["rows"]))}}
+
+
 def with_facts(facts: Mapping[str, Mapping[str, Any]], by_split: Mapping[str, Figures]) -> dict[str, Any]:
-    """Return the `answers` of a report: what was fitted, by kind, each with its figures by split."""
+    """Return the `answers` of a report: what was fitted, by kind, each with its figures by split.
+
+    Those of sets and intervals on rows that nothing was fitted to have `expected`, the `coverage_range`.
+    """
+    by_split = {split: _with_range(facts.get("conformal", {}), split, figures) for split, figures in by_split.items()}
     kinds = dict.fromkeys([*facts, *(kind for figures in by_split.values() for kind in figures)])
     return {
         kind: dict(facts.get(kind, {}))

@@ -12,7 +12,7 @@ from mmjax.data.cells import floats
 from mmjax.data.kinds import SCHEMA_TOO
 from mmjax.data.prepared import Finding
 from mmjax.data.split import PARTS
-from mmjax.schema import Column
+from mmjax.schema import Column, Schema
 
 COLUMN_ROWS = 20_000
 """Rows from which it is judged which columns deserve a closer look."""
@@ -33,7 +33,7 @@ def column_findings(rows: Rows) -> list[Finding]:
     """Return columns that are constant, nearly so, identifiers, nearly numeric, or say the same as another."""
     schema = rows.schema
     constant = [c.name for c in schema.of_kind("constant")]
-    identifiers = [c.name for c in schema.of_kind("identifier") if c.name != schema.id_column]
+    identifiers = [c.name for c in schema.of_kind("identifier") if c.name != schema.id_column and not _doubtful(c)]
     found = []
     if constant:
         what = f"left out, as they hold one value: {counted(len(constant), 'column')}, {named(constant)}"
@@ -48,18 +48,34 @@ def column_findings(rows: Rows) -> list[Finding]:
     return found
 
 
+def told_columns(schema: Schema) -> frozenset[str]:
+    """Return the columns that `column_findings` says are left out and why, so that nothing else need say it again."""
+    of_rows = (c for c in schema.of_kind("constant", "identifier", "text") if c.name != schema.id_column)
+    return frozenset(c.name for c in of_rows if c.kind != "text" or _doubtful(c))
+
+
+def _doubtful(column: Column) -> bool:
+    """Return whether the column is of texts that have a finding of their own, as they are nearly numbers."""
+    return bool(_NUMBERS_BUT.search(column.reason) or _WRITTEN.search(column.reason))
+
+
+def _left_out(column: Column) -> str:
+    """Return the column's name in quotes, and that it is left out where it is."""
+    return f"'{column.name}'{', left out' if column.kind in ('text', 'identifier') else ''}"
+
+
 def _reasons(rows: Rows, names: list[str]) -> Iterator[str]:
     return (f"'{name}': {rows.schema.column(name).reason}" for name in names)
 
 
 def _written_numbers(rows: Rows) -> list[Finding]:
     """Return the columns of text whose cells are numbers written for people."""
-    said = {c.name: _WRITTEN.search(c.reason) for c in rows.schema.of_kind("categorical", "text")}
-    found = {name: match.group(1) for name, match in said.items() if match}
+    said = [(c, _WRITTEN.search(c.reason)) for c in rows.schema.of_kind("categorical", "text", "identifier")]
+    found = [(column, match.group(1)) for column, match in said if match]
     if not found:
         return []
-    what = f"text that looks like numbers: {counted(len(found), 'column')}, {named(found)}"
-    examples = [f"'{name}': {written}" for name, written in found.items()]
+    what = f"text that looks like numbers: {counted(len(found), 'column')}, {named(c.name for c, _ in found)}"
+    examples = [f"{_left_out(column)}: {written}" for column, written in found]
     advice = f"write them with a point and no separators or signs to learn from them as numbers{SCHEMA_TOO}"
     return [finding("columns", what, len(found), examples, advice)]
 
@@ -80,7 +96,7 @@ def _odd_cells(rows: Rows, column: Column) -> Iterator[str]:
     odd = np.flatnonzero(np.isnan(floats(column.vocabulary))) if column.vocabulary else []
     if not len(odd):
         said = _NUMBERS_BUT.search(column.reason)
-        yield f"'{column.name}': {said.group(2) if said else ''}"
+        yield f"{_left_out(column)}: {said.group(2) if said else ''}"
         return
     at = rows.schema.category_columns.index(column)
     for code in odd[:3]:

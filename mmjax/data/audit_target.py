@@ -6,6 +6,7 @@ from mmjax.data.audit_rows import Rows, finding, noun, place
 from mmjax.data.prepared import Finding
 
 FEWEST_ROWS = 100
+LOGARITHM = "a column with its logarithm as the target"
 SKEWED = 3.0
 """Skewness from which a tail is heavy; that of an exponential distribution is 2, of a normal one 0."""
 STRAIGHTENED = 0.5
@@ -30,11 +31,21 @@ def target_findings(rows: Rows) -> list[Finding]:
     )
     largest = train[np.argsort(-values, kind="stable")[:3]]
     examples = [place(rows, row) for row in largest]
-    advice = (
-        "such rows rule a squared error: try training.loss: huber, or a column with its logarithm as the target, and "
-        "judge by mae too"
-    )
+    advice = f"such rows rule a squared error: try training.loss: huber, or {LOGARITHM}, and judge by mae too"
     return [finding("tails", what, 1, examples, advice)]
+
+
+def sign_facts(values: np.ndarray, *, quantiles: bool) -> dict[str, str]:
+    """Return which sign no target f64[N] has, `never`, and the `advice` for intervals that reach there; else nothing.
+
+    `quantiles` says that the intervals are those already.
+    """
+    never = "negative" if (values >= 0).all() else "positive" if (values <= 0).all() else ""
+    if not never or not values.any():
+        return {}
+    column = LOGARITHM if (values > 0).all() else "a column with the logarithm of 1 more as the target"
+    column = column if never == "negative" else "a column with the logarithm of its negative as the target"
+    return {"never": never, "advice": f"try {column}" if quantiles else f"try training.loss: pinball, or {column}"}
 
 
 def skewness(values: np.ndarray) -> float:

@@ -39,25 +39,37 @@ def encode_rows(schema: Schema, columns: Mapping[str, Seen], keep: np.ndarray) -
 
 
 class GapCounter:
-    """Counts the missing numbers and dates of the encoded rows that it watches."""
+    """Counts the missing cells of the encoded rows that it watches."""
 
     def __init__(self, schema: Schema) -> None:
         self._schema, self._gaps = schema, np.zeros(len(schema.numeric_features), np.int64)
+        self._unread = np.zeros(len(schema.category_columns), np.int64)
 
     def watch(self, blocks: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the blocks as they are."""
         for block in blocks:
             if len(self._gaps):
                 self._gaps += np.isnan(block["numeric"]).sum(axis=0)
+            if len(self._unread):
+                self._unread += (block["category"] == 0).sum(axis=0)
             yield block
 
-    def notes(self) -> tuple[str, ...]:
-        """Return a line that counts them by column, or none."""
+    def notes(self, unknown: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+        """Return a line that counts missing numbers and dates by column, and one of categories, each if there are any.
+
+        `unknown` is what `unknown_counts` finds: such cells are no gaps, though they are encoded as those are.
+        """
         names = [name.removesuffix(f".{DATETIME_PARTS[0]}") for name in self._schema.numeric_features]
         cyclic = set(self._schema.cyclic_features)
         counts = enumerate(zip(names, self._gaps.tolist(), strict=True))
         found = [f"{name} {count:,}" for i, (name, count) in counts if count and i not in cyclic]
-        return (f"missing numbers, filled and flagged by an indicator: {', '.join(found)}",) if found else ()
+        unread = zip((column.name for column in self._schema.category_columns), self._unread.tolist(), strict=True)
+        gaps = [(name, count - unknown.get(name, (0, 0))[0]) for name, count in unread]
+        words = ", ".join(f"{name} {count:,}" for name, count in gaps if count)
+        return (
+            *((f"missing numbers, filled and flagged by an indicator: {', '.join(found)}",) if found else ()),
+            *((f"missing categories, known to the model as such: {words}",) if words else ()),
+        )
 
 
 def row_keys(columns: Mapping[str, Seen], groups: Sequence[Collection[str]], keep: np.ndarray) -> list[np.ndarray]:

@@ -20,6 +20,7 @@ import numpy as np
 from mmjax.backend import versions
 from mmjax.config import Config, TabularData, target_columns
 from mmjax.data.audit import audit
+from mmjax.data.audit_columns import told_columns
 from mmjax.data.audit_rows import Rows
 from mmjax.data.cache import CacheWriter, NoCacheFolder, Tell, open_or_build, told
 from mmjax.data.encode_survey import GapCounter, encode_rows, fit_rows, row_keys, unknown_counts
@@ -102,13 +103,14 @@ def read_rows(
     findings = audit(rows._replace(groups=groups, ordered_by=ordered_by), config.audit)
     if file_stamp(data.path) != before:
         raise DataError(f"{data.path}: the file changed while it was read; start again when it is whole")
+    unknown = unknown_counts(schema, survey.columns, keep)
     notes = (
         *survey.notes,
         *validation.notes,
-        *(f"{c.name}: left out, {c.kind}: {c.reason}" for c in schema.of_kind("identifier", "constant", "text")),
+        *_left_out(schema, told_columns(schema) if config.audit.columns != "ignore" else frozenset()),
         *split.notes,
-        *gaps.notes(),
-        *_unknown_notes(schema, survey, keep),
+        *gaps.notes(unknown),
+        *_unknown_notes(unknown),
         *(images.notes if images else ()),
     )
     quarantined = (*survey.quarantined, *quarantine_cells(validation))
@@ -239,9 +241,16 @@ def _with_note(prepared: Prepared, note: str) -> Prepared:
     return prepared._replace(notes=(*prepared.notes, note)) if note else prepared
 
 
-def _unknown_notes(schema: Schema, survey: Survey, keep: np.ndarray) -> Iterator[str]:
+def _left_out(schema: Schema, told: frozenset[str]) -> Iterator[str]:
+    """Yield a line for each column that is left out, but for those that the audit has `told` of."""
+    for column in schema.of_kind("identifier", "constant", "text"):
+        if column.name not in told:
+            yield f"{column.name}: left out, {column.kind}: {column.reason}"
+
+
+def _unknown_notes(unknown: dict[str, tuple[int, int]]) -> Iterator[str]:
     """Yield a line for each column with categories that no training row has."""
-    for name, (cells, categories) in unknown_counts(schema, survey.columns, keep).items():
+    for name, (cells, categories) in unknown.items():
         yield (
             f"{name}: {cells:,} cells of validation and test rows hold one of {categories} categories "
             "that no training row has; they count as unknown"

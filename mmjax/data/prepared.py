@@ -78,14 +78,17 @@ def split_sizes(prepared: Prepared) -> dict[str, int]:
     return {part: len(getattr(prepared.split, part)) for part in PARTS}
 
 
-def rows_to_learn(split: Split) -> tuple[int, int]:
+def rows_to_learn(split: Split, weight: np.ndarray | None = None) -> tuple[int, int]:
     """Return how many rows a model is trained on, and how many are there to choose by; with folds, those of all folds.
 
-    Of folds of unequal size the one that leaves the fewest rows counts.
+    Of folds of unequal size the one that leaves the fewest rows counts. Rows to choose by are those above 0 of
+    `weight f32[N]`, of all rows: others say nothing, neither of the best epoch nor of a temperature.
     """
+    chosen_by = split.validation if split.folds is None else split.train
+    count = len(chosen_by) if weight is None else int(np.count_nonzero(weight[chosen_by]))
     if split.folds is None:
-        return len(split.train), len(split.validation)
-    return len(split.train) - int(np.bincount(split.folds).max()), len(split.train)
+        return len(split.train), count
+    return len(split.train) - int(np.bincount(split.folds).max()), count
 
 
 def class_counts(prepared: Prepared) -> dict[str, dict[str, int]]:

@@ -10,6 +10,9 @@ LARGEST = 100.0
 """Temperatures lie within `[1 / LARGEST, LARGEST]`."""
 MOST_ROWS = 10_000
 """Rows that more than a temperature is fitted to, drawn at random of more."""
+LEAST_SURE = 0.5
+"""The lowest temperature that makes a mean as sure as its parts."""
+_HALVINGS = 20
 _STEPS, _EM_STEPS, _NEAR = 60, 50, 1e-5
 _FLAT = 1e-9
 """Of a curve beside its slope: no Newton step is taken from there."""
@@ -102,6 +105,32 @@ def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     z = log_of(probabilities) / temperature
     e = np.exp(z - z.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)
+
+
+def as_sure(mean: np.ndarray, each: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Return the temperature, `LEAST_SURE` to 1, at which `mean f64[N, K]` is as sure as what it is the mean of is.
+
+    `each f64[M, N, K]` are the probabilities of M models. Their mean is never surer than they are, and a mean of models
+    that are as sure as they should be is too unsure (Rahaman & Thiery 2021, arXiv 2007.08792, section 3; Wu & Gales
+    2021, arXiv 2101.05397). How sure is the mean of the largest probabilities, for which no label is needed.
+    `weight f64[N]` counts rows.
+
+    >>> both = np.array([[[0.9, 0.1]], [[0.7, 0.3]]])
+    >>> round(as_sure(both.mean(axis=0), both), 6)  # the largest are 0.8 in the mean, both ways
+    1.0
+    """
+    weight = np.ones(len(mean)) if weight is None else np.asarray(weight, np.float64)
+    if not weight.sum() > 0 or not np.isfinite(mean).all():
+        return 1.0
+    wanted = np.average(np.asarray(each, np.float64).max(axis=-1).mean(axis=0), weights=weight)
+    low, high = LEAST_SURE, 1.0
+    if np.average(np.asarray(mean, np.float64).max(axis=-1), weights=weight) >= wanted - _NEAR:
+        return high
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        surer = np.average(tempered(mean, middle).max(axis=-1), weights=weight) > wanted
+        low, high = (middle, high) if surer else (low, middle)
+    return 0.5 * (low + high)
 
 
 def log_of(probabilities: np.ndarray) -> np.ndarray:

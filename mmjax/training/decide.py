@@ -17,7 +17,14 @@ from mmjax.data.pipeline import pad_rows, padded_slices
 from mmjax.errors import TrainingError
 from mmjax.schema import Batch, Schema, Target
 from mmjax.training.calibration import best_doubt, doubted, tempered
-from mmjax.training.conformal import half_widths, least_label_probability, least_probability, rows_needed, widening
+from mmjax.training.conformal import (
+    half_widths,
+    least_label_probability,
+    least_probability,
+    rows_needed,
+    rows_worth,
+    widening,
+)
 from mmjax.training.matrix_scaling import choose_mixing
 from mmjax.training.outputs import Output, Prediction
 from mmjax.training.scoring import TABLE_ROWS, Scores
@@ -54,7 +61,7 @@ def decide(training: Training, schema: Schema, output: Output, state: Any, rows:
     if training.calibration in CALIBRATED and output.calibrate is not None and rows is not None:
         scores, batch = rows
         state = output.calibrate(state, scores.outputs, batch["label"], batch.get("weight"))
-        facts["calibration"] = {"temperature": float(state["temperature"]), "rows": len(batch["label"])}
+        facts["calibration"] = {"temperature": float(state["temperature"]), "rows": weighing(batch)}
     asks = isinstance(training.threshold, str) and training.threshold != "none"
     asks = asks or training.coverage is not None or training.calibration == "matrix"
     found = predicted(output, state, rows.scores.outputs) if asks and rows is not None else None
@@ -133,7 +140,7 @@ def _threshold(
         probabilities, truth = np.asarray(found.probabilities)[:, positive], rows.batch["label"] == positive
         asked_for: Any = asked
         value = best_threshold(probabilities, truth, asked_for, rows.batch.get("weight"))
-        fact |= {"metric": asked, "rows": len(truth)}
+        fact |= {"metric": asked, "rows": weighing(rows.batch)}
     else:
         value = asked
     return state | {"threshold": np.float32(value)}, fact | {"value": value}
@@ -157,7 +164,7 @@ def _label_thresholds(
             best_threshold(p, t, metric, rows.batch.get("weight")) if t.any() and not t.all() else 0.5
             for p, t in zip(probabilities.T, truth.T, strict=True)
         ]
-        fact |= {"metric": asked, "rows": len(truth)}
+        fact |= {"metric": asked, "rows": weighing(rows.batch)}
     else:
         values = [float(asked)] * len(target.labels)
     told = dict(zip(target.classes, values, strict=True))
@@ -166,13 +173,13 @@ def _label_thresholds(
 
 def _conformal(coverage: float, state: Any, found: Prediction, batch: Batch) -> tuple[Any, dict[str, Any]]:
     labels, weight = batch["label"], batch.get("weight")
-    fact: dict[str, Any] = {"coverage": coverage, "rows": len(labels)}
+    fact: dict[str, Any] = {"coverage": coverage, **_counted(labels, weight)}
     if found.probabilities is not None:
         several = labels.ndim == 2
         bound = least_label_probability if several else least_probability
         value = bound(np.asarray(found.probabilities), labels, coverage, weight)
         bounded, key = value > 0, "least_probability"
-        fact |= {"labels": True, "rows": int((labels > 0).any(axis=1).sum())} if several else {}
+        fact |= {"labels": True} if several else {}
     else:
         if found.intervals is None:
             value = half_widths(np.asarray(found.prediction), labels, coverage, weight)
@@ -187,12 +194,28 @@ def _conformal(coverage: float, state: Any, found: Prediction, batch: Batch) -> 
     return state | {key: value}, fact | {key: float(np.max(value))}
 
 
+def weighing(batch: Batch) -> int:
+    """Return how many rows weigh something."""
+    return int(np.count_nonzero(batch["weight"])) if "weight" in batch else len(batch["label"])
+
+
+def _counted(labels: np.ndarray, weight: np.ndarray | None) -> dict[str, Any]:
+    """Return the rows that bounds rest on, of several labels those that hold any, and their worth."""
+    weighted, weight = weight is not None, np.ones(len(labels)) if weight is None else np.asarray(weight, np.float64)
+    if labels.ndim == 2 and labels.dtype.kind == "i":
+        weight = weight * (labels > 0).any(axis=1)
+    rows = int(np.count_nonzero(weight))
+    return {"rows": rows} | ({"worth": rows_worth(weight, rows)} if weighted else {})
+
+
 def decision_problems(training: Training, schema: Schema, validation_labels: np.ndarray) -> list[str]:
     """Return what of the config cannot be with this target and these validation rows, a line each."""
     target = schema.target
     threshold = [] if target.labels else _threshold_problems(training.threshold, target.classes, validation_labels)
     counted = (validation_labels > 0).any(axis=1) if target.labels else validation_labels
-    coverage = _coverage_problems(training, int(counted.sum()) if target.labels else len(counted), target)
+    held = " that hold a label" if target.labels else ""
+    held += f"{' and have' if held else ' with'} a weight above 0" if schema.weight_column else ""
+    coverage = _coverage_problems(training, int(counted.sum()) if target.labels else len(counted), held)
     clamp = []
     if training.clamp is True and target.task != "regression":
         clamp = [f"training.clamp: expected a regression target, got a {target.task} target; remove it"]
@@ -213,12 +236,12 @@ def _threshold_problems(threshold: str | float, classes: tuple[str, ...], labels
     return []
 
 
-def _coverage_problems(training: Training, rows: int, target: Target) -> list[str]:
+def _coverage_problems(training: Training, rows: int, held: str) -> list[str]:
     if training.coverage is None or rows >= rows_needed(training.coverage):
         return []
     return [
         f"training.coverage: {training.coverage:g} expected at least {rows_needed(training.coverage)} validation rows"
-        f"{' that hold a label' if target.labels else ''}, got {rows}; lower it, or raise validation_split"
+        f"{held}, got {rows}; lower it, or raise validation_split"
     ]
 
 

@@ -14,11 +14,15 @@ from mmjax.data.pipeline import pad_rows, take
 from mmjax.data.prepare import Prepared
 from mmjax.parts import Parts, States
 from mmjax.schema import Batch
+from mmjax.training.calibration import as_sure
 from mmjax.training.losses import Loss
 from mmjax.training.members import Members, apart
 from mmjax.training.outputs import Prediction
 from mmjax.training.program import shaped
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, inputs_of, metrics_of, pass_rows, score, score_beside
+
+SURE_ROWS = 4096
+"""Training rows at most that tell how sure models are."""
 
 
 class Scorer(NamedTuple):
@@ -94,9 +98,14 @@ class Scorer(NamedTuple):
         """Return the Scores of a split, by all members, of inputs from which something is hidden."""
         return self._score(self.forward, states, self.rows_of(split), hide)
 
-    def metrics(self, states: States, rows: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        """Return `loss` and every metric of each model, on rows of its own; an empty dict where it has none."""
-        found = self._beside(states, rows)
+    def metrics(
+        self, states: States, rows: Sequence[np.ndarray], answer: Callable[[Scores], Scores] = lambda scores: scores
+    ) -> list[dict[str, float]]:
+        """Return `loss` and every metric of each model, on rows of its own; an empty dict where it has none.
+
+        `answer` makes other answers of the same outputs, as those of a threshold.
+        """
+        found = {index: answer(scores) for index, scores in self._beside(states, rows).items()}
         if not found:
             return [{} for _ in rows]
         answers = [self.answers(rows[index]) for index in found]
@@ -104,6 +113,27 @@ class Scorer(NamedTuple):
         exact = (metrics_of(self.prepared.schema, *pair) for pair in zip(found.values(), answers, strict=True))
         told = {index: {"loss": loss} | own for index, loss, own in zip(found, losses, exact, strict=True)}
         return [told.get(index, {}) for index in range(len(rows))]
+
+    def sureness(self, states: States) -> float:
+        """Return the temperature that makes the mean over all folds as sure as the models of one fold are (`as_sure`).
+
+        Of answers to training rows, `SURE_ROWS` at most, which all models but those of one fold have seen: no label is
+        looked at. The states are those that training began with, of temperature 1.
+        """
+        assert self.members is not None, "there are folds"
+        rows = self.prepared.split.train
+        if len(rows) > SURE_ROWS:
+            rows = np.sort(np.random.default_rng(0).permutation(rows)[:SURE_ROWS])
+        found, weight = self._score(self.forward, states, rows), self.answers(rows).get("weight")
+        outputs = np.split(found.outputs, self.members.folds, axis=1)
+        outputs = [own[:, 0] if own.shape[1] == 1 else own for own in outputs]
+        each = np.stack([np.asarray(self.answer(states.output, own).probabilities) for own in outputs])
+        mean = found.probabilities
+        assert mean is not None, "a number has no temperature"
+        if self.prepared.schema.target.labels:  # yes and no of each
+            mean, each = (np.stack([p, 1.0 - p], axis=-1) for p in (mean.reshape(-1), each.reshape(len(each), -1)))
+            weight = None if weight is None else np.repeat(weight, len(mean) // len(rows))
+        return as_sure(mean, each, weight)
 
     def each(self, states: States) -> list[States]:
         """Return the states of each member; a single model's are its own."""

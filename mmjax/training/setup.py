@@ -55,6 +55,8 @@ class Setup(NamedTuple):
     """For when training is done: its state is added to by `training.decide`. With folds, that of out-of-fold rows."""
     whole: Output
     """Of all members together."""
+    alone: Output
+    """Of one of them."""
     pretrained: str = ""
     """What was loaded where the config names pretrained weights."""
 
@@ -125,7 +127,7 @@ def set_up(config: Config, prepared: Prepared, parts: Parts, *, ahead: bool = Tr
     numbers = members.numbers if members else (0,)
     states = [init_state(own, begin(own["params"]), ema=ema, member=n) for own, n in zip(each, numbers, strict=True)]
     state = stacked(states) if members else states[0]
-    return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output, loaded)
+    return Setup(state, task, plan, fitted, scorer, parts.held_out, parts.output, parts.alone, loaded)
 
 
 def _started(task: Task, plan: Plan, scorer: Scorer, variables: dict[str, Any]) -> tuple[Task, Scorer]:
@@ -267,25 +269,26 @@ def make_plan(config: Config) -> Plan:
 
 def _refuse_useless(config: Config, prepared: Prepared) -> None:
     """Raise ConfigError or DataError where training would measure nothing or change nothing."""
-    training, (train_rows, validation_rows) = config.training, rows_to_learn(prepared.split)
+    training, weight = config.training, prepared.batch.get("weight")
+    train_rows, validation_rows = rows_to_learn(prepared.split, weight)
     where, _, metric = make_plan(config).monitor.partition("_")
-    known = metric_names(prepared.schema.target)
+    known, weighed = metric_names(prepared.schema.target), "" if weight is None else " with a weight above 0"
     problems = []
     if where and metric not in known:
         told = f"expected {where}_X with X one of {', '.join(known)} for this target, got {where}_{metric}"
         problems.append(f"training.early_stopping.monitor: {told}")
     if where == "val" and not validation_rows:
-        problems.append("training.early_stopping.monitor: expected train_X, as there are no validation rows")
+        problems.append(f"training.early_stopping.monitor: expected train_X, as there are no validation rows{weighed}")
     if training.calibration in CALIBRATED and not ("ece" in known and validation_rows):
         problems.append(
-            f"training.calibration: {training.calibration} expected a target of classes or labels and validation rows, "
-            f"got {prepared.schema.target.task} and {validation_rows} rows; remove it, or set it to none"
+            f"training.calibration: {training.calibration} expected a target of classes or labels and validation rows"
+            f"{weighed}, got {prepared.schema.target.task} and {validation_rows} rows; remove it, or set it to none"
         )
     elif training.calibration == "matrix" and not 0 < len(prepared.schema.target.classes) <= MOST_CLASSES:
         problems.append(_no_matrix(prepared.schema))
     validation = prepared.split.validation if prepared.split.folds is None else prepared.split.train
-    if "weight" in prepared.batch:
-        validation = validation[prepared.batch["weight"][validation] > 0]
+    if weight is not None:
+        validation = validation[weight[validation] > 0]
     problems += decision_problems(training, prepared.schema, prepared.batch["label"][validation])
     if (members := make_members(config, prepared.split)) and prepared.streamed:
         problems.append(
@@ -299,7 +302,7 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
         problems.append(f"training.accumulate_steps: {told}; no update would be made")
     if problems:
         raise ConfigError(problems)
-    if "weight" in prepared.batch and not prepared.batch["weight"][prepared.split.train].any():
+    if weight is not None and not weight[prepared.split.train].any():
         raise DataError("weight_column: expected a weight above 0 among the training rows, got only zeros")
 
 

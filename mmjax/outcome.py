@@ -34,6 +34,7 @@ from mmjax.parts import States
 from mmjax.recipe import Decision, usual_epochs
 from mmjax.training.decide import Facts, Rows, decide, fits_on_validation, predicted, start_predicting
 from mmjax.training.events import TrainResult
+from mmjax.training.label_outputs import MEAN_TEMPERATURE
 from mmjax.training.setup import Setup
 
 
@@ -41,9 +42,6 @@ class Fitted(NamedTuple):
     """States with what the config asks for fitted on the validation rows."""
 
     states: States
-    """Of the model."""
-    held: States
-    """For rows that some folds have not seen, by the models of which they are answered; else the same."""
     facts: Facts
     """What was fitted."""
 
@@ -51,20 +49,19 @@ class Fitted(NamedTuple):
 def fit_output(config: Config, setup: Setup, states: States) -> Fitted:
     """Return what is Fitted.
 
-    Out-of-fold rows are answered by the models of one fold, others by the mean over all, which is less sure. What suits
-    the one form suits the other when it is as sure, which is the one thing that no label is needed for.
+    Out-of-fold rows are answered by the models of one fold, others by the mean over all, which is less sure. What
+    suits the one form suits the other when it is as sure, which is the one thing that no label is needed for.
     """
     training, schema = config.training, setup.scorer.prepared.schema
     rows = Rows(*setup.scorer.scores(states, "validation")) if fits_on_validation(training) else None
     output, facts = decide(training, schema, setup.output, states.output, rows)
     if "conformal" in facts and schema.target.task == "regression" and config.audit.tails != "ignore":
         facts["conformal"] |= _signs(config, setup.scorer.prepared)
-    held = states._replace(output=output)
-    if "calibration" not in facts or not fold_count(config):
-        return Fitted(held, held, facts)
-    temperature = np.float32(output["temperature"] * setup.scorer.sureness(states))
-    facts["calibration"] |= {"temperature_of_all": float(temperature)}
-    return Fitted(states._replace(output=output | {"temperature": temperature}), held, facts)
+    if "calibration" in facts and fold_count(config):
+        output = output | {MEAN_TEMPERATURE: np.ones((), np.float32)}
+        output[MEAN_TEMPERATURE] = np.float32(setup.scorer.sureness(states._replace(output=output)))
+        facts["calibration"] |= {MEAN_TEMPERATURE: float(output[MEAN_TEMPERATURE])}
+    return Fitted(states._replace(output=output), facts)
 
 
 def _signs(config: Config, prepared: Prepared) -> dict[str, str]:
@@ -117,13 +114,12 @@ def evaluate_splits(config: Config, setup: Setup, fitted: Fitted) -> Evaluated:
     for name in PARTS:
         if len(rows := setup.scorer.rows_of(name)):
             told = OUT_OF_FOLD if name == "validation" and fold_count(config) else name
-            states = fitted.held if name == "validation" else fitted.states
-            scores, batch = setup.scorer.scores(states, name)
+            scores, batch = setup.scorer.scores(fitted.states, name)
             output = setup.output if name == "validation" else setup.whole
             plain_state = setup.fitted[1]
             before = predicted(output, plain_state, scores.outputs).probabilities if calibrated else None
             before = None if before is None else np.asarray(before)
-            evaluation = evaluate_scores(prepared.schema, scores, batch, state=states.output, before=before)
+            evaluation = evaluate_scores(prepared.schema, scores, batch, state=fitted.states.output, before=before)
             loss = {"loss": setup.scorer.loss(scores.outputs, batch)}
             evaluations[told] = evaluation._replace(metrics=loss | evaluation.metrics)
             if name != "train":

@@ -197,8 +197,8 @@ def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
                 _, answering, served = first_seed(config, answering, served)
                 config, setup, states = first_seed(config, setup, states)
                 result = result._replace(best_epoch=(*result.best_epochs, result.best_epoch)[0])
-            served, held, facts = fitted = fit_output(config, answering, served)
-            members = members_report(*together, held.output, result)
+            served, facts = fitted = fit_output(config, answering, served)
+            members = members_report(*together, served.output, result)
             evaluated = evaluate_splits(config, answering, fitted)
             evaluations, answers, leak, modalities, quantiles = evaluated
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}

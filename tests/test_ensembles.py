@@ -315,9 +315,10 @@ def test_a_bundle_of_folds_answers_as_one_model_with_uncertainty(table: Path, tm
     assert "3 models of 3 folds, each alone (test)" in text
     assert "each with the calibration of the model" in text
     fact, bundle = result.report["answers"]["calibration"], load_bundle(result.bundle).contents
-    assert 0.5 * fact["temperature"] < fact["temperature_of_all"] < fact["temperature"]
-    assert bundle.states["output"]["temperature"] == np.float32(fact["temperature_of_all"])
-    assert "for the mean of all folds (as sure as those of one)" in bundle.card
+    assert 0.5 < fact["mean_temperature"] < 1.0
+    assert bundle.states["output"]["mean_temperature"] == np.float32(fact["mean_temperature"])
+    assert bundle.states["output"]["temperature"] == np.float32(fact["temperature"])
+    assert "of their mean (as sure as one of them)" in bundle.card
     held = result.report["metrics"]["out_of_fold"]["log_loss"]  # at the temperature of one fold's models
     assert held == pytest.approx(fact["splits"]["out_of_fold"]["after"]["log_loss"])
     assert held <= fact["splits"]["out_of_fold"]["before"]["log_loss"]

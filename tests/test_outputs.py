@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.special import expit, softmax
+from scipy.special import expit, logit, softmax
 
 from mmjax.errors import ConfigError
 from mmjax.schema import Target
@@ -187,15 +187,15 @@ def test_what_calibrates_changes_the_mean_of_each_fold_before_folds_are_averaged
     logits = (generator.normal(size=(40, folds * of_fold, 3)) * 3).astype(np.float32)
     output = build_output(THREE, "cross_entropy", members=folds * of_fold, folds=folds)
     mixing, offsets = generator.normal(size=(3, 3)), generator.normal(size=3)
-    fitted = {"temperature": 1.7, "doubt": 0.2, "mixing": mixing, "offsets": offsets}
-    state = output.fit(np.zeros(4, np.int32)) | {name: np.float32(value) for name, value in fitted.items()}
+    fitted = {"temperature": 1.7, "doubt": 0.2, "mixing": mixing, "offsets": offsets, "mean_temperature": 0.8}
+    state = {name: np.float32(value) for name, value in fitted.items()}
     each = softmax(logits.astype(np.float64), axis=-1)
     of_each_fold = [
         mixed(doubted(tempered(each[:, 2 * k : 2 * k + 2].mean(axis=1), 1.7), 0.2), Mixing(mixing, offsets))
         for k in range(folds)
     ]
     told = output.apply(state, logits)
-    np.testing.assert_allclose(told.probabilities, np.mean(of_each_fold, axis=0), atol=1e-5)
+    np.testing.assert_allclose(told.probabilities, tempered(np.mean(of_each_fold, axis=0), 0.8), atol=1e-5)
     alone = build_output(THREE, "cross_entropy", members=of_fold)  # what out-of-fold rows are answered by
     one = alone.apply(state, logits[:, 2:4])
     np.testing.assert_allclose(one.probabilities, of_each_fold[1], atol=1e-5)
@@ -207,17 +207,17 @@ def test_a_bundle_from_before_folds_were_calibrated_apart_answers_as_it_did() ->
     old = {"temperature": np.float32(2.0)}
     wanted = mean_of_members(softmax_output(3), 4).apply(old, logits)
     np.testing.assert_array_equal(output.apply(old, logits).probabilities, wanted.probabilities)
-    assert not np.allclose(
-        output.apply(output.fit(np.zeros(4, np.int32)) | old, logits).probabilities, wanted.probabilities
-    )
+    now = output.apply(old | {"mean_temperature": np.float32(1.0)}, logits)
+    assert not np.allclose(now.probabilities, wanted.probabilities)
 
 
 def test_labels_of_folds_are_calibrated_apart_too() -> None:
     logits = np.random.default_rng(6).normal(size=(7, 6, 2)).astype(np.float32) * 3
     output = labels_output(2, members=6, folds=3)
-    state = output.fit(np.zeros((4, 2), np.int32)) | {"temperature": np.float32(1.5)}
+    state = {"temperature": np.float32(1.5), "mean_temperature": np.float32(0.8)}
     of_fold = expit(logits.astype(np.float64)).reshape(7, 3, 2, 2).mean(axis=2)
-    wanted = expit(np.log(of_fold / (1 - of_fold)) / 1.5).mean(axis=1)
+    mean = expit(logit(of_fold) / 1.5).mean(axis=1)
+    wanted = expit(logit(mean) / 0.8)
     np.testing.assert_allclose(output.apply(state, logits).probabilities, wanted, atol=1e-5)
 
 

@@ -90,8 +90,10 @@ def _calibration(fact: dict[str, Any], figures: dict[str, Any], where: str) -> s
         moved[0] += f" ({number(after['ece_by_chance'])} by chance were all exact)"
     kind = "calibration of reweighted classes" if fact.get("weighted") else "calibration"
     told = f"{kind}: temperature {fact['temperature']:.3g}{_matrix(fact)} fitted on {_rows(fact)}"
-    if "temperature_of_all" in fact:
-        told += f", {fact['temperature_of_all']:.3g} for the mean of all folds (as sure as those of one)"
+    if "mean_temperature" in fact:
+        told += (
+            f", each fold's model by itself, and {fact['mean_temperature']:.3g} of their mean (as sure as one of them)"
+        )
     return f"{told}; {where} {', '.join(moved)}"
 
 

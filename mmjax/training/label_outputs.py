@@ -19,35 +19,41 @@ def probabilities_of(state: Any, logits: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(logits.astype(jnp.float32) / state["temperature"])
 
 
-FOLD_WEIGHT = "fold_weight"
-"""f32[F] in the state of an Output of the members of F folds: what each counts. Bundles from before have none."""
+MEAN_TEMPERATURE = "mean_temperature"
+"""f32[] in the state of the Output of the members of several folds: the temperature of the mean over folds."""
 
 
-def fold_weights(state: Any, folds: int) -> jax.Array:
-    """Return f32[F]: what the members of each fold count together; of one fold, or of an older bundle, 1 for all."""
-    return state[FOLD_WEIGHT] if folds > 1 and FOLD_WEIGHT in state else jnp.ones(1, jnp.float32)
+def folds_apart(state: Any, folds: int) -> int:
+    """Return F, how many folds are calibrated each by itself; 1 where there are none, and of bundles from before."""
+    return folds if MEAN_TEMPERATURE in state else 1
 
 
-def mean_of_each_fold(each: jax.Array, weights: jax.Array) -> jax.Array:
+def mean_of_each_fold(each: jax.Array, folds: int) -> jax.Array:
     """Return f32[B, F, K], the means of each fold's members of `each f32[B, E, K]`, which lie beside each other."""
-    return each.reshape(len(each), len(weights), -1, each.shape[-1]).mean(axis=2)
+    return each.reshape(len(each), folds, -1, each.shape[-1]).mean(axis=2)
 
 
-def mean_probabilities(state: Any, logits: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+def mean_probabilities(state: Any, logits: jax.Array, folds: int) -> tuple[jax.Array, jax.Array]:
     """Return (probabilities f32[B, L], uncertainty f32[B]) of the logits f32[B, E, L] of E members.
 
-    The mean of the probabilities of each fold's members, its logit over the temperature, and of that the mean over
-    folds, weighted by `weights f32[F]`; as `uncertainty` the mean distance of a
-    member's probability from that mean, of the label where it is largest, 0 to 1.
+    The mean of the members' probabilities, its logit over the temperature: of each fold's members, where there are
+    folds, and then the mean of these, its logit over the temperature of that mean. As `uncertainty` the mean distance
+    of a member's probability from the mean of all, of the label where it is largest, 0 to 1.
     """
-    logits, tiny = logits.astype(jnp.float32), jnp.finfo(jnp.float32).tiny
-    each = jax.nn.sigmoid(logits)
-    apart = jnp.abs(each - each.mean(axis=1, keepdims=True)).mean(axis=1).max(axis=-1)
-    mean = mean_of_each_fold(each, weights)
+    logits, folds = logits.astype(jnp.float32), folds_apart(state, folds)
     # Of no too: 1 less a mean near 1 is 0 in f32, and the logit of a sure yes would be five times that of a sure no.
-    rest = mean_of_each_fold(jax.nn.sigmoid(-logits), weights)
-    logit = jnp.log(jnp.maximum(mean, tiny)) - jnp.log(jnp.maximum(rest, tiny))
-    return (weights[None, :, None] * jax.nn.sigmoid(logit / state["temperature"])).sum(axis=1), apart
+    yes, no = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+    apart = jnp.abs(yes - yes.mean(axis=1, keepdims=True)).mean(axis=1).max(axis=-1)
+    logit = _logit(*(mean_of_each_fold(each, folds) for each in (yes, no))) / state["temperature"]
+    if folds == 1:
+        return jax.nn.sigmoid(logit[:, 0]), apart
+    logit = _logit(*(jax.nn.sigmoid(each).mean(axis=1) for each in (logit, -logit)))
+    return jax.nn.sigmoid(logit / state[MEAN_TEMPERATURE]), apart
+
+
+def _logit(yes: jax.Array, no: jax.Array) -> jax.Array:
+    tiny = jnp.finfo(jnp.float32).tiny
+    return jnp.log(jnp.maximum(yes, tiny)) - jnp.log(jnp.maximum(no, tiny))
 
 
 def with_temperature(state: Any, outputs: np.ndarray, labels: np.ndarray, weight: np.ndarray | None) -> Any:

@@ -15,7 +15,7 @@ from mmjax.errors import ConfigError
 from mmjax.schema import Target
 from mmjax.training import label_outputs
 from mmjax.training.calibration import best_temperature, log_of
-from mmjax.training.label_outputs import FOLD_WEIGHT, fold_weights, mean_of_each_fold
+from mmjax.training.label_outputs import MEAN_TEMPERATURE, folds_apart, mean_of_each_fold
 
 CLASSIFICATION_LOSSES = ("cross_entropy", "focal", "bce")
 REGRESSION_LOSSES = ("mse", "mae", "huber", "pinball")
@@ -132,7 +132,7 @@ def _mixed(state: Any, probabilities: jax.Array) -> jax.Array:
         probabilities = (1.0 - state["doubt"]) * probabilities + state["doubt"] / probabilities.shape[-1]
     if "mixing" not in state:
         return probabilities
-    logs = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
+    logs = _log_of(probabilities)
     centred = logs - logs.mean(axis=-1, keepdims=True)
     mixed = jnp.matmul(centred, state["mixing"], precision="highest")
     return jax.nn.softmax(mixed + jnp.broadcast_to(state["offsets"], mixed.shape))
@@ -169,10 +169,6 @@ def _tempered(state: Any, outputs: jax.Array) -> jax.Array:
 
 def _temperature_of_1(labels: np.ndarray) -> dict[str, np.ndarray]:
     return {"temperature": np.ones((), np.float32)}
-
-
-def _even_folds(folds: int) -> dict[str, np.ndarray]:
-    return {FOLD_WEIGHT: np.full(folds, 1.0 / folds, np.float32)} if folds > 1 else {}
 
 
 def _with_temperature(state: Any, outputs: np.ndarray, labels: np.ndarray, weight: np.ndarray | None) -> Any:
@@ -212,7 +208,7 @@ def labels_output(labels: int, members: int = 1, folds: int = 1) -> Output:
     def apply(state: Any, outputs: jax.Array) -> Prediction:
         apart = None
         if members > 1:
-            probabilities, apart = label_outputs.mean_probabilities(state, outputs, fold_weights(state, folds))
+            probabilities, apart = label_outputs.mean_probabilities(state, outputs, folds)
         else:
             probabilities = label_outputs.probabilities_of(state, outputs)
         found = Prediction(label_outputs.called(state, probabilities), probabilities, apart)
@@ -222,10 +218,7 @@ def labels_output(labels: int, members: int = 1, folds: int = 1) -> Output:
             found = found._replace(abstained=label_outputs.unsure(probabilities, state["abstain_below"]))
         return found
 
-    def fit(labels: np.ndarray) -> dict[str, np.ndarray]:
-        return _temperature_of_1(labels) | _even_folds(folds)
-
-    return Output(labels, fit, _as_floats, apply, label_outputs.with_temperature)
+    return Output(labels, _temperature_of_1, _as_floats, apply, label_outputs.with_temperature)
 
 
 def standardized_output(size: int, *, clamp: bool = False) -> Output:
@@ -282,9 +275,8 @@ def mean_of_members(output: Output, members: int, folds: int = 1) -> Output:
     Classification: the mean of the members' probabilities, the most probable class of it, and as `uncertainty` the mean
     total variation distance between a member's probabilities and that mean, 0 to 1. What calibrates (temperature,
     `doubt`, `mixing`) changes that mean, its logarithm over the temperature; members stay at 1. With `folds` it
-    changes the mean of each fold's members, which is what answered the rows it was fitted on, and the answer is the
-    mean of these: the mean of all is less sharp than any of them, and would be flattened twice (Rahaman and Thiery
-    2021, "Uncertainty Quantification and Deep Ensembles"). Regression: the mean of the members' values, and as
+    changes the mean of each fold's members, which is what answered the rows it was fitted on; the mean of these,
+    its logarithm over `mean_temperature`, is the answer. Regression: the mean of the members' values, and as
     `uncertainty` their standard deviation (divided by E). `apply` raises ValueError for another number of members.
     """
 
@@ -305,10 +297,10 @@ def mean_of_members(output: Output, members: int, folds: int = 1) -> Output:
             )
             return Prediction(mean, None, apart, intervals=intervals, quantiles=quantiles)
         distance = 0.5 * jnp.abs(each.probabilities - each.probabilities.mean(axis=1, keepdims=True)).sum(axis=-1)
-        of_fold = mean_of_each_fold(each.probabilities, weights := fold_weights(state, folds))
-        logs = jnp.log(jnp.maximum(of_fold, jnp.finfo(jnp.float32).tiny))
-        calibrated = _mixed(state, jax.nn.softmax(_tempered(state, logs)))
-        probabilities = (weights[None, :, None] * calibrated).sum(axis=1)
+        of_fold = mean_of_each_fold(each.probabilities, fold_count := folds_apart(state, folds))
+        probabilities = _mixed(state, jax.nn.softmax(_tempered(state, _log_of(of_fold)))).mean(axis=1)
+        if fold_count > 1:
+            probabilities = jax.nn.softmax(_log_of(probabilities) / state[MEAN_TEMPERATURE])
         return Prediction(_first_largest(probabilities), probabilities, distance.mean(axis=1))
 
     def calibrate(state: Any, outputs: np.ndarray, labels: np.ndarray, weight: np.ndarray | None) -> Any:
@@ -317,10 +309,12 @@ def mean_of_members(output: Output, members: int, folds: int = 1) -> Output:
         logits = log_of(np.asarray(probabilities, np.float64).mean(axis=1))
         return state | {"temperature": np.float32(best_temperature(logits, labels, weight))}
 
-    def fit(labels: np.ndarray) -> Any:
-        return output.fit(labels) | (_even_folds(folds) if output.calibrate else {})
+    return output._replace(apply=apply, calibrate=calibrate if output.calibrate else None)
 
-    return output._replace(fit=fit, apply=apply, calibrate=calibrate if output.calibrate else None)
+
+def _log_of(probabilities: jax.Array) -> jax.Array:
+    """Return finite logarithms, also of 0."""
+    return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
 
 
 def _deviation(differences: jax.Array) -> jax.Array:

@@ -118,7 +118,7 @@ class Scorer(NamedTuple):
         """Return the temperature that makes the mean over all folds as sure as the models of one fold are (`as_sure`).
 
         Of answers to training rows, `SURE_ROWS` at most, which all models but those of one fold have seen: no label is
-        looked at. The states are those that training began with, of temperature 1.
+        looked at. The states hold what calibrates one fold's models, and 1 as `mean_temperature`.
         """
         assert self.members is not None, "there are folds"
         rows = self.prepared.split.train

@@ -662,7 +662,7 @@ class Training(Section, frozen=True, kw_only=True):
             "is done; it goes into the bundle. Classification and labels (one for all of them) only. `matrix`: also a "
             "doubt, the share of each answer that is spread evenly over the classes, and a matrix and an offset of "
             "each class, where these help, the matrix on rows held out from its fit; classes only, and the most "
-            "probable one may change. With folds: on out-of-fold rows, for each fold's models; the mean of these, which "
+            "probable one may change. With folds: on out-of-fold rows, for each fold's models; their mean, which "
             "is less sure, has a temperature that makes it as sure as they are on training rows."
         ),
     ] = UNSET

@@ -26,7 +26,7 @@ from harness import Figure, save_results
 from mmjax.backend import compiled, configure, fast_bfloat16
 from mmjax.models.convolution import chosen_forms
 from mmjax.models.convolution_forms import FORWARD_FORMS, INPUT_FORMS, WEIGHT_FORMS, Geometry
-from mmjax.models.layers import max_pool_3x3
+from mmjax.models.pools import max_pool_3x3
 
 ENOUGH_MS = 500.0
 NEAR = 1.1

@@ -26,7 +26,7 @@ from mmjax.models.convolution_forms import (
     by_lax_folded,
     sums_over_pixels,
 )
-from mmjax.models.layers import max_pool_3x3
+from mmjax.models.pools import max_pool_3x3
 from mmjax.numerics import find_wrong
 
 

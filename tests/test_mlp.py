@@ -12,8 +12,9 @@ from mmjax.config import Activation, Architecture
 from mmjax.config import Model as ModelConfig
 from mmjax.models.activations import activation_function
 from mmjax.models.build import build_model
-from mmjax.models.layers import Dropout, batch_norm
+from mmjax.models.layers import Dropout
 from mmjax.models.mlp import default_embedding_dim
+from mmjax.models.norms import batch_norm
 from mmjax.schema import Batch, Column, Schema, Target
 
 SCHEMA = Schema(

@@ -18,7 +18,7 @@ from mmjax.data.encode import encode
 from mmjax.models.architecture import ARCHITECTURE_DEFAULTS
 from mmjax.models.build import build_model, served_variables
 from mmjax.models.convolution import convolution
-from mmjax.models.layers import folded_norm
+from mmjax.models.norms import folded_norm
 from mmjax.parts import States, build_parts
 from mmjax.recipe import resolve
 from mmjax.schema import Column, Columns, ImageSpec, Schema, Target

@@ -20,7 +20,7 @@ from mmjax.config import Architecture, ModelName
 from mmjax.config import Model as ModelConfig
 from mmjax.errors import DataError
 from mmjax.models.build import build_model
-from mmjax.models.layers import average_pool_2x2
+from mmjax.models.pools import average_pool_2x2
 from mmjax.models.pretrained import PREPROCESSING, preprocessing_of, source_shapes, with_state_dict
 from mmjax.models.state_dict import load_state_dict
 from mmjax.schema import Schema, Target

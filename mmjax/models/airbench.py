@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mmjax.models.convolution import convolution
-from mmjax.models.layers import BatchNorm, Convolution, Dropout
+from mmjax.models.layers import Convolution, Dropout
+from mmjax.models.norms import BatchNorm
 
 WHITENED_PX = 2
 """Side of the patches that the first layer whitens."""

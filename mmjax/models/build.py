@@ -19,8 +19,9 @@ from mmjax.models.architecture import resolve_architecture, resolved_name
 from mmjax.models.base import Model, Variables
 from mmjax.models.efficientnet import EfficientNet, norm_epsilon
 from mmjax.models.fusion import Join, images_trunk, make_fusion, with_images_trunk
-from mmjax.models.layers import BatchNorm, Inputs, folded_norm, model_from_linen, row_mask
+from mmjax.models.layers import Inputs, model_from_linen, row_mask
 from mmjax.models.mlp import MLP, make_mlp
+from mmjax.models.norms import BatchNorm, folded_norm
 from mmjax.models.realmlp import RealMLP, make_realmlp
 from mmjax.models.resnet import ResNet
 from mmjax.models.tabm import TabM, make_tabm

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mmjax.models.layers import BatchNorm, Convolution, Dropout, global_average_pool, he_normal
+from mmjax.models.layers import Convolution, Dropout, he_normal
+from mmjax.models.norms import BatchNorm
+from mmjax.models.pools import global_average_pool
 from mmjax.models.resnet import SMALL_IMAGE_PX
 from mmjax.network_facts import B0_STAGES, SizeRow, StageRow
 

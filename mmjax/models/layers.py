@@ -1,8 +1,7 @@
-"""What every network is built from: convolution, norm, dropout, pools, and the step from a Linen module to a Model."""
+"""What networks are built from: initial values, convolution, dropout, and the step from a Linen module to a Model."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from flax import linen as nn
 from mmjax.errors import DataError
 from mmjax.models.base import Model, Variables
 from mmjax.models.convolution import convolution
-from mmjax.models.convolution_forms import Padding, sums_over_pixels
+from mmjax.models.convolution_forms import Padding
 from mmjax.schema import Batch
 
 
@@ -207,109 +206,6 @@ class Convolution(nn.Module):
         return (short[0] // 2, short[0] - short[0] // 2), (short[1] // 2, short[1] - short[1] // 2)
 
 
-class BatchNorm(nn.Module):
-    """`[B, ..., C]` normalised per channel over the rows of the batch in training, by running statistics otherwise.
-
-    Statistics are f32 whatever the dtype of `x`; both moments come from one pass. Rows outside `mask bool[B]` do not
-    count. `running = 0.9 running + 0.1 batch`, epsilon 1e-5, torchvision's (Ioffe & Szegedy 2015, arXiv 1502.03167).
-    """
-
-    zero_scale: bool = False
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-    folded: bool = False
-    """Whether all but the shift is in the kernel of the convolution before it (`folded_norm`); not in training."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
-        """Return `x` normalised, scaled and shifted, in its own dtype."""
-        channels = x.shape[-1]
-        if self.folded:
-            assert not train, "a folded norm has no statistics"
-            bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (channels,), jnp.float32))
-            return x + _last_axis(bias.astype(x.dtype), x)
-        scale_init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
-        scale = self.param("scale", scale_init, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        if train:
-            y, mean, var = batch_norm(x, scale, bias, mask, self.epsilon)
-            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-            running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
-            return y
-        factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-        return _scaled(x.astype(jnp.float32), running_mean.value, factor, bias).astype(x.dtype)
-
-
-def folded_norm(
-    kernel: np.ndarray, norm: Mapping[str, np.ndarray], stats: Mapping[str, np.ndarray], epsilon: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the kernel `[..., h, w, C, O]` and bias `f32[..., O]` of a convolution with the norm after it, as it
-    infers: `norm` are its scale and bias, `stats` its running mean and variance, all `f32[..., O]`."""
-    factor = norm["scale"] / np.sqrt(stats["var"] + np.float32(epsilon))
-    return kernel * factor[..., None, None, None, :], norm["bias"] - stats["mean"] * factor
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, mask: jax.Array | None, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return `x [B, ..., C]` normalised per channel, scaled and shifted, and the mean and (biased) variance `f32[C]`.
-
-    Statistics over the rows of `mask bool[B]`, in f32. No gradient passes through the two that are returned, and none
-    goes forward. The gradient is the closed one (Ioffe & Szegedy 2015, arXiv 1502.03167, section 3), so that both of
-    its sums, as both moments, take one pass over `x`.
-    """
-    return _batch_norm_forward(x, scale, bias, mask, epsilon)[0]
-
-
-def _batch_norm_forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, mask: jax.Array | None, epsilon: float
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[Any, ...]]:
-    wide, share = x.astype(jnp.float32), _pixel_share(x, mask)
-    counted = wide * share
-    mean, mean_of_squares = sums_over_pixels([counted, counted * wide])
-    var = jnp.maximum(mean_of_squares - mean * mean, 0.0)  # rounding can make it slightly negative
-    inverse = jax.lax.rsqrt(var + epsilon)
-    y = _scaled(wide, mean, scale * inverse, bias).astype(x.dtype)
-    return (y, mean, var), (x, mean, inverse, scale, mask)
-
-
-def _batch_norm_backward(
-    epsilon: float, saved: tuple[Any, ...], gradients: tuple[jax.Array, ...]
-) -> tuple[jax.Array | None, ...]:
-    del epsilon
-    x, mean, inverse, scale, mask = saved
-    gradient, below = gradients[0].astype(jnp.float32), x.astype(jnp.float32) - _last_axis(mean, x)
-    towards_bias, projection = sums_over_pixels([gradient, gradient * below])
-    towards_scale = projection * inverse
-    through_moments = _last_axis(towards_bias, x) + below * _last_axis(towards_scale * inverse, x)
-    towards_x = _last_axis(scale * inverse, x) * (gradient - _pixel_share(x, mask) * through_moments)
-    return towards_x.astype(x.dtype), towards_scale, towards_bias, None
-
-
-batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
-
-
-def _pixel_share(x: jax.Array, mask: jax.Array | None) -> jax.Array | float:
-    """The part of each pixel in a mean over the rows of `mask`: `f32[B, 1, ...]`, or a number without mask."""
-    pixels = x[0].size / x.shape[-1]
-    if mask is None:
-        return 1.0 / (x.shape[0] * pixels)
-    share = mask.astype(jnp.float32) / jnp.maximum(mask.sum() * pixels, 1.0)
-    return share.reshape(-1, *(1,) * (x.ndim - 1))
-
-
-def _scaled(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
-    return (x - _last_axis(mean, x)) * _last_axis(factor, x) + _last_axis(bias, x)
-
-
-def _last_axis(values: jax.Array, x: jax.Array) -> jax.Array:
-    """`values [C]` as `[1, ..., C]`, of as many axes as `x`."""
-    return values.reshape((1,) * (x.ndim - 1) + (-1,))
-
-
 class Dropout(nn.Module):
     """Each value (with `rows`: each row) is zeroed with probability `rate` in training, the rest times 1 / (1 - rate).
 
@@ -364,77 +260,3 @@ def _random_u16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     count = math.prod(shape)
     words = jax.random.bits(key, ((count + 1) // 2,), jnp.uint32)
     return jnp.concatenate([words & 0xFFFF, words >> 16])[:count].reshape(shape)
-
-
-def max_pool_3x3(x: jax.Array) -> jax.Array:
-    """Return the maximum over 3x3 windows, stride 2, one pixel of padding: `[B, H, W, C] -> [B, H/2, W/2, C]`, up.
-
-    Rows, then columns. What ties for a maximum shares its gradient.
-    """
-    return _maximum_of_3(_maximum_of_3(x, 1), 2)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _maximum_of_3(x: jax.Array, axis: int) -> jax.Array:
-    """Return the maximum of every window of three pixels along an axis, stride 2, one pixel of padding.
-
-    The gradient, in reverse mode only, is written as what each pixel gets from the one or two windows that it lies in,
-    so that no pixel is scattered: the pool takes a third of the time of XLA's own (`benchmarks/convolution.py`).
-    """
-    first, second, third = _windows_of_3(x, axis)
-    return jnp.maximum(jnp.maximum(first, second), third)
-
-
-def _maximum_of_3_forward(x: jax.Array, axis: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    maximum = _maximum_of_3(x, axis)
-    return maximum, (x, maximum)
-
-
-def _maximum_of_3_backward(axis: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
-    x, maximum = saved
-    first, second, third = ((pixel == maximum).astype(jnp.float32) for pixel in _windows_of_3(x, axis))
-    share = (gradient.astype(jnp.float32) / (first + second + third)).astype(x.dtype)
-
-    def from_window(next_one: int) -> jax.Array:
-        """What pixel i gets of window `i // 2`, or of the next one; there is none after the last."""
-        top, own = (_twice(each, axis, next_one, x.shape[axis]) for each in (maximum, share))
-        return jnp.where(x == top, own.astype(jnp.float32), 0.0)
-
-    odd = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) % 2 == 1
-    return ((from_window(0) + jnp.where(odd, from_window(1), 0.0)).astype(x.dtype),)
-
-
-def _windows_of_3(x: jax.Array, axis: int) -> list[jax.Array]:
-    """The first, second and third pixel of every window."""
-    windows = (x.shape[axis] + 1) // 2
-    pads = [(1, 2 * windows - x.shape[axis]) if each == axis else (0, 0) for each in range(x.ndim)]
-    x = jnp.pad(x, pads, constant_values=-jnp.inf)
-    return [jax.lax.slice_in_dim(x, pixel, pixel + 2 * windows - 1, 2, axis) for pixel in range(3)]
-
-
-def _twice(x: jax.Array, axis: int, start: int, size: int) -> jax.Array:
-    """Return every value from `start` on along an axis twice, `size` in all: zeros where they end before."""
-    pads = [(-start, start) if each == axis else (0, 0) for each in range(x.ndim)]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(*pad, 0) for pad in pads])
-    return jax.lax.slice_in_dim(jnp.repeat(x, 2, axis), 0, size, 1, axis)
-
-
-_maximum_of_3.defvjp(_maximum_of_3_forward, _maximum_of_3_backward)
-
-
-def average_pool_2x2(x: jax.Array) -> jax.Array:
-    """Return the mean over 2x2 pixels, stride 2, of fewer at an odd edge: `[B, H, W, C] -> [B, H/2, W/2, C]`, up.
-
-    Summed in f32.
-    """
-    batch, height, width, channels = x.shape
-    rows, columns = (height + 1) // 2, (width + 1) // 2
-    x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)))
-    sums = x.reshape(batch, rows, 2, columns, 2, channels).sum((2, 4))
-    counts = np.minimum(2, height - 2 * np.arange(rows))[:, None] * np.minimum(2, width - 2 * np.arange(columns))
-    return (sums / counts[None, :, :, None].astype(np.float32)).astype(x.dtype)
-
-
-def global_average_pool(x: jax.Array) -> jax.Array:
-    """Return the mean over the pixels, summed in f32: `[B, H, W, C] -> [B, C]`, dtype of `x`."""
-    return x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)

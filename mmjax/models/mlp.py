@@ -8,17 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mmjax.models.base import Model
-from mmjax.models.layers import (
-    BatchNorm,
-    Dense,
-    Dropout,
-    Part,
-    embedded,
-    first_rows,
-    model_from_linen,
-    normal_init,
-    table_inputs,
-)
+from mmjax.models.layers import Dense, Dropout, Part, embedded, first_rows, model_from_linen, normal_init, table_inputs
+from mmjax.models.norms import BatchNorm
 
 EMBEDDING_STD = 0.1
 MAX_EMBEDDING_DIM = 16

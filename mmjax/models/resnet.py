@@ -7,14 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mmjax.models.layers import (
-    BatchNorm,
-    Convolution,
-    Dropout,
-    average_pool_2x2,
-    global_average_pool,
-    max_pool_3x3,
-)
+from mmjax.models.layers import Convolution, Dropout
+from mmjax.models.norms import BatchNorm
+from mmjax.models.pools import average_pool_2x2, global_average_pool, max_pool_3x3
 from mmjax.network_facts import ResNetRow
 
 SMALL_IMAGE_PX = 96

@@ -15,15 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from mmjax.models.base import Model
-from mmjax.models.layers import (
-    Dropout,
-    Inputs,
-    embedded,
-    model_from_linen,
-    normal_init,
-    table_inputs,
-    uniform_init,
-)
+from mmjax.models.layers import Dropout, Inputs, embedded, model_from_linen, normal_init, table_inputs, uniform_init
 from mmjax.schema import Batch
 
 MEMBERS = 32

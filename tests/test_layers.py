@@ -33,7 +33,8 @@ LAYERS: dict[int, dict[str, str]] = {
             transforms/mix transforms/piecewise transforms/tabular transforms/trivial_augment""",
         "models": """models/activations models/airbench models/architecture models/base models/build models/convolution
             models/convolution_check models/convolution_forms models/efficientnet models/fusion models/layers
-            models/mlp models/norms models/pools models/pretrained models/realmlp models/resnet models/state_dict models/tabm""",
+            models/mlp models/norms models/pools models/pretrained models/realmlp models/resnet models/state_dict
+            models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/conformal
             training/event_types training/label_metrics training/label_outputs training/losses
             training/matrix_scaling training/metrics training/outputs training/state training/stopping

@@ -30,7 +30,7 @@ def folds_apart(state: Any, folds: int) -> int:
 
 def mean_of_each_fold(each: jax.Array, folds: int) -> jax.Array:
     """Return f32[B, F, K], the means of each fold's members of `each f32[B, E, K]`, which lie beside each other."""
-    return each.reshape(len(each), folds, -1, each.shape[-1]).mean(axis=2)
+    return each.reshape(len(each), folds, each.shape[1] // folds, each.shape[-1]).mean(axis=2)
 
 
 def mean_probabilities(state: Any, logits: jax.Array, folds: int) -> tuple[jax.Array, jax.Array]:

@@ -96,7 +96,9 @@ def evaluate_model(
         except DataError:
             refuse_asked(AskedImages(Path(data), source.names, source.columns[source.image_column], source.lines))
             raise
-    return evaluate_scores(predictor.schema, scores, batch, state=predictor.states.output)
+    return evaluate_scores(
+        predictor.schema, scores, batch, state=predictor.states.output, levels=predictor.quantile_levels
+    )
 
 
 def read_labelled_table(schema: Schema, path: Path, delimiter: str) -> Table:

@@ -119,7 +119,12 @@ def evaluate_splits(config: Config, setup: Setup, fitted: Fitted) -> Evaluated:
             plain_state = setup.fitted[1]
             before = predicted(output, plain_state, scores.outputs).probabilities if calibrated else None
             before = None if before is None else np.asarray(before)
-            evaluation = evaluate_scores(prepared.schema, scores, batch, state=fitted.states.output, before=before)
+            evaluation = evaluate_scores(
+                *(prepared.schema, scores, batch),
+                state=fitted.states.output,
+                before=before,
+                levels=config.training.quantiles,
+            )
             loss = {"loss": setup.scorer.loss(scores.outputs, batch)}
             evaluations[told] = evaluation._replace(metrics=loss | evaluation.metrics)
             if name != "train":

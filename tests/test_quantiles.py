@@ -159,6 +159,29 @@ def all_quantiles_come_out(made: FitResult, home: Path) -> None:
     assert heard.quantile_levels == LEVELS
 
 
+def quantiles_are_told(made: FitResult, x: np.ndarray, y: np.ndarray, told: list[str]) -> None:
+    """How true each is, on each split and by `evaluate`: shares at or below it, scikit-learn's loss."""
+    splits = made.report["answers"]["conformal"]["splits"]
+    test = np.array(json.loads((made.run_dir / "split.json").read_bytes())["test"])
+    values = load_predictor(made.bundle).predict({"x": x[test].round(4)}).quantiles
+    assert values is not None
+    each = splits["test"]["quantiles"]
+    assert [one["level"] for one in each] == list(LEVELS)
+    below, truth = [(y[test].round(4) <= values[:, i]).mean() for i in range(5)], y[test].round(4)
+    losses = [mean_pinball_loss(truth, values[:, i], alpha=q) for i, q in enumerate(LEVELS)]
+    np.testing.assert_allclose([one["below"] for one in each], below, atol=1.1 / len(test))
+    np.testing.assert_allclose([one["pinball"] for one in each], losses, rtol=1e-4)
+    line = f"quantiles: on test the rows at or below each are q0.05 {each[0]['below']:.1%}, q0.25 "
+    assert sum(line in one for one in told) == 1
+    assert line in model_card(made.report)
+    table = Path(made.predictor.config.data.tabular.path)
+    whole = mmjax.evaluate_model(made.predictor, table).trust["conformal"]["quantiles"]
+    sizes = {"train": 600, "validation": 300, "test": 300}
+    for i, one in enumerate(whole):
+        parts = sum(sizes[split] * splits[split]["quantiles"][i]["below"] for split in sizes) / 1200
+        assert one["below"] == pytest.approx(parts, abs=2.1 / 1200)
+
+
 def test_a_run_learns_where_the_spread_is(tmp_path: Path):
     rng = np.random.default_rng(3)
     x = rng.uniform(0, 1, 1200)
@@ -169,6 +192,7 @@ def test_a_run_learns_where_the_spread_is(tmp_path: Path):
     with roughly():
         result = fit(config, runs_dir=tmp_path / "runs", registry=tmp_path / "registry", tell=told.append)
     assert result.report["answers"]["conformal"]["splits"]["test"]["coverage"] == pytest.approx(0.9, abs=0.05)
+    quantiles_are_told(result, x, y, told)
     answers = load_predictor(result.bundle).predict({"x": [0.05, 0.95]})
     widths = np.diff(answers.intervals, axis=1)[:, 0]
     assert widths[1] > 2.5 * widths[0]
@@ -178,6 +202,7 @@ def test_a_run_learns_where_the_spread_is(tmp_path: Path):
     with roughly():
         plain = fit(quick, runs_dir=tmp_path / "runs", registry=None, tell=told.append)
     assert any("were the quantiles 0.05 and 0.95 exact" in line for line in told)
+    assert "expected" not in plain.report["answers"]["conformal"]["splits"]["test"]  # exact or not is no chance
     test = np.array(json.loads((plain.run_dir / "split.json").read_bytes())["test"])
     found = load_predictor(plain.bundle).predict({"x": x[test].round(4)})
     values = np.column_stack([found.intervals[:, 0], found.prediction, found.intervals[:, 1]])

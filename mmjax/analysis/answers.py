@@ -29,6 +29,8 @@ def answer_lines(report: Report) -> list[str]:
         fact = {"held": held, "weighted": weighted} | fact
         if figures is not None and (line := words(fact, figures, f"on {split}")):
             lines.append(line)
+        if kind == "conformal" and figures is not None and figures.get("quantiles"):
+            lines.append(_quantiles(figures["quantiles"], f"on {split}"))
     return [*lines, *filter(None, (sign_line(report), reweighted_line(report), focal_line(report)))]
 
 
@@ -167,6 +169,15 @@ def sign_line(report: Report) -> str:
         f"intervals: on {split} {share:.1%} reach {beyond} 0, where no training target is; nothing was cut: "
         f"{fact['advice']}"
     )
+
+
+def _quantiles(figures: list[dict[str, Any]], where: str) -> str:
+    """Return how many rows are at or below each quantile; of exact ones it would be their level."""
+    shares = ["-" if one["below"] is None else f"{one['below']:.1%}" for one in figures]
+    each = [f"q{one['level']:g} {share}" for one, share in zip(figures, shares, strict=True)]
+    losses = [one["pinball"] for one in figures]
+    mean = None if None in losses else sum(losses) / len(losses)
+    return f"quantiles: {where} the rows at or below each are {', '.join(each)}; mean pinball loss {number(mean)}"
 
 
 def _label_sets(fact: dict[str, Any], figures: dict[str, Any], where: str) -> str:

@@ -1,5 +1,6 @@
 """Every metric of a model on labelled rows: the numbers of reports, of `mmjax evaluate` and of notebooks."""
 
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -52,13 +53,20 @@ def leak_of(prepared: Prepared, scores: Scores, batch: Batch) -> Leak:
 
 
 def evaluate_scores(
-    schema: Schema, scores: Scores, batch: Batch, *, state: Any = MappingProxyType({}), before: np.ndarray | None = None
+    schema: Schema,
+    scores: Scores,
+    batch: Batch,
+    *,
+    state: Any = MappingProxyType({}),
+    before: np.ndarray | None = None,
+    levels: Sequence[float] = (),
 ) -> Evaluation:
     """Return the Evaluation of Scores against the labels (and weights) of `batch`.
 
-    `state` is that of the Output; `before` are probabilities f32[N, K] without the temperature, to compare with.
+    `state` is that of the Output; `before` are probabilities f32[N, K] without the temperature, to compare with;
+    `levels` are those of the quantiles, where the Scores have them.
     """
-    trust = trust_figures(schema, scores, batch, state=state, before=before)
+    trust = trust_figures(schema, scores, batch, state=state, before=before, levels=levels)
     metrics = metrics_of(schema, scores, batch)
     rows = len(batch["label"])
     if scores.probabilities is None:

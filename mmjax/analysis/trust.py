@@ -3,7 +3,7 @@
 JSON-able figures of one split each, keyed as `training.decide.Facts` is; `analysis.answers` puts them into words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,29 @@ from mmjax.training.scoring import Scores
 Figures = dict[str, dict[str, Any]]
 
 
-def trust_figures(schema: Schema, scores: Scores, batch: Batch, *, state: Any, before: np.ndarray | None) -> Figures:
+def trust_figures(
+    schema: Schema,
+    scores: Scores,
+    batch: Batch,
+    *,
+    state: Any,
+    before: np.ndarray | None,
+    levels: Sequence[float] = (),
+) -> Figures:
     """Return the Figures of Scores against the truth.
 
-    `state` is that of the Output; `before` are the probabilities f32[N, K] without a temperature, where there is one.
+    `state` is that of the Output; `before` are the probabilities f32[N, K] without a temperature, where there is one;
+    `levels` are those of the quantiles, where the Scores have them.
     """
     weight = np.asarray(batch.get("weight", np.ones(len(batch["label"]))), np.float64)
     if scores.probabilities is None:
         if scores.intervals is None:
             return {}
-        return {
-            "conformal": _interval_figures(scores.intervals, np.asarray(batch["label"]), weight, schema.target.offset)
-        }
+        truth = np.asarray(batch["label"])
+        found = _interval_figures(scores.intervals, truth, weight, schema.target.offset)
+        if scores.quantiles is not None and levels:
+            found["quantiles"] = quantile_figures(scores.quantiles, truth, weight, levels)
+        return {"conformal": found}
     labels = np.asarray(batch["label"], np.int64)
     sides = {"before": before, "after": scores.probabilities}
     several = bool(schema.target.labels)
@@ -154,6 +165,25 @@ def _interval_figures(intervals: np.ndarray, labels: np.ndarray, weight: np.ndar
     }
 
 
+def quantile_figures(
+    quantiles: np.ndarray, labels: np.ndarray, weight: np.ndarray, levels: Sequence[float]
+) -> list[dict[str, float]]:
+    """Return of each level of quantiles `f32[N, Q]` how true it is to labels `f32[N, 1]`.
+
+    `below` is the share of rows at or below the quantile, which is `level` of one that is exact; `pinball` its loss
+    (as `losses.pinball` is of one level), in the unit of the target.
+    """
+    apart = labels.astype(np.float64) - quantiles.astype(np.float64)
+    return [
+        {
+            "level": float(level),
+            "below": _mean(apart[:, i] <= 0, weight),
+            "pinball": _mean(np.maximum(level * apart[:, i], (level - 1.0) * apart[:, i]), weight),
+        }
+        for i, level in enumerate(levels)
+    ]
+
+
 def _abstention_figures(abstained: np.ndarray, right: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
     return {
         "share": _mean(abstained, weight),
@@ -171,14 +201,15 @@ FITTED_TO = ("train", "validation", "out_of_fold")
 
 
 def _with_range(fact: Mapping[str, Any], split: str, figures: Figures) -> Figures:
-    """Return the Figures with the range that coverage is expected in, where chance decides it."""
+    """Return the Figures with the range that coverage is expected in, where chance decides it.
+
+    Of quantiles as learnt there is none: how exact they are is no matter of chance.
+    """
     found = figures.get("conformal")
-    low, high = fact.get("quantiles") or (0.0, 0.0)
-    asked = fact.get("coverage", high - low)
-    if found is None or split in FITTED_TO or not found.get("rows") or not asked:
+    if found is None or split in FITTED_TO or not found.get("rows") or "coverage" not in fact:
         return figures
-    fitted = fact.get("worth", fact["rows"]) if "coverage" in fact else None
-    return figures | {"conformal": found | {"expected": list(coverage_range(asked, fitted, found["rows"]))}}
+    expected = coverage_range(fact["coverage"], fact.get("worth", fact["rows"]), found["rows"])
+    return figures | {"conformal": found | {"expected": list(expected)}}
 
 
 def with_facts(

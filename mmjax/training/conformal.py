@@ -25,8 +25,6 @@ import math
 
 import numpy as np
 
-_MANY = 1e12
-"""Fitted rows that leave no doubt about the coverage."""
 ROUNDING = 1e-5
 """Share by which the bounds give way, as f32 is added in another order in a batch of another size."""
 
@@ -56,12 +54,12 @@ def conformal_quantile(
     return math.inf if math.isnan(found) else found
 
 
-def coverage_range(coverage: float, fitted: float | None, tested: float) -> tuple[float, float]:
+def coverage_range(coverage: float, fitted: float, tested: float) -> tuple[float, float]:
     """Return between which shares the coverage seen in `tested` new rows lies in 95 % of cases, chance alone at work.
 
     Given `fitted` rows that bounds were made from, the true coverage is Beta(l, n + 1 - l) with l the place of the
     quantile (Vovk 2012, arXiv 1209.2673, proposition 2a), so the number of covered rows is beta-binomial (Angelopoulos
-    & Bates 2021, arXiv 2107.07511, appendix C). Without `fitted` the true coverage is `coverage`: binomial. Exact for
+    & Bates 2021, arXiv 2107.07511, appendix C). Exact for
     rows that weigh alike and scores without ties, which only cover more, as does a mean of models where the bounds are
     of answers of one; of several labels a row it is a bit too wide,
     as shares of labels vary less than rows that are covered or not.
@@ -69,9 +67,9 @@ def coverage_range(coverage: float, fitted: float | None, tested: float) -> tupl
     >>> coverage_range(0.9, 1000, 10), coverage_range(0.9, 1000, 10_000)
     ((0.7, 1.0), (0.8798, 0.9188))
     """
-    n, m = math.inf if fitted is None else max(round(fitted), 1), max(round(tested), 1)
-    place = min(math.ceil((n + 1) * coverage - 1e-9), n) if fitted is not None else coverage * _MANY
-    rest = (n + 1 if fitted is not None else _MANY) - place
+    n, m = max(round(fitted), 1), max(round(tested), 1)
+    place = min(math.ceil((n + 1) * coverage - 1e-9), n)
+    rest = n + 1 - place
     k = np.arange(m)
     steps = np.log((m - k) / (k + 1.0)) + np.log((k + place) / (m - k - 1.0 + rest))
     logs = np.concatenate([[0.0], np.cumsum(steps)])

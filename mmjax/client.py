@@ -26,7 +26,7 @@ from mmjax.client_bodies import (
     table_requests,
 )
 from mmjax.client_http import Reply, ServerError, ask, close, make_server, send
-from mmjax.frames import Frame, frame_columns, is_frame
+from mmjax.frames import Frame, answers_in_a_line, frame_columns, is_frame
 
 __all__ = ["Answers", "Client", "Model", "ServerError"]
 
@@ -79,6 +79,8 @@ class Answers(NamedTuple):
     """f64[N, Q] in the order of `quantile_levels`, never descending in a row; None but for the loss `pinball`."""
     quantile_levels: tuple[float, ...] = ()
     """`training.quantiles`, ascending: the target is below `quantiles[:, i]` in about that share of cases."""
+
+    __repr__ = answers_in_a_line
 
 
 class Client:

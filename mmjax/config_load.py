@@ -35,6 +35,11 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     scalars replace, null takes an inherited key away. `name` defaults to the file's stem. ConfigError lists
     everything that is wrong, each with its file and line.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(
+            f"load_config: expected the path of a YAML file, got {type(path).__name__}; of a dict "
+            "`mmjax.config_load.config_from_dict(content, 'notebook')` makes a Config"
+        )
     return load_config_with_origins(path, overrides).config
 
 
@@ -67,6 +72,18 @@ def _placed(problem: str, origins: Mapping[str, str]) -> str:
     origin = origins.get(problem.partition(":")[0], "default")
     where = {"default": "", "--set": "--set "}.get(origin, f"{origin}: ")
     return where + problem
+
+
+def expect_config(config: object, *, by: str) -> None:
+    """Raise ConfigError where what the function called `by` was given is no Config."""
+    if isinstance(config, Config):
+        return
+    got, todo = type(config).__name__, f"{by}(mmjax.load_config('config.yaml'))"
+    if isinstance(config, str | os.PathLike):
+        got, todo = f"the path {os.fspath(config)!r}", f"{by}(mmjax.load_config({os.fspath(config)!r}))"
+    elif isinstance(config, Mapping):
+        todo = f"{by}(mmjax.config_load.config_from_dict(content, 'notebook'))"
+    raise ConfigError(f"{by}: expected a Config, got {got}; call {todo}")
 
 
 def expect_files(config: Config) -> None:

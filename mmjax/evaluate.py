@@ -43,6 +43,7 @@ from mmjax.data.images import SHOWN, ImageSource, read_images, take
 from mmjax.data.table import Table, read_table
 from mmjax.data.validate import broken_notes, broken_rules, refuse_cells
 from mmjax.errors import ConfigError, DataError, did_you_mean
+from mmjax.frames import is_frame
 from mmjax.schema import Schema
 
 GIVEN = "this data"
@@ -65,6 +66,10 @@ def evaluate_model(
     that counts missing cells, and one for each rule (bounds, pattern, enum) of the model's schema file that cells
     break. Raises DataError for rows that cannot be encoded, and for labels that are none of its classes.
     """
+    if not isinstance(data, str | Path):
+        todo = "; write it first: frame.to_csv('rows.csv', index=False)" if is_frame(data) else "; give its path"
+        got = type(data).__name__
+        raise DataError(f"data: expected the path of a CSV, or of a folder of images, got {got}{todo}")
     predictor = model if isinstance(model, Predictor) else load_model(model, registry=registry)
     config = predictor.config.data
     if images is not None:

@@ -1,4 +1,4 @@
-"""Columns as a caller has them: cells in order, or a pandas DataFrame, without importing pandas."""
+"""Columns as a caller has them: cells in order, or a pandas DataFrame, without importing pandas; answers in a line."""
 
 import sys
 from collections.abc import Iterable, Mapping, Set
@@ -26,6 +26,8 @@ class Frame(Protocol):
         ...
 
 
+MOST_CLASSES = 5
+"""So many are told in a line."""
 ONE_ROW = "; to ask for one row, put the row in a list: [row]"
 
 
@@ -60,6 +62,18 @@ def frame_columns(frame: Frame) -> dict[str, np.ndarray]:
     if problems:
         raise DataError(problems)
     return {name: _cells(series) for name, series in frame.items()}
+
+
+def answers_in_a_line(answers: Any) -> str:
+    """Return what there is in a NamedTuple of answers (`prediction`, `classes` ...): arrays would fill a notebook."""
+    classes, fields = answers.classes, answers._asdict()
+    listed = ", ".join(map(repr, classes[:MOST_CLASSES])) + (", ..." if len(classes) > MOST_CLASSES else "")
+    told = [f"{len(answers.prediction):,} row(s)"]
+    told += [f"of {fields['model']}, version {fields['version']}"] if "model" in fields else []
+    told += [f"{'labels' if answers.prediction.ndim == 2 else 'classes'} {listed}"] if classes else []
+    told += [f"{len(answers.warnings)} warning(s)"] if answers.warnings else []
+    there = [name for name, value in fields.items() if isinstance(value, np.ndarray)]
+    return f"{type(answers).__name__}({', '.join(told)}; {', '.join(there)})"
 
 
 def _cells(series: Any) -> np.ndarray:

@@ -35,7 +35,7 @@ from mmjax.budget import Ready, cut_before, cut_down, cuts, ends_at, measured_co
 from mmjax.cli import echo, json_option
 from mmjax.cli import run as run_door
 from mmjax.config import Config
-from mmjax.config_load import config_to_yaml, expect_files, load_config_with_origins, with_places
+from mmjax.config_load import config_to_yaml, expect_config, expect_files, load_config_with_origins, with_places
 from mmjax.data.audit import refuse
 from mmjax.data.audit_rows import counted
 from mmjax.data.findings import audit_lines, finding_json
@@ -121,6 +121,7 @@ def fit(
     with. `callbacks` see every event; `tell` gets each line that a user should read. `registry=None` registers nothing.
     Raises ConfigError, DataError, TrainingError or BundleError; the run's folder keeps what there was until then.
     """
+    expect_config(config, by="fit")
     options = _Options(None if registry is None else Path(registry), tuple(callbacks), tell)
     expect_files(config)
     configure(device=config.device, threads=config.threads, precision=config.precision)  # or no run

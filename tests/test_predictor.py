@@ -6,13 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 
+import mmjax
 from mmjax.artifact.bundle import load_bundle, save_bundle
 from mmjax.artifact.models import load_model, locate_model
 from mmjax.artifact.predictor import (
@@ -300,3 +303,32 @@ def test_a_predictor_tells_what_it_is_in_a_line(predictor: Predictor) -> None:
     assert len(told) < 200
     for part in (predictor.schema.target.column, "4 column(s)", "parameters"):
         assert part in told
+    answered = predictor.predict(as_columns(rows(3)))
+    told = repr(answered)
+    assert told.startswith(f"Predictions(3 row(s), classes {answered.classes[0]!r}")
+    assert "; prediction, probabilities" in told
+    assert len(told) < 200
+    assert repr(answered._replace(warnings=("w",))).count("1 warning(s)") == 1
+
+
+@pytest.mark.parametrize(
+    ("ask", "told"),
+    [
+        (
+            lambda: mmjax.fit("c.yaml"),
+            r"fit: expected a Config, got the path 'c.yaml'; call fit\(mmjax.load_config\('c.y",
+        ),
+        (
+            lambda: mmjax.fit({"name": "a"}),
+            r"fit: expected a Config, got dict; call fit\(mmjax.config_load.config_from",
+        ),
+        (lambda: mmjax.fit(None), r"fit: expected a Config, got NoneType; call fit\(mmjax.load_config\('config.yaml'"),
+        (lambda: mmjax.load_config({"name": "a"}), r"load_config: expected the path of a YAML file, got dict; of a d"),
+        (lambda: mmjax.load_model(3), r"model: expected the name of a registered model, or a bundle's folder, got int"),
+        (lambda: mmjax.evaluate_model("a", pd.DataFrame()), r"data: expected the path of a CSV.*frame.to_csv"),
+        (lambda: mmjax.evaluate_model("a", None), r"data: expected the path of a CSV.*got NoneType; give its path"),
+    ],
+)
+def test_python_doors_say_what_they_expect(ask: Callable[[], Any], told: str) -> None:
+    with pytest.raises(mmjax.MmjaxError, match=told):
+        ask()

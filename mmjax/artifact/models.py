@@ -28,6 +28,10 @@ def load_model(reference: str | Path, *, registry: str | Path = "registry") -> P
 
 def locate_model(reference: str | Path, *, registry: str | Path = "registry") -> Located:
     """Return where the model is that `load_model` loads for this reference; BundleError when there is none."""
+    if not isinstance(reference, str | Path):
+        hint = "; the model of a FitResult is its `predictor`" if hasattr(reference, "predictor") else ""
+        got = type(reference).__name__
+        raise BundleError(f"model: expected the name of a registered model, or a bundle's folder, got {got}{hint}")
     folder = Path(reference)
     if (folder / "manifest.json").is_file():
         return Located(folder, None)

@@ -18,7 +18,7 @@ from mmjax.data.encode import check_columns, columns_from_rows, encode
 from mmjax.data.pipeline import batch_rows, padded_slices
 from mmjax.data.unknown import Unknown, unknown_cells, unknown_warnings
 from mmjax.errors import BundleError, ConfigError, DataError, TrainingError
-from mmjax.frames import Frame, frame_columns, is_frame, sized_cells
+from mmjax.frames import Frame, answers_in_a_line, frame_columns, is_frame, sized_cells
 from mmjax.models.build import served_otherwise, served_variables
 from mmjax.parts import States, build_parts
 from mmjax.schema import Batch, Columns, Schema
@@ -60,6 +60,8 @@ class Predictions(NamedTuple):
     `training.coverage` moves the ends of `intervals` only, not these."""
     quantile_levels: tuple[float, ...] = ()
     """`training.quantiles`, ascending: the target is below `quantiles[:, i]` in about that share of cases."""
+
+    __repr__ = answers_in_a_line
 
 
 class Predictor(NamedTuple):

@@ -29,7 +29,7 @@ from mmjax.cli import echo, json_option, run
 from mmjax.config import ImageData
 from mmjax.data.asked_images import AskedImages, refuse_asked
 from mmjax.data.audit_rows import counted
-from mmjax.data.encode import check_columns
+from mmjax.data.encode import check_columns, known_columns
 from mmjax.data.image_paths import (
     IMAGES_HELP,
     count_gaps,
@@ -40,7 +40,7 @@ from mmjax.data.image_paths import (
     with_paths,
 )
 from mmjax.data.images import SHOWN, ImageSource, read_images, take
-from mmjax.data.table import Table, read_table
+from mmjax.data.table import Table, read_table, refuse_delimiter
 from mmjax.data.validate import broken_notes, broken_rules, refuse_cells
 from mmjax.errors import ConfigError, DataError, did_you_mean
 from mmjax.frames import is_frame
@@ -108,6 +108,7 @@ def evaluate_model(
 
 def read_labelled_table(schema: Schema, path: Path, delimiter: str) -> Table:
     """Return the rows of a CSV with answers; DataError for absent and unknown columns."""
+    refuse_delimiter(path, delimiter, known_columns(schema))
     table = read_table(str(path), delimiter=delimiter)
     check_columns(schema, tuple(table.columns), where=str(path))
     answers = (*schema.target.columns, schema.weight_column)
@@ -206,14 +207,14 @@ def command(model: str, data: str, split: str | None, images: str | None, regist
         echo(note)
     seen = split in ("train", "validation") or (trained_on(predictor, data) and split != "test")
     report = evaluation_report(bundle.contents.report, evaluation, new=not seen)
-    print_results(report, sys.stdout)
-    for line in answer_lines(report):
-        echo(line)
     if trained_on(predictor, data) and split != "test":
         echo(
             f"note: the model was trained from {data}; it has seen most of these rows. How it does on others: "
             f"`mmjax registry show {predictor.config.name}`"
         )
+    print_results(report, sys.stdout)
+    for line in answer_lines(report):
+        echo(line)
     part = split or "test"
     return {
         "model": predictor.config.name,

@@ -1,7 +1,5 @@
 """`python -m mmjax.init`: looks at a CSV or a folder of images and writes a config (and schema) that train at once."""
 
-import csv
-import gzip
 import os
 import re
 import shlex
@@ -27,7 +25,7 @@ from mmjax.data.infer import infer_schema
 from mmjax.data.prepare_images import answered_images, image_spec, image_target
 from mmjax.data.quarantine import answered_rows
 from mmjax.data.schema_file import schema_file_text
-from mmjax.data.table import DELIMITERS, Table, read_table
+from mmjax.data.table import Table, guess_delimiter, read_table
 from mmjax.errors import ConfigError, DataError
 from mmjax.schema import Schema, Target
 
@@ -222,21 +220,6 @@ def find_image_columns(table: Table) -> tuple[list[str], tuple[str, ...]]:
         else:
             notes.append(f"{found}: learning from the table instead; paths are relative to the CSV file")
     return images, tuple(notes)
-
-
-def guess_delimiter(path: Path) -> str:
-    """Return the character between the names of the header: a comma unless only another one parts them."""
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8-sig")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8-sig") as file
-        ):
-            header = file.readline(1 << 20)
-        widths = {mark: len(next(csv.reader([header], delimiter=mark), ())) for mark in DELIMITERS}
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error):
-        return ","  # reading the file as a table says what is wrong with it
-    return "," if widths[","] > 1 else max(DELIMITERS, key=lambda mark: widths[mark])
 
 
 def _drop_line(left_out: str) -> str:

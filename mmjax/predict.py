@@ -35,7 +35,7 @@ from mmjax.cli import echo, json_option, run
 from mmjax.config import TabularData
 from mmjax.data.asked_images import AskedImages, image_problems, refuse_asked
 from mmjax.data.audit_rows import counted
-from mmjax.data.encode import check_columns
+from mmjax.data.encode import check_columns, known_columns
 from mmjax.data.folders import IMAGE_SUFFIXES
 from mmjax.data.idx import find_idx
 from mmjax.data.image_paths import (
@@ -49,7 +49,7 @@ from mmjax.data.image_paths import (
     row_problems,
 )
 from mmjax.data.images import list_images, read_images, read_unlabelled_table
-from mmjax.data.table import Table, iter_table
+from mmjax.data.table import Table, iter_table, refuse_delimiter
 from mmjax.data.unknown import Unknown, counts_by_column
 from mmjax.data.validate import BrokenRules, add_broken, broken_notes, broken_rules
 from mmjax.errors import ConfigError, DataError
@@ -289,6 +289,7 @@ def open_input(predictor: Predictor, source: Path, images: Path | None = None) -
 
 def _open_table(schema: Schema, source: Path, data: TabularData, images: Path | None) -> Input:
     chunk_rows = CHUNK_ROWS if data.images is None else CHUNK_IMAGES
+    refuse_delimiter(source, data.delimiter, known_columns(schema))
     tables = iter_table(str(source), delimiter=data.delimiter, chunk_rows=chunk_rows)
     first = next(tables, None)
     if first is None:

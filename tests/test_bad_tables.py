@@ -251,8 +251,11 @@ PREDICTED: dict[str, tuple[str | bytes, str]] = {
     "ragged": (",".join(HEADER) + "\n1,2\n", "in.csv:2: expected 6 cells, got 2"),
     "semicolons": (
         ";".join(HEADER) + "\n" + ";" * 5,
-        f"in.csv:1: expected names separated by ',', got '{';'.join(HEADER)}', as if by ';'; set `delimiter` to that, "
-        "or save the file with ','",
+        "in.csv: looks separated by ';', the model was trained with ','; save the file with ',' between its cells",
+    ),
+    "semicolons and a cell of two lines with commas": (
+        ";".join(HEADER) + '\n1;2;"a\nb, c";4;5;6\n',
+        "in.csv: looks separated by ';', the model was trained with ','; save the file with ',' between its cells",
     ),
 }
 

@@ -171,6 +171,7 @@ def test_the_doors_in_this_process(flat: Trained, capsys, monkeypatch, tmp_path:
     plain = door(capsys, evaluate.command, "--model", "tiny", "--data", "table.csv")
     assert plain.code == 0
     assert "Classes (this data)" in plain.out
+    assert plain.out.index("it has seen most of these rows") < plain.out.index("Metrics")
     split = door(capsys, evaluate.command, "--model", "tiny", "--data", "table.csv", "--split", "test")
     assert (split.code, split.err) == (
         2,

@@ -61,7 +61,9 @@ class Predictions(NamedTuple):
     quantile_levels: tuple[float, ...] = ()
     """`training.quantiles`, ascending: the target is below `quantiles[:, i]` in about that share of cases."""
 
-    __repr__ = answers_in_a_line
+    def __repr__(self) -> str:
+        """What there is, in a line."""
+        return answers_in_a_line(self)
 
 
 class Predictor(NamedTuple):

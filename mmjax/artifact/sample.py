@@ -14,10 +14,11 @@ from mmjax.artifact.predictor import golden_columns
 from mmjax.config import Config, ImageData, TabularData
 from mmjax.data.cells import BOOLEAN_PAIRS, NUMBER, cell_text, missing_texts
 from mmjax.data.decode import decode_image, encode_png, probe_image
+from mmjax.data.encode import known_columns
 from mmjax.data.idx import find_idx
 from mmjax.data.image_paths import image_folder, refuse_images, with_paths
 from mmjax.data.images import list_images, objects, read_images, read_unlabelled_table, scan_images
-from mmjax.data.table import iter_table
+from mmjax.data.table import iter_table, refuse_delimiter
 from mmjax.data.validate import refuse_cells
 from mmjax.errors import BundleError, DataError
 from mmjax.schema import Column, Columns, ImageSpec, Schema
@@ -60,6 +61,7 @@ def read_sample(config: Config, schema: Schema, data: Path, *, rows: int) -> Sam
 
 
 def _read_table(schema: Schema, data: Path, trained_on: TabularData, rows: int) -> Sample:
+    refuse_delimiter(data, trained_on.delimiter, known_columns(schema))
     table = next(iter_table(str(data), delimiter=trained_on.delimiter, chunk_rows=rows + 1), None)
     if table is None:
         raise DataError(f"{data}: expected rows below the header, got none")

@@ -125,15 +125,20 @@ def with_left_out(schema: Schema, columns: Columns) -> Columns:
     return columns | {name: np.full(rows, None, object) for name in left_out(schema, columns)}
 
 
+def known_columns(schema: Schema) -> tuple[str, ...]:
+    """Return the names of all columns that the training data had, those that are needed first."""
+    extra = (*schema.target.columns, schema.id_column, schema.weight_column)
+    names = [*_needed(schema), *(c.name for c in schema.columns), *(name for name in extra if name)]
+    return tuple(dict.fromkeys(names))
+
+
 def check_columns(schema: Schema, names: Iterable[str], *, where: str) -> tuple[str, ...]:
     """Return those of `names` that are known but are no features, and so are ignored (target, identifier, text ...).
 
     DataError naming every absent feature column and the first SHOWN unknown columns at once.
     """
     names = tuple(names)
-    needed = _needed(schema)
-    extra = (*schema.target.columns, schema.id_column, schema.weight_column)
-    known = dict.fromkeys([*needed, *(c.name for c in schema.columns), *(name for name in extra if name)])
+    needed, known = _needed(schema), known_columns(schema)
     may_be_empty = {column.name for column in schema.features if not column.required}
     problems = [
         f"{where}: expected column '{name}', got none of that name; add it"

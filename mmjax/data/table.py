@@ -11,7 +11,7 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from typing import IO, NamedTuple, cast
@@ -206,6 +206,39 @@ def _other_delimiter(header: str, row: str, delimiter: str) -> str:
         f"expected names separated by {delimiter!r}, got {header[:200]!r}, as if by {marks[0]!r}; set `delimiter` to "
         f"that, or save the file with {delimiter!r}"
     )
+
+
+def guess_delimiter(path: str | os.PathLike[str]) -> str:
+    """Return the character between the names of the header: a comma unless only another one parts them."""
+    header = _first_line(os.fspath(path))
+    return "," if len(_parted(header, ",")) > 1 else max(DELIMITERS, key=lambda mark: len(_parted(header, mark)))
+
+
+def refuse_delimiter(path: str | os.PathLike[str], delimiter: str, known: Container[str]) -> None:
+    """Raise DataError where the header has `known` names only if parted by another mark than the model's delimiter."""
+    header, mark = _first_line(os.fspath(path)), guess_delimiter(path)
+    whole, others = _parted(header, delimiter), _parted(header, mark)
+    if len(whole) == 1 < len(others) and whole[0] not in known and any(name in known for name in others):
+        raise DataError(
+            f"{path}: looks separated by {mark!r}, the model was trained with {delimiter!r}; save the file with "
+            f"{delimiter!r} between its cells"
+        )
+
+
+def _first_line(path: str) -> str:
+    """Return the first line of a file; nothing of what cannot be read, which reading it as a table tells."""
+    try:
+        with _open_text(path) as file:
+            return file.readline(1 << 20)
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error):
+        return ""
+
+
+def _parted(line: str, mark: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=mark), [])
+    except csv.Error:
+        return []
 
 
 def _check_shape(path: str, names: tuple[str, ...], records: _Records) -> tuple[int, np.ndarray, np.ndarray]:

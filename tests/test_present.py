@@ -55,6 +55,16 @@ def diagonal(k: int) -> list[list[float]]:
     return [[10.0 if i == j else 0.0 for j in range(k)] for i in range(k)]
 
 
+def test_what_is_weighted_says_so():
+    for k, confused in ((3, "Confusion"), (30, "Most confused")):
+        report = report_of([f"c{i}" for i in range(k)], diagonal(k))
+        assert "weighted" not in results_text(report, width=80)
+        text = results_text(report | {"data": report["data"] | {"weight_column": "w"}}, width=80)
+        assert all(
+            told in text for told in ("Metrics (weighted)", "Classes (test, weighted)", f"{confused} (test, weighted")
+        )
+
+
 def test_two_classes_read_so():
     assert results_text(report_of(["no", "yes"], [[18.0, 1.0], [1.5, 10.0]]), width=80) == (
         "iris: classification of species into 2 classes; kept epoch 21 of 40\n"

@@ -229,6 +229,10 @@ def _metrics(report: Report) -> str:
     positive = report["model"]["positive_class"]
     about = f"\n\nprecision, recall, f1, roc_auc and pr_auc are about class {escape(positive)}." if positive else ""
     about += f"\n\n{told}." if (told := zero_line(report)) else ""
+    if weights := report["data"].get("weight_column"):
+        about += (
+            f"\n\nRows count as the column {escape(weights)} weighs them: here, and in scores, supports and confusion."
+        )
     about += "\n\nThe intervals are of 1,000 bootstrap resamples of the rows." if spread else ""
     return _table(("metric", first, *spread, *others), rows) + about if rows else ""
 

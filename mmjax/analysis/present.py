@@ -28,6 +28,7 @@ from mmjax.analysis.report import (
     members_title,
     metric_cell,
     modality_table,
+    split_words,
     zero_line,
 )
 from mmjax.analysis.tables import (
@@ -161,7 +162,8 @@ def _metrics_table(report: Report, width: int) -> Table:
     about = f"precision, recall, f1, roc_auc and pr_auc are about class {printable(positive)}" if positive else ""
     lines = [about] if about else []
     lines += [line for told in (zero_line(report), leak_line(report)) for line in textwrap.wrap(told, width)]
-    return Table("Metrics", ("metric", first, *spread, *others), rows, note="\n".join(lines))
+    title = "Metrics (weighted)" if report["data"].get("weight_column") else "Metrics"
+    return Table(title, ("metric", first, *spread, *others), rows, note="\n".join(lines))
 
 
 def _members_table(report: Report) -> Iterator[Table]:
@@ -181,8 +183,9 @@ def _class_table(report: Report, split: str, width: int) -> Table:
         )
         scores = sorted(scores, key=lambda row: -1.0 if row["f1"] is None else row["f1"])[:WORST]
     title, first, columns = class_columns(report)
+    where = split_words(report, split)
     numbers = [(*(number(row[c]) for c in columns), count(row["support"])) for row in scores]
-    table = Table(f"{title} ({split})", ("", *columns, "support"), tuple(("", *row) for row in numbers), note=note)
+    table = Table(f"{title} ({where})", ("", *columns, "support"), tuple(("", *row) for row in numbers), note=note)
     room = max(width - table_width(table), 8)
     names = [shorten(printable(row["class"]), room) for row in scores]
     rows = tuple((name, *row) for name, row in zip(names, numbers, strict=True))
@@ -191,38 +194,38 @@ def _class_table(report: Report, split: str, width: int) -> Table:
 
 def _confusion_table(report: Report, split: str, width: int) -> Table:
     names = [printable(name) for name in report["model"]["classes"]]
-    matrix = report["confusion"][split]
+    matrix, where = report["confusion"][split], split_words(report, split)
     if len(names) <= MOST_CLASSES:
-        for table in (_named_confusion(names, matrix, split), _numbered_confusion(names, matrix, split)):
+        for table in (_named_confusion(names, matrix, where), _numbered_confusion(names, matrix, where)):
             if table is not None and table_width(table) <= width:
                 return table
-    return _pairs_table(names, matrix, split, width)
+    return _pairs_table(names, matrix, where, width)
 
 
-def _named_confusion(names: list[str], matrix: list[list[float]], split: str) -> Table | None:
+def _named_confusion(names: list[str], matrix: list[list[float]], where: str) -> Table | None:
     short = [shorten(name, 12) for name in names]
     if len(set(short)) < len(short):
         return None
     rows = tuple((shorten(names[i], 24), *map(count, row)) for i, row in enumerate(matrix))
-    return Table(f"Confusion ({split}; rows: true, columns: predicted)", ("", *short), rows, diagonal=True)
+    return Table(f"Confusion ({where}; rows: true, columns: predicted)", ("", *short), rows, diagonal=True)
 
 
-def _numbered_confusion(names: list[str], matrix: list[list[float]], split: str) -> Table:
+def _numbered_confusion(names: list[str], matrix: list[list[float]], where: str) -> Table:
     digits = len(str(len(names)))
     rows = tuple((f"{i + 1:>{digits}} {shorten(names[i], 20)}", *map(count, row)) for i, row in enumerate(matrix))
     header = ("", *(str(i + 1) for i in range(len(names))))
-    title = f"Confusion ({split}; rows: true, columns: predicted, by number)"
+    title = f"Confusion ({where}; rows: true, columns: predicted, by number)"
     return Table(title, header, rows, diagonal=True)
 
 
-def _pairs_table(names: list[str], matrix: list[list[float]], split: str, width: int) -> Table:
+def _pairs_table(names: list[str], matrix: list[list[float]], where: str, width: int) -> Table:
     room = max((width - 24) // 2, 8)
     rows = tuple(
         (shorten(pair.truth, room), shorten(pair.predicted, room), count(pair.rows), f"{pair.share:.1%}")
         for pair in confused_pairs(matrix, names, WORST)
     )
     note = "share: of the rows of that true class; report.json has the whole matrix" if rows else "no row was mistaken"
-    return Table(f"Most confused ({split})", ("true", "predicted", "rows", "share"), rows, note=note, text_columns=2)
+    return Table(f"Most confused ({where})", ("true", "predicted", "rows", "share"), rows, note=note, text_columns=2)
 
 
 def _print_rich(report: Report, stream: TextIO) -> None:

@@ -161,6 +161,15 @@ def zero_targets(report: Report, split: str) -> int:
     return report.get("data", {}).get("zero_targets", {}).get(split, 0)
 
 
+def split_words(report: Report, split: str) -> str:
+    """Return the name of a split, and whether what is counted there is weights and not rows.
+
+    >>> split_words({"data": {"weight_column": "w"}}, "test"), split_words({"data": {}}, "test")
+    ('test, weighted', 'test')
+    """
+    return f"{split}, weighted" if report["data"].get("weight_column") else split
+
+
 def zero_line(report: Report) -> str:
     """Return why mape is not shown; empty where it is."""
     found = {split: rows for split, rows in report["data"].get("zero_targets", {}).items() if rows}
@@ -190,7 +199,8 @@ def baseline_table(report: Report, *, seconds: bool) -> Table | None:
     )
     header = ("model", "setting", *metrics, *(["seconds"] if seconds else []))
     note = "\n".join([found["verdict"], *found["notes"]])
-    return Table(f"Baselines ({found['split']}, {count(found['rows'])} rows)", header, cells, note=note, text_columns=2)
+    title = f"Baselines ({split_words(report, found['split'])}, {count(found['rows'])} rows)"
+    return Table(title, header, cells, note=note, text_columns=2)
 
 
 def modality_table(report: Report) -> Table | None:
@@ -365,6 +375,7 @@ def _data(given: ReportInput) -> dict[str, Any]:
         "columns": columns,
         "image_size_px": [image.height_px, image.width_px] if image is not None else None,
         "notes": given.notes,
+        **({"weight_column": schema.weight_column} if schema.weight_column is not None else {}),
         **({"zero_targets": dict(given.zero_targets)} if any(given.zero_targets.values()) else {}),
     }
 

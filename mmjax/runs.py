@@ -12,7 +12,7 @@ from mmjax.artifact import runs as store
 from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.runs import Run
 from mmjax.cli import COMMANDS, all_option, echo, echo_table, json_option, print_comparison, print_table, run
-from mmjax.config_load import config_from_dict, config_to_yaml
+from mmjax.config_load import config_from_dict, config_keys, config_to_dict, config_to_yaml, load_config
 from mmjax.schema import schema_from_json
 
 root_option = click.option(
@@ -128,12 +128,22 @@ def compare_command(a: str, b: str, root: Path, everything: bool) -> dict[str, A
 
 
 def _side(found: Run) -> Side:
-    """Return a run as a Side, with the config that it was asked for."""
-    config = config_from_dict(found.record.config, str(found.path / store.RECORD))
+    """Return a run as a Side, with the config that it was asked for and, once it is decided, what was."""
+    where, resolved = str(found.path / store.RECORD), found.path / store.RESOLVED
+    config = asked = config_from_dict(found.record.config, where)
+    if resolved.is_file():
+        config = config_from_dict(_filled(config_to_dict(asked), config_to_dict(load_config(resolved))), where)
+    decided = config_keys(config) - config_keys(asked)
     schema, bundle = found.path / "schema.json", found.path / "bundle"
     target = schema_from_json(schema.read_bytes(), str(schema)).target if schema.is_file() else None
     answers = load_bundle(bundle).contents.answers if bundle.is_dir() else None
-    return Side(found.ref, config, found.record.metrics, target, store.read_report(found.path), answers)
+    return Side(found.ref, config, found.record.metrics, target, store.read_report(found.path), answers, decided)
+
+
+def _filled(asked: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
+    """Return what was asked for, and what was decided where nothing was."""
+    both = {key for key in asked if isinstance(asked[key], dict) and isinstance(decided.get(key), dict)}
+    return decided | asked | {key: _filled(asked[key], decided[key]) for key in both}
 
 
 @command.command(help="Remove all but the newest runs of each name; registered models stay.")

@@ -29,7 +29,7 @@ from mmjax.artifact.answers import kept_answers
 from mmjax.artifact.files import write_json_atomic
 from mmjax.artifact.predictor import Predictor, load_predictor, make_predictor
 from mmjax.artifact.registry import check_writable, register
-from mmjax.artifact.runs import REPORT, Run, read_report
+from mmjax.artifact.runs import REPORT, RESOLVED, Run, read_report
 from mmjax.backend import Backend, configure
 from mmjax.budget import Ready, cut_before, cut_down, cuts, ends_at, measured_cost
 from mmjax.cli import echo, json_option
@@ -328,7 +328,7 @@ def _save_split(run_dir: Path, prepared: Prepared) -> None:
 
 
 def _save_decisions(run_dir: Path, config: Config, decisions: tuple[Decision, ...]) -> None:
-    (run_dir / "resolved.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    (run_dir / RESOLVED).write_text(config_to_yaml(config), encoding="utf-8")
     write_json_atomic(run_dir / DECISIONS, [decision._asdict() for decision in decisions])
 
 

@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -482,6 +483,26 @@ def test_runs_show(capsys, runs):
     assert "wine.csv: no rows" in door(capsys, "runs", "show", "wine", "--runs-dir", str(runs))[1]
 
 
+def what_was_decided_is_told(capsys, runs, refs):
+    """Where one run asks for what the recipe decided in the other, both values are shown."""
+    from mmjax.config_load import config_from_dict, config_to_yaml
+
+    for ref, epochs in zip(refs, (32, 40), strict=True):
+        record = json.loads((runs / ref / "run.json").read_bytes())
+        config = record["config"]
+        resolved = config | {"training": config["training"] | {"epochs": epochs}}
+        (runs / ref / "resolved.yaml").write_text(config_to_yaml(config_from_dict(resolved, "resolved")))
+        if epochs == 32:
+            config["preset"] = "fast"  # does nothing once all is decided, so that the resolved config lacks it
+        else:
+            config["training"]["epochs"] = epochs
+        write_json_atomic(runs / ref / "run.json", record)
+    _, text, found = door(capsys, "runs", "compare", *refs, "--runs-dir", str(runs))
+    assert {"key": "training.epochs", "a": 32, "b": 40, "recipe": False} in found["config"]
+    assert {"key": "preset", "a": "fast", "b": "default", "recipe": False} in found["config"]
+    assert re.search(r"training.epochs +32 +40", text)
+
+
 def test_runs_compare(capsys, runs):
     refs = ("iris/20260101-000000", "iris/20260101-000001")
     code, text, found = door(capsys, "runs", "compare", *refs, "--runs-dir", str(runs))
@@ -489,6 +510,7 @@ def test_runs_compare(capsys, runs):
     assert found["config"] == [{"key": "seed", "a": 0, "b": 1, "recipe": False}]
     assert "+0.0500" in text
     assert "the configs say the same" in door(capsys, "runs", "compare", refs[0], refs[0], "--runs-dir", str(runs))[1]
+    what_was_decided_is_told(capsys, runs, refs)
     target = {"column": "species", "task": "classification", "classes": ["a", "b"]}
     for ref, classes in zip(refs, ("ab", "abc"), strict=True):
         write_json_atomic(runs / ref / "schema.json", {"target": target | {"classes": list(classes)}})

@@ -24,6 +24,8 @@ from mmjax.errors import BundleError, ConfigError, did_you_mean
 
 STAMP = re.compile(r"[0-9]{8}-[0-9]{6}(-[0-9]+)?")
 RECORD = "run.json"
+RESOLVED = "resolved.yaml"
+"""The config with all that the recipe decided; written once the data are known."""
 LOCK = "lock"
 REPORT = "report.json"
 JUST_MADE_S = 2.0

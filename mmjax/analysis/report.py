@@ -298,6 +298,8 @@ def members_note(report: Report) -> str:
     shared = [kind for kind in shared if kind == "threshold" or "temperature" in report["answers"][kind]]
     if not report["members"].get("as_decided") or not shared:
         return ""
+    if report["members"]["kind"] == "seeds":
+        return f"each with the {' and the '.join(shared)} that its own validation answers give"
     return f"each with the {' and the '.join(shared)} of the model"
 
 

@@ -25,11 +25,13 @@ def _units_hint(kind: inspect.Type, node: Node) -> str:
     value = resolve_scalar(number[1]) if number else None
     if not units or not number or isinstance(value, bool) or not isinstance(value, int | float):
         return ""
-    told = number[2].lower().rstrip("s") or number[2].lower()
-    meant = [unit for unit, word in units.items() if told and word.startswith(told)]
-    if told and not meant:
+    told = number[2].lower()
+    one = told.removesuffix("s") if len(told) > 2 else told  # ms are no minutes
+    meant = [unit for unit, word in units.items() if told and word.startswith("hour" if one == "hr" else one)]
+    if (told and not meant) or value <= 0:
         return ""
-    forms = [f"{value:.10g}{unit}" + ("" if meant else f" for {units[unit]}") for unit in meant or units]
+    amount = f"{value:f}".rstrip("0").rstrip(".")
+    forms = [f"{amount}{unit}" + ("" if meant else f" for {units[unit]}") for unit in meant or units]
     several = f"{', '.join(forms[:-1])} or {forms[-1]}" if len(forms) > 1 else forms[0]
     return f"; write {several}, as in {kind.extra['example']}"
 

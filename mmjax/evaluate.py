@@ -138,8 +138,11 @@ def refuse_labels(schema: Schema, source: ImageSource, path: Path) -> None:
         raise DataError([*problems, "rename these classes, or leave their images out"])
 
 
-def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
-    """Return the report of a model with the results on this data in the place of its own."""
+def evaluation_report(trained: Report, evaluation: Evaluation, *, new: bool = True) -> Report:
+    """Return the report of a model with the results on this data in the place of its own.
+
+    `new` is whether the model has not seen these rows, so that chance alone decides their coverage.
+    """
     return trained | {
         "metrics": {GIVEN: evaluation.metrics},
         "intervals": {},
@@ -151,7 +154,9 @@ def evaluation_report(trained: Report, evaluation: Evaluation) -> Report:
         "confusion": {GIVEN: evaluation.confusion},
         "answers": {
             kind: own
-            for kind, own in with_facts(trained.get("answers", {}), {GIVEN: jsonable(evaluation.trust)}).items()
+            for kind, own in with_facts(
+                trained.get("answers", {}), {GIVEN: jsonable(evaluation.trust)}, new=new
+            ).items()
             if own["splits"]
         },
         "data": trained["data"]
@@ -192,7 +197,8 @@ def command(model: str, data: str, split: str | None, images: str | None, regist
     ended = time.perf_counter()
     for note in notes:
         echo(note)
-    report = evaluation_report(bundle.contents.report, evaluation)
+    seen = split in ("train", "validation") or (trained_on(predictor, data) and split != "test")
+    report = evaluation_report(bundle.contents.report, evaluation, new=not seen)
     print_results(report, sys.stdout)
     for line in answer_lines(report):
         echo(line)

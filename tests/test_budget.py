@@ -104,6 +104,8 @@ def test_other_durations_are_refused(text: str):
         ("90 s", "90s"),
         ("90sec", "90s"),
         ("2 Hours", "2h"),
+        ("2 hrs", "2h"),
+        (1e12, "1000000000000s for seconds, 1000000000000m for minutes or 1000000000000h for hours"),
     ],
 )
 def test_a_number_without_its_unit_is_told_how_to_be_written(value: float | str, forms: str):
@@ -113,6 +115,13 @@ def test_a_number_without_its_unit_is_told_how_to_be_written(value: float | str,
     assert told.endswith(f"; write {forms}, as in `budget: 90s` in YAML or `--set budget=90s` on the command line")
     for form in (word for word in forms.replace(",", "").split() if word[0].isdigit()):
         assert budget_s(config_of(budget=form)) > 0
+
+
+@pytest.mark.parametrize("value", ["10 ms", "500ms", 0, "0.0", -5])
+def test_what_is_no_time_at_all_is_not_guessed_at(value: float | str):
+    with pytest.raises(ConfigError) as refused:
+        config_of(budget=value)
+    assert "; write " not in str(refused.value)
 
 
 def test_the_end_leaves_time_for_what_follows():

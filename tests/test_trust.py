@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmjax import Client
+from mmjax import Client, evaluate
 from mmjax.analysis.answers import answer_lines, focal_line, reliability_rows
 from mmjax.analysis.card import limits
 from mmjax.artifact.bundle import load_bundle
@@ -351,7 +351,17 @@ def test_coverage_is_told_with_the_range_of_chance(home: Path):
         assert sum(told in line for line in answer_lines(report)) == 1
         assert told in (home / "registry" / name / "1" / "card.md").read_text()
         fact["splits"][where]["coverage"] = low - 0.01
-        assert any("more than chance, these rows may differ" in line for line in answer_lines(report))
+        assert any("less than chance leaves, these rows may differ" in line for line in answer_lines(report))
+        fact["splits"][where]["coverage"] = high + 0.01  # no fault
+        assert any("; ties, and the mean over models of folds, cover more" in line for line in answer_lines(report))
+
+
+def test_rows_that_were_seen_in_training_get_no_range_of_chance(home: Path, capsys: pytest.CaptureFixture[str]):
+    seen, others = home / "table.csv", make_table(home / "others.csv", 250)
+    for data, expected in ((seen, False), (others, True)):
+        where = ["--model", "sums", "--registry", str(home / "registry"), "--data", str(data), "--json"]
+        found = door(capsys, evaluate.command, *where).document
+        assert ("expected" in found["answers"]["conformal"]["splits"]["test"]) is expected
 
 
 def test_the_page_shows_sets_and_who_abstains(server: Thread, home: Path):

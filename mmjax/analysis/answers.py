@@ -147,7 +147,11 @@ def _covered(figures: dict[str, Any], verb: str = "") -> str:
     if "expected" not in figures or figures["coverage"] is None:
         return told
     low, high = figures["expected"]
-    outside = "" if low <= figures["coverage"] <= high else ": more than chance, these rows may differ from those"
+    outside = ""
+    if figures["coverage"] < low:
+        outside = ": less than chance leaves, these rows may differ from those"
+    elif figures["coverage"] > high:
+        outside = "; ties, and the mean over models of folds, cover more"
     return f"{told} ({low:.3g} to {high:.3g} is expected of so many rows in 95 % of cases{outside})"
 
 

@@ -181,12 +181,17 @@ def _with_range(fact: Mapping[str, Any], split: str, figures: Figures) -> Figure
     return figures | {"conformal": found | {"expected": list(coverage_range(asked, fitted, found["rows"]))}}
 
 
-def with_facts(facts: Mapping[str, Mapping[str, Any]], by_split: Mapping[str, Figures]) -> dict[str, Any]:
+def with_facts(
+    facts: Mapping[str, Mapping[str, Any]], by_split: Mapping[str, Figures], *, new: bool = True
+) -> dict[str, Any]:
     """Return the `answers` of a report: what was fitted, by kind, each with its figures by split.
 
-    Those of sets and intervals on rows that nothing was fitted to have `expected`, the `coverage_range`.
+    Those of sets and intervals on rows that nothing was fitted to have `expected`, the `coverage_range`; `new` is
+    whether a split by another name than those of training can be of such rows.
     """
-    by_split = {split: _with_range(facts.get("conformal", {}), split, figures) for split, figures in by_split.items()}
+    if new:
+        fact = facts.get("conformal", {})
+        by_split = {split: _with_range(fact, split, figures) for split, figures in by_split.items()}
     kinds = dict.fromkeys([*facts, *(kind for figures in by_split.values() for kind in figures)])
     return {
         kind: dict(facts.get(kind, {}))

@@ -94,9 +94,15 @@ class _Saver:
             self.known.add(step)
             arrays = _arrays(snapshot) if snapshot.own else on_host(_arrays(snapshot))
             position = _position_to_json(snapshot, arrays)
-            self.under_way = self.pool.submit(save, self.folder, step, arrays, position, keep=self.settings.keep)
+            self.under_way = self.pool.submit(self._save, step, arrays, position)
         if self.under_way is not None and self._final(snapshot):
             yield self.wait()
+
+    def _save(self, step: int, arrays: list[Any], position: bytes) -> Checkpointed:
+        """Save arrays that may be on the device still: they come from there while training goes on."""
+        fetched = jax.device_get(arrays)
+        arrays.clear()  # their memory on the device is free before the disk is done
+        return save(self.folder, step, fetched, position, keep=self.settings.keep)
 
     def wait(self) -> Any:
         """Return what the save under way ends in, or None; DataError when the disk refused."""
@@ -116,11 +122,10 @@ class _Saver:
         return first or time.monotonic() - self.saved_at >= self.settings.every_seconds
 
 
-def save(folder: Path, step: int, arrays: Sequence[Any], position: bytes, *, keep: int) -> Checkpointed:
+def save(folder: Path, step: int, arrays: Sequence[np.ndarray], position: bytes, *, keep: int) -> Checkpointed:
     """Write the checkpoint `folder/STEP`, then delete all but the newest `keep` up to it, and any beyond it.
 
-    `arrays` may be on the device still: then they come from there while training goes on. Raises DataError when the
-    disk refuses; what was there before is there still.
+    Raises DataError when the disk refuses; what was there before is there still.
     """
     path = folder.absolute() / str(step)
     temporary = temporary_sibling(path)
@@ -128,7 +133,7 @@ def save(folder: Path, step: int, arrays: Sequence[Any], position: bytes, *, kee
         temporary.mkdir(parents=True)
         _refuse_full(temporary, arrays)
         with _orbax_silent(), ocp.StandardCheckpointer() as saver:
-            saver.save(temporary / ARRAYS, {f"{index:05d}": each for index, each in enumerate(jax.device_get(arrays))})
+            saver.save(temporary / ARRAYS, {f"{index:05d}": array for index, array in enumerate(arrays)})
         write_synced(temporary / POSITION, position)
         write_synced(temporary / DIGESTS, json.dumps(_digests(temporary), indent=1).encode())
         _sync(temporary)
@@ -227,7 +232,7 @@ def _position_from_json(found: dict[str, Any]) -> Position:
     return Position(**{**found, "stop": stop, "history": tuple(found["history"])})
 
 
-def _refuse_full(folder: Path, arrays: Sequence[Any]) -> None:
+def _refuse_full(folder: Path, arrays: Sequence[np.ndarray]) -> None:
     """Raise OSError where the disk cannot hold the arrays: orbax finds out too, but with a page of its own errors."""
     needed = sum(array.nbytes for array in arrays) + SPARE_BYTES + len(arrays) * SPARE_ARRAY_BYTES
     if shutil.disk_usage(folder).free < needed:

@@ -62,7 +62,8 @@ def coverage_range(coverage: float, fitted: float | None, tested: float) -> tupl
     Given `fitted` rows that bounds were made from, the true coverage is Beta(l, n + 1 - l) with l the place of the
     quantile (Vovk 2012, arXiv 1209.2673, proposition 2a), so the number of covered rows is beta-binomial (Angelopoulos
     & Bates 2021, arXiv 2107.07511, appendix C). Without `fitted` the true coverage is `coverage`: binomial. Exact for
-    rows that weigh alike and scores without ties, which only cover more; of several labels a row it is a bit too wide,
+    rows that weigh alike and scores without ties, which only cover more, as does a mean of models where the bounds are
+    of answers of one; of several labels a row it is a bit too wide,
     as shares of labels vary less than rows that are covered or not.
 
     >>> coverage_range(0.9, 1000, 10), coverage_range(0.9, 1000, 10_000)

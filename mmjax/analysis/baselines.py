@@ -1,12 +1,13 @@
 """Was the network worth it? Simple models on the same split, in seconds, and the plain statement of who is better.
 
 The rows they learn from are bounded, and so is the cost: what is left out is said in a note. Each baseline chooses its
-setting on the validation rows (without any: on a fifth of the training rows) and is measured on the rows that the
-network is measured on.
+setting on the validation rows and is measured on the rows that the network is measured on. Without validation rows a
+network learns from all training rows, with folds as the mean of one model for each: so does then each baseline, fitted
+for each fold (or fifth) on the others, its setting chosen on the one left out.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -47,7 +48,9 @@ class Baseline(NamedTuple):
 Predict = Callable[[], Fitted]
 """Fits a baseline and answers."""
 FOLD = 5
-"""One in so many training rows is chosen by where there are no validation rows."""
+"""One in so many training rows is chosen by where there are neither validation rows nor folds."""
+MOST_BAGGED = 20_000
+"""Training rows up to which each baseline is fitted for every fold; of more, one fit has plenty without a fifth."""
 
 
 class Judgement(NamedTuple):
@@ -99,13 +102,15 @@ def judge(
     random, notes = np.random.default_rng(seed), []
     given = getattr(prepared.split, split)
     at = _some(np.arange(len(given)), MOST_ROWS, random, notes, f"all are measured on {{}} {split} rows")
-    train, choose = _to_learn_from(prepared, random, notes)
+    pairs = _to_learn_from(prepared, random, notes)
+    train, choose = (np.unique(np.concatenate(rows)) for rows in zip(*pairs, strict=True))
     labels = fit_labels(prepared.batch, train, len(prepared.schema.target.classes))
     truth = take_answers(network, at)._replace(total=len(at))
     quantiles = None if quantiles is None else quantiles._replace(values=quantiles.values[at])
-    asked = given[at] if quantiles is None else np.concatenate([given[at], choose])
-    question = _Question(prepared, labels, train, choose, asked, truth, quantiles)
-    asking = _baselines(question, random, notes, boost=boost, absolute=absolute, seed=seed)
+    question = _Question(prepared, labels, train, choose, given[at], truth, quantiles)
+    each = [_part(question, *pair) for pair in pairs]
+    question = question._replace(choose=np.concatenate([one.choose for one in each]))
+    asking = _baselines(question, each, random, notes, boost=boost, absolute=absolute, seed=seed)
     notes += [SPREAD] if quantiles is not None and len(asking) > 1 else []
     baselines, entrants = zip(*_answered(question, asking, notes), strict=True)
     ours = make_entrant("this network", truth, None if quantiles is None else pinball_rows(truth.label, quantiles))
@@ -125,22 +130,54 @@ class _Question(NamedTuple):
     choose: np.ndarray
     """Rows to choose settings by."""
     asked: np.ndarray
-    """Rows to answer: those that all are measured on, then, where there are quantiles, those to choose by."""
+    """Rows to answer: those that all are measured on, then, for one fit where there are quantiles, those to choose by.
+    """
     truth: Answers
     """The network's answers to those that all are measured on."""
     quantiles: Quantiles | None
     """The network's."""
 
 
+def _part(question: _Question, train: np.ndarray, choose: np.ndarray) -> _Question:
+    """Return what one fit of each baseline is asked."""
+    asked = question.asked if question.quantiles is None else np.concatenate([question.asked, choose])
+    return question._replace(train=train, choose=choose, asked=asked)
+
+
 def _baselines(
-    question: _Question, random: np.random.Generator, notes: list[str], *, boost: bool, absolute: bool, seed: int
+    question: _Question,
+    each: Sequence[_Question],
+    random: np.random.Generator,
+    notes: list[str],
+    *,
+    boost: bool,
+    absolute: bool,
+    seed: int,
 ) -> dict[str, Predict]:
-    """Return the baselines by name, the majority, mean or median first."""
+    """Return the baselines by name, the majority, mean or median first; the others by the mean of their fits."""
     found = _usual(question, absolute=absolute)
-    if question.prepared.schema.features and len(question.choose):
-        found |= _others(question, random, notes)
-        found |= _boosting(question, random, notes, seed) if boost else {}
-    return found
+    if not question.prepared.schema.features or not len(question.choose):
+        return found
+    fits: list[dict[str, Predict]] = []
+    for number, one in enumerate(each):
+        told = notes if number == 0 else []  # the others would say the same
+        fits.append(_others(one, random, told))
+        fits[-1] |= _boosting(one, random, told, seed) if boost else {}
+    names = [name for name in fits[0] if all(name in fit for fit in fits)]
+    return found | {name: _bagged([fit[name] for fit in fits], len(question.asked)) for name in names}
+
+
+def _bagged(fits: Sequence[Predict], measured: int) -> Predict:
+    """Return the mean of what fits say of the first `measured` rows, then what each says of rows of its own."""
+
+    def ask() -> Fitted:
+        found = [fit() for fit in fits]
+        mean = np.mean([one.answers[:measured] for one in found], axis=0)
+        chosen = dict.fromkeys(one.chosen for one in found)
+        told = next(iter(chosen)) if len(chosen) == 1 else "each fold its own"
+        return Fitted(np.concatenate([mean, *(one.answers[measured:] for one in found)]), told)
+
+    return ask
 
 
 def _usual(question: _Question, *, absolute: bool) -> dict[str, Predict]:
@@ -198,15 +235,34 @@ def _some(
     return np.sort(random.permutation(rows)[:most])
 
 
-def _to_learn_from(prepared: Prepared, random: np.random.Generator, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows to fit on and those to choose by; rows without weight are in neither."""
-    train, choose = prepared.split.train, prepared.split.validation
-    if "weight" in prepared.batch:
-        train, choose = (rows[prepared.batch["weight"][rows] > 0] for rows in (train, choose))
-    if not len(choose):
-        mixed, held = random.permutation(train), len(train) // FOLD
-        train, choose = np.sort(mixed[held:]), np.sort(mixed[:held])
-    return train, _some(choose, MOST_CHOOSING, random, notes, "settings are chosen by {} validation rows")
+def _to_learn_from(
+    prepared: Prepared, random: np.random.Generator, notes: list[str]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return for each fit the rows to fit on and those to choose by; rows without weight are in neither."""
+    train, choose, folds = prepared.split.train, prepared.split.validation, prepared.split.folds
+    told = "settings are chosen by {} validation rows"
+    if len(choose):
+        train, choose = (rows[_weighs(prepared, rows)] for rows in (train, choose))
+        return [(train, _some(choose, MOST_CHOOSING, random, notes, told))]
+    if folds is None:
+        folds = random.permutation(len(train)) % FOLD
+    counted = _weighs(prepared, train)
+    train, folds = train[counted], folds[counted]
+    numbers = np.unique(folds).tolist()
+    pairs = [(train[folds != number], train[folds == number]) for number in numbers]
+    pairs = [pair for pair in pairs if len(pair[0]) and len(pair[1])] or [(train, train[:0])]
+    if len(train) > MOST_BAGGED and len(pairs) > 1:
+        notes.append(f"each is fitted once, without the rows of one fold, as there are over {MOST_BAGGED:,}")
+        pairs = pairs[:1]
+    return [
+        (fit, _some(choose, MOST_CHOOSING, random, notes if number == 0 else [], told))
+        for number, (fit, choose) in enumerate(pairs)
+    ]
+
+
+def _weighs(prepared: Prepared, rows: np.ndarray) -> np.ndarray:
+    """Return bool[len(rows)]: which of the rows have a weight above 0."""
+    return prepared.batch["weight"][rows] > 0 if "weight" in prepared.batch else np.ones(len(rows), bool)
 
 
 def _others(question: _Question, random: np.random.Generator, notes: list[str]) -> dict[str, Predict]:

@@ -59,7 +59,7 @@ def test_what_is_weighted_says_so():
     for k, confused in ((3, "Confusion"), (30, "Most confused")):
         report = report_of([f"c{i}" for i in range(k)], diagonal(k))
         assert "weighted" not in results_text(report, width=80)
-        text = results_text(report | {"data": report["data"] | {"weight_column": "w"}}, width=80)
+        text = results_text(report | {"config": {"data": {"tabular": {"weight_column": "w"}}}}, width=80)
         assert all(
             told in text for told in ("Metrics (weighted)", "Classes (test, weighted)", f"{confused} (test, weighted")
         )

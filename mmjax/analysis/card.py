@@ -27,6 +27,7 @@ from mmjax.analysis.report import (
     metric_cell,
     modality_table,
     together,
+    weight_column,
     zero_line,
 )
 from mmjax.analysis.tables import count, number, printable
@@ -229,7 +230,7 @@ def _metrics(report: Report) -> str:
     positive = report["model"]["positive_class"]
     about = f"\n\nprecision, recall, f1, roc_auc and pr_auc are about class {escape(positive)}." if positive else ""
     about += f"\n\n{told}." if (told := zero_line(report)) else ""
-    if weights := report["data"].get("weight_column"):
+    if weights := weight_column(report):
         about += (
             f"\n\nRows count as the column {escape(weights)} weighs them: here, and in scores, supports and confusion."
         )

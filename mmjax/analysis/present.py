@@ -29,6 +29,7 @@ from mmjax.analysis.report import (
     metric_cell,
     modality_table,
     split_words,
+    weight_column,
     zero_line,
 )
 from mmjax.analysis.tables import (
@@ -162,7 +163,7 @@ def _metrics_table(report: Report, width: int) -> Table:
     about = f"precision, recall, f1, roc_auc and pr_auc are about class {printable(positive)}" if positive else ""
     lines = [about] if about else []
     lines += [line for told in (zero_line(report), leak_line(report)) for line in textwrap.wrap(told, width)]
-    title = "Metrics (weighted)" if report["data"].get("weight_column") else "Metrics"
+    title = "Metrics (weighted)" if weight_column(report) else "Metrics"
     return Table(title, ("metric", first, *spread, *others), rows, note="\n".join(lines))
 
 

@@ -164,10 +164,18 @@ def zero_targets(report: Report, split: str) -> int:
 def split_words(report: Report, split: str) -> str:
     """Return the name of a split, and whether what is counted there is weights and not rows.
 
-    >>> split_words({"data": {"weight_column": "w"}}, "test"), split_words({"data": {}}, "test")
+    >>> split_words({"config": {"data": {"tabular": {"weight_column": "w"}}}}, "test"), split_words({}, "test")
     ('test, weighted', 'test')
     """
-    return f"{split}, weighted" if report["data"].get("weight_column") else split
+    return f"{split}, weighted" if weight_column(report) else split
+
+
+def weight_column(report: Report) -> str | None:
+    """Return the column by which rows count in the report's metrics, supports and confusion; None where all count 1."""
+    data = report.get("config", {}).get("data", {})
+    return next(
+        (kind["weight_column"] for kind in data.values() if isinstance(kind, dict) and kind.get("weight_column")), None
+    )
 
 
 def zero_line(report: Report) -> str:
@@ -380,7 +388,6 @@ def _data(given: ReportInput) -> dict[str, Any]:
         "columns": columns,
         "image_size_px": [image.height_px, image.width_px] if image is not None else None,
         "notes": given.notes,
-        **({"weight_column": schema.weight_column} if schema.weight_column is not None else {}),
         **({"zero_targets": dict(given.zero_targets)} if any(given.zero_targets.values()) else {}),
     }
 

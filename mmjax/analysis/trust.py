@@ -43,10 +43,10 @@ def trust_figures(
         if scores.intervals is None:
             return {}
         truth = np.asarray(batch["label"])
-        found = _interval_figures(scores.intervals, truth, weight, schema.target.offset)
+        intervals = _interval_figures(scores.intervals, truth, weight, schema.target.offset)
         if scores.quantiles is not None and levels:
-            found["quantiles"] = quantile_figures(scores.quantiles, truth, weight, levels)
-        return {"conformal": found}
+            intervals["quantiles"] = quantile_figures(scores.quantiles, truth, weight, levels)
+        return {"conformal": intervals}
     labels = np.asarray(batch["label"], np.int64)
     sides = {"before": before, "after": scores.probabilities}
     several = bool(schema.target.labels)

@@ -72,9 +72,10 @@ def evaluate_model(
     if config.tabular is not None:
         if split:
             raise ConfigError("--split: expected only with a folder of images that has parts; a CSV has none")
+        folder = None if config.tabular.images is None else image_folder(config.tabular.images, data, images)
         table = read_labelled_table(predictor.schema, Path(data), config.tabular.delimiter)
-        if config.tabular.images is not None:
-            table = with_paths(predictor.schema, table, image_folder(config.tabular.images, data, images))
+        if folder is not None:
+            table = with_paths(predictor.schema, table, folder)
         try:
             scores, batch = predictor.score_labelled(table.columns)
         except DataError:

@@ -158,6 +158,14 @@ def test_files_are_predicted_and_scored_with_paths_from_another_folder_too(train
     assert here["accuracy"] > 0.9
     with pytest.raises(ConfigError, match="expected a folder, got nothing"):
         evaluate_model(trained.predictor, moved, images=tmp_path / "none")
+    for ask in (
+        lambda: predict_file(trained.predictor, tmp_path, tmp_path / "out.csv"),
+        lambda: evaluate_model(trained.predictor, tmp_path),
+    ):
+        with pytest.raises(
+            DataError, match=r"expected a CSV file whose columns \(picture\) name images, got a folder; the"
+        ):
+            ask()
 
 
 def test_a_broken_image_is_told_with_its_line(trained: Trained, tmp_path: Path) -> None:

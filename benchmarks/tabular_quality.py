@@ -204,7 +204,8 @@ def fit_here(request: dict[str, Any]) -> dict[str, Any]:
     predicted = found.prediction
     if found.probabilities is not None:
         predicted = np.zeros((len(found.prediction), len(request["classes"])))
-        predicted[:, [request["classes"].index(label) for label in found.classes]] = found.probabilities
+        own = predictor.schema.target.classes
+        predicted[:, [request["classes"].index(label) for label in own]] = found.probabilities
     np.save(request["output"], predicted)
     unused = {column.name for column in predictor.schema.columns} - {c.name for c in predictor.schema.features}
     return {"seconds": seconds, "unused_columns": sorted(unused - {request["target"]})}

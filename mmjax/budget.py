@@ -90,10 +90,12 @@ def cuts(config: Config, cost: Cost, left_s: float) -> tuple[Decision, ...]:
     found = dict(zip(KEYS, (members, folds, epochs), strict=True))
     taken = f"an epoch of one model takes {cost.epoch_s:.2g} s and compiling {cost.compile_s:.2g} s"
     left = f"{max(left_s, 0.0):.0f} s are left for the training"
+    if (short_s := _training_s(own, models, 1) - left_s) > 0:
+        left += f", {short_s:.0f} s too few for one epoch: the run takes longer"
     fits = (
         f"about {whole_s:.0f} s are needed"
         if found == wanted
-        else f"about {_training_s(cost, wanted_models, wanted['training.epochs']):.0f} s would fit all"
+        else f"all that is asked trains in about {_training_s(cost, wanted_models, wanted['training.epochs']):.0f} s"
     )
     told = Decision(CUT, config.budget, f"{taken}, {left}, {fits}")
     why = f"{CUT} {config.budget}: {{}} are too many"

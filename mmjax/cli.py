@@ -194,7 +194,8 @@ def _failure(error: Exception | KeyboardInterrupt) -> Outcome:
         case BrokenPipeError():
             return _failed("interrupted", 141, ["nobody reads the output"])._replace(lines=())
         case MmjaxError():
-            return _failed(_type_of(error), error.exit_code, error.problems)
+            failed = _failed(_type_of(error), error.exit_code, error.problems)
+            return failed._replace(document=plain(error.document) | failed.document)
         case OSError() | MemoryError():
             return _failed("system", 1, [str(error) or type(error).__name__])
         case _:

@@ -97,7 +97,8 @@ class Server(NamedTuple):
 
 
 def make_server(url: str, *, api_key: str | None, timeout_s: float, retries: int) -> Server:
-    """Return the Server at `url`, nothing sent yet; ConfigError unless it is http(s)://host[:port][/path]."""
+    """Return the Server at `url`, nothing sent yet; ConfigError unless it is http(s)://host[:port][/path], and for
+    `timeout_s` or `retries` out of range."""
     try:
         parts = urlsplit(url)
         host, path = (parts.hostname or "").encode("idna"), parts.path
@@ -111,6 +112,8 @@ def make_server(url: str, *, api_key: str | None, timeout_s: float, retries: int
         raise ConfigError("api_key: expected printable ASCII characters, got others, or none")
     if not timeout_s > 0:
         raise ConfigError(f"timeout_s: expected seconds above 0, got {timeout_s}")
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise ConfigError(f"retries: expected a whole number of at least 0, got {retries!r}; 0 tries once")
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     place = (parts.scheme, parts.hostname or "", parts.port, parts.path.rstrip("/"))
     return Server(*place, headers, timeout_s, retries, queue.LifoQueue())

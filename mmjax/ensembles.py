@@ -13,7 +13,7 @@ from msgspec import UNSET
 from mmjax.config import Config
 from mmjax.parts import States
 from mmjax.recipe import Decision
-from mmjax.training.decide import predicted
+from mmjax.training.decide import Rows, decide, predicted
 from mmjax.training.events import TrainResult
 from mmjax.training.members import member_of
 from mmjax.training.program import member_trials
@@ -53,27 +53,42 @@ def members_report(setup: Setup, states: States, output: Any, result: TrainResul
     """Return what each member is worth alone, by split; None for one model.
 
     Each is calibrated and called as the state `output` of `decide` says: by the temperature and threshold of the model,
-    or with folds of out-of-fold answers.
+    or with folds of out-of-fold answers. A seed is a model of its own and has what is fitted to its own answers.
     """
     members = setup.scorer.members
     if members is None:
         return None
 
-    def answer(scores: Scores) -> Scores:
+    training, decided = setup.plan.training, []
+
+    def answer(scores: Scores, own: Any = output) -> Scores:
         if output is states.output:
             return scores  # nothing was decided
-        return Scores(scores.outputs, *jax.tree.map(np.asarray, predicted(setup.alone, output, scores.outputs)))
+        return Scores(scores.outputs, *jax.tree.map(np.asarray, predicted(setup.alone, own, scores.outputs)))
+
+    def held_out(scores: Scores) -> Scores:
+        """Decide for the next model, of which these are the validation rows; `output` is what the first seed has."""
+        own = output
+        if training.seeds and decided:
+            rows = Rows(scores, setup.scorer.answers(members.held[len(decided)]))
+            own, _ = decide(training, setup.scorer.prepared.schema, setup.alone, states.output, rows)
+        decided.append(own)
+        return answer(scores, own)
+
+    def tested(scores: Scores) -> Scores:
+        return answer(scores, next(of_test))
 
     best = result.best_epochs or (result.best_epoch,) * len(members.numbers)
-    each = (members.held, (setup.scorer.prepared.split.test,) * len(best))
-    found = [setup.scorer.metrics(states, rows, answer) for rows in each]
+    validation = setup.scorer.metrics(states, members.held, held_out)
+    of_test = iter(decided if len(decided) == len(best) else [output] * len(best))  # no rows, nothing fitted to them
+    test = setup.scorer.metrics(states, (setup.scorer.prepared.split.test,) * len(best), tested)
     return {
         "as_decided": output is not states.output,
-        "kind": "seeds" if setup.plan.training.seeds else "folds" if members.folds else "members",
+        "kind": "seeds" if training.seeds else "folds" if members.folds else "members",
         "folds": members.folds,
         "each": [
-            {"number": number, "best_epoch": epoch, "validation": validation, "test": test}
-            for number, epoch, validation, test in zip(members.numbers, best, *found, strict=True)
+            {"number": number, "best_epoch": epoch, "validation": held, "test": tests}
+            for number, epoch, held, tests in zip(members.numbers, best, validation, test, strict=True)
         ],
     }
 

@@ -5,15 +5,18 @@ A message reads *where: expected X, got Y; what to do*. Everything wrong at a bo
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class MmjaxError(Exception):
-    """Base of every error a user can mend. `problems` holds one line for each thing that is wrong."""
+    """Base of every error a user can mend. `problems` holds one line for each thing that is wrong, `document` what
+    `--json` tells beside the error: what was done all the same."""
 
     exit_code = 1
 
-    def __init__(self, problems: str | Iterable[str]) -> None:
+    def __init__(self, problems: str | Iterable[str], *, document: Mapping[str, Any] | None = None) -> None:
+        self.document = document or {}
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
 

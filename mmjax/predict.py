@@ -60,8 +60,6 @@ from mmjax.training.scoring import Scores
 CHUNK_ROWS = 8192
 """Rows of a table in memory at a time."""
 CHUNK_IMAGES = 256
-HEADINGS = {"sets": ["set"], "intervals": ["lower", "upper"], "abstained": ["abstained"]}
-"""Of the columns of what only some models answer; see `added_headings`."""
 OnInvalid = Literal["fail", "report"]
 """What rows that cannot be read do: stop all, or be written without a prediction. The words are the config's."""
 GO_ON = "or predict the others: --on-invalid report"
@@ -219,7 +217,8 @@ def _writer(file: IO[str], texts: Iterable[str]) -> Any:
 
 def added_headings(predictor: Predictor) -> list[str]:
     """Return the names of the columns of what only some models answer, in the order of `answer_rows`."""
-    headings = HEADINGS | {"quantiles": [f"q{level}" for level in predictor.quantile_levels]}
+    headings = {"sets": ["set"], "intervals": ["lower", "upper"], "abstained": ["abstained"]}
+    headings["quantiles"] = [f"q{level}" for level in predictor.quantile_levels]
     return [name for field in added_answers(predictor) for name in headings[field]]
 
 
@@ -376,15 +375,7 @@ def command(
         if predictor.schema.column(column).fixed_vocabulary:
             continue  # a note tells what the enum expects
         echo(f"{source}: column '{column}': {counted(count, 'cell')} of a category unknown to the model")
-    if written.invalid == written.rows:
-        raise DataError(
-            f"{source}: expected at least one row that can be read, got none of {written.rows:,}; `{PROBLEM}` in "
-            f"{output} says why of each"
-        )
-    if written.invalid:
-        echo(f"{written.invalid:,} of {written.rows:,} rows cannot be read and have none; `{PROBLEM}` says why")
-    echo(f"{written.rows - written.invalid:,} predictions in {output}")
-    return {
+    document = {
         "model": predictor.config.name,
         "version": located.version,
         "bundle": str(located.path),
@@ -393,6 +384,13 @@ def command(
         "seconds": {"load": round(loaded - started, 3), "predict": round(ended - loaded, 3)},
         "samples_per_second": written.rows / (ended - loaded),
     }
+    if written.invalid == written.rows:
+        told = f"{source}: expected at least one row that can be read, got none of {written.rows:,}"
+        raise DataError(f"{told}; `{PROBLEM}` in {output} says why of each", document=document)
+    if written.invalid:
+        echo(f"{written.invalid:,} of {written.rows:,} rows cannot be read and have none; `{PROBLEM}` says why")
+    echo(f"{written.rows - written.invalid:,} predictions in {output}")
+    return document
 
 
 if __name__ == "__main__":

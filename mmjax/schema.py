@@ -29,6 +29,8 @@ NAMES_IMAGES = "names images"
 """The reason of a column whose cells name image files: its kind is `ignored`, as they are no cells to learn from."""
 FOLDERS_HOLD = "folders hold classes"
 """The reason of a target whose classes are the names of folders."""
+TASK_IS_SET = "task is set in the config"
+"""The reason of a target whose task the config names."""
 Kind = Literal["numeric", "categorical", "boolean", "datetime", "identifier", "constant", "text", "ignored"]
 
 Modality = Literal["table", "image", "multimodal"]
@@ -73,6 +75,10 @@ class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 TRUTHS = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
 """Texts that pandas reads as truth values."""
 _WHOLE = re.compile("0|-?[1-9][0-9]{0,18}")
+_DECIMAL = re.compile(r"-?(?=[0-9.]{1,16}$)(0|[1-9][0-9]*)(\.[0-9]+)?")
+"""Of 15 digits or fewer: those of more pandas does not always round as others do, so that equal texts would differ."""
+Values = tuple[str, ...] | tuple[int, ...] | tuple[float, ...] | tuple[bool, ...]
+"""Classes as numbers, truth values or texts; see `class_values`."""
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,8 +104,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.classes if self.labels else (self.column,)
 
     @property
-    def values(self) -> tuple[str, ...] | tuple[int, ...] | tuple[bool, ...]:
-        """The classes as pandas reads their column from a CSV: see `class_values`. Names of folders stay texts."""
+    def values(self) -> Values:
+        """The classes by `class_values`; names of folders stay texts."""
         named = self.labels or self.reason.startswith("folders")  # of older bundles: "folders and idx files ..."
         return self.classes if named else class_values(self.classes)
 
@@ -108,19 +114,25 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return next(((x.negative, x.positive) for x in self.labels if x.column == column), self.classes)
 
 
-def class_values(classes: tuple[str, ...]) -> tuple[str, ...] | tuple[int, ...] | tuple[bool, ...]:
-    """Return classes as whole numbers where all are written as such, as truth values where all are, else as they are.
+def class_values(classes: tuple[str, ...]) -> Values:
+    """Return classes as whole or decimal numbers where all are written as such, as truth values where all are.
 
-    Texts would equal none of a data frame's own numbers, without a word. What other numbers are (leading zeros, points,
-    more than 64 bits) stays text.
+    Texts would equal none of a data frame's own numbers, without a word. Numbers are digits with at most a sign `-` and
+    a point, at most 15 of them in decimals; pandas reads others too (leading zeros, `+1`, `1e3`, more digits), which
+    stay texts, as do classes of which two are one number (`0`, `0.0`).
 
     >>> class_values(("0", "1")), class_values(("True", "False")), class_values(("01", "1"))
     ((0, 1), (True, False), ('01', '1'))
+    >>> class_values(("0.0", "1.0")), class_values(("0.5", "2")), class_values(("0", "0.0"))
+    ((0.0, 1.0), (0.5, 2.0), ('0', '0.0'))
     """
     if all(text in TRUTHS for text in classes) and len({TRUTHS[text] for text in classes}) == len(classes):
         return tuple(TRUTHS[text] for text in classes)
     if all(_WHOLE.fullmatch(text) and -(2**63) <= int(text) < 2**63 for text in classes):
         return tuple(map(int, classes))
+    decimal = any("." in text for text in classes) and all(map(_DECIMAL.fullmatch, classes))
+    if decimal and len(set(map(float, classes))) == len(classes):
+        return tuple(map(float, classes))
     return classes
 
 

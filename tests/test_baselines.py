@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import mean_pinball_loss
+from sklearn.metrics import log_loss, mean_pinball_loss
 from sklearn.neighbors import KNeighborsClassifier
 
 from mmjax.analysis import baselines, boosting
-from mmjax.analysis.baseline_data import make_design
+from mmjax.analysis.baseline_data import fit_labels, fitting_rows, make_design
 from mmjax.analysis.baseline_models import Rows, logistic_regression, nearest_neighbours, ridge_regression
 from mmjax.analysis.baseline_quantiles import Quantiles
 from mmjax.analysis.baselines import Judgement, judge
@@ -132,6 +132,28 @@ def test_a_network_that_knows_all_is_told_so_and_learnt_rows_are_not_asked():
     shuffled["label"][data.split.test] = 0  # what is asked must not be learnt from
     again = judge(data._replace(batch=shuffled), answers(data, knows=True), "test", boost=False)
     assert [one.metrics for one in again.baselines] == [one.metrics for one in found.baselines]
+
+
+@pytest.mark.parametrize("dealt", [True, False])
+def test_without_validation_rows_a_baseline_is_the_mean_of_one_fit_for_each_fold(dealt: bool):
+    """Each chooses on the fold that it leaves out, so that all training rows are learnt from."""
+    data = prepared(classes=3, validation=False)
+    train, test = data.split.train, data.split.test
+    if dealt:
+        folds = np.arange(len(train), dtype=np.int16) % 3
+        data = data._replace(split=data.split._replace(folds=folds))
+    else:
+        folds = np.random.default_rng(0).permutation(len(train)) % 5  # as `judge` draws them
+    found = judge(data, answers(data, knows=False), "test", boost=False)
+    parts, labels = [], fit_labels(data.batch, train, 3)
+    for fold in np.unique(folds):
+        learn, choose = train[folds != fold], train[folds == fold]
+        design, _ = make_design(data.schema, data.batch, learn)
+        rows = [fitting_rows(labels, data.batch, each, design(each)) for each in (learn, choose)]
+        parts.append(logistic_regression(*rows, design(test)).answers)
+    wanted = log_loss(data.batch["label"][test], np.mean(parts, axis=0), labels=[0, 1, 2])
+    (regression,) = (one for one in found.baselines if one.name == "logistic regression")
+    assert regression.metrics["log_loss"] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_within_noise_nobody_is_called_better_and_what_to_try_is_said():

@@ -49,7 +49,7 @@ def config_of(
 def cut(config: Config, cost: Cost, left_s: float) -> dict[str, int]:
     told, *found = cuts(config, cost, left_s)
     assert (told.key, told.value) == ("budget", config.budget)
-    assert ("would fit all" in told.why) == bool(found)
+    assert ("all that is asked trains in about" in told.why) == bool(found)
     return {decision.key: decision.value for decision in found}
 
 
@@ -70,6 +70,16 @@ ORDER = [
 def test_members_go_first_then_folds_then_epochs(left_s: float, expected: dict[str, int]):
     config = config_of(folds=5, members=3)
     assert cut(config, Cost(compile_s=0.0, epoch_s=0.1), left_s) == expected
+
+
+def test_a_budget_that_compiling_alone_uses_up_is_told_of():
+    told, *_ = cuts(config_of(), Cost(compile_s=16.0, epoch_s=1.0), 8.0)
+    assert told.why == (
+        "an epoch of one model takes 1 s and compiling 16 s, 8 s are left for the training, 9 s too few for one epoch: "
+        "the run takes longer, all that is asked trains in about 116 s"
+    )
+    told, *_ = cuts(config_of(), Cost(compile_s=7.0, epoch_s=1.0), 8.0)
+    assert "too few" not in told.why
 
 
 @given(

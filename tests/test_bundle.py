@@ -22,7 +22,9 @@ from mmjax.artifact.manifest import (
     sealed,
     table_of,
 )
+from mmjax.config import Data, ImageData
 from mmjax.errors import BundleError
+from mmjax.schema import ImageSpec, Schema, Target
 from tests.make_bundle_fixture import example_contents
 from tests.test_tree import same
 
@@ -77,6 +79,17 @@ def test_bundle_of_format_1_loads_forever():
     assert same_contents(bundle.contents, example_contents())
     assert bundle.digest == read_manifest(FIXTURE).digest
     assert sum(path.stat().st_size for path in FIXTURE.iterdir()) < 50_000
+
+
+@pytest.mark.parametrize(("path", "values"), [("digits", ("0", "1")), ("digits.csv", (0, 1))])
+def test_names_of_folders_are_texts_also_where_an_older_bundle_says_that_the_task_was_set(tmp_path, path, values):
+    contents = example_contents()
+    data = Data(image=ImageData(path=path, task="classification"))
+    target = Target(column="label", task="classification", classes=("0", "1"), reason="task is set in the config")
+    schema = Schema(target=target, image=ImageSpec(height_px=8, width_px=8))
+    config = msgspec.structs.replace(contents.config, data=data)
+    save_bundle(tmp_path / "b", contents._replace(config=config, schema=schema))
+    assert load_bundle(tmp_path / "b").contents.schema.target.values == values
 
 
 def test_identical_runs_give_one_digest_wherever_and_whenever(tmp_path):

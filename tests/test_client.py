@@ -1,5 +1,6 @@
 """`mmjax.Client` against a live server with keys, and against servers that misbehave."""
 
+import io
 import json
 import re
 import subprocess
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from sklearn.metrics import accuracy_score
 
@@ -28,7 +31,7 @@ from mmjax.client_http import Reply, retry_after_s
 from mmjax.data.decode import encode_png
 from mmjax.errors import ConfigError, DataError
 from mmjax.predict import predict_file
-from mmjax.schema import Target
+from mmjax.schema import Target, class_values
 from mmjax.serving.limits import Limits, new_key
 from mmjax.serving.reload import Source, reload_models
 from tests.live import JSON, door, thread
@@ -139,8 +142,8 @@ def test_a_large_table_of_numbers_goes_as_tensors_with_the_same_bits(client: mmj
 
 
 def test_classes_equal_the_cells_of_a_data_frame_that_holds_them(tmp_path: Path):
-    """Whole numbers and truth values: texts would equal none of them, without a word."""
-    cells = {"digits": [3, 10, -1], "flags": [False, True]}
+    """Numbers and truth values: texts would equal none of them, without a word."""
+    cells = {"digits": [3, 10, -1], "flags": [False, True], "decimals": [0.0, 1.0]}
     for name, classes in cells.items():
         target = Target(column="y", task="classification", classes=tuple(map(str, classes)))
         add_model(tmp_path / "registry", name, replace(NUMBERS, target=target))
@@ -170,6 +173,44 @@ def test_classes_equal_the_cells_of_a_data_frame_that_holds_them(tmp_path: Path)
             body = json.dumps({"model": name, "features": rows[:3].tolist()})
             reply = server.client.ask("POST", "/predict/tabular", body, JSON).json
             assert reply["labels"] == [str(value) for value in truth[:3]], "texts, as they were written"
+
+
+NUMBERS_AS_TEXT = st.one_of(
+    st.from_regex(r"-?[0-9]{1,19}(\.[0-9]{1,14})?", fullmatch=True),
+    st.floats(allow_nan=False, allow_infinity=False).map(str),
+    st.sampled_from(["0", "1", "0.0", "1.0", "-0", "-0.0", "00", "007", "+1", "1e3", ".5", "1.", "yes", "٣", "inf"]),
+)
+
+
+@given(st.lists(NUMBERS_AS_TEXT, min_size=2, max_size=6, unique=True))
+def test_classes_that_are_numbers_are_those_that_pandas_reads(classes: list[str]):
+    values = class_values(tuple(classes))
+    if values == tuple(classes):
+        return
+    read = pd.read_csv(io.StringIO("\n".join(["y", *classes])))["y"]
+    assert read.tolist() == list(values)
+    assert len(set(values)) == len(classes)
+
+
+def test_decimal_classes_are_numbers_and_others_stay_texts():
+    assert class_values(("0.0", "1.0")) == (0.0, 1.0)
+    assert class_values(("-1.25", "0.5", "2")) == (-1.25, 0.5, 2.0)
+    assert all(type(value) is float for value in class_values(("0.5", "2")))
+    for texts in (
+        ("0", "0.0"),
+        ("0.0", "-0.0"),
+        ("00.5", "1.5"),
+        ("1e3", "0.5"),
+        ("0.5", "nan"),
+        ("0.5", "1." + "1" * 15),
+    ):
+        assert class_values(texts) == texts
+
+
+@pytest.mark.parametrize("retries", [-1, 1.5, True])
+def test_retries_that_are_no_count_are_refused_at_once(retries: Any):
+    with pytest.raises(ConfigError, match=rf"^retries: expected a whole number of at least 0, got {retries}"):
+        mmjax.Client("http://127.0.0.1:9", retries=retries)
 
 
 def test_masked_cells_are_missing_in_tables_of_any_size(client: mmjax.Client):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax.analysis.present import results_text
+from mmjax.analysis.report import members_note
 from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.predictor import load_predictor
 from mmjax.check import check
@@ -362,6 +363,21 @@ def test_seeds_keep_the_first_and_tell_the_spread(table: Path, tmp_path: Path):
     assert again.metrics["test"] == pytest.approx(result.metrics["test"], abs=1e-5)
     rows = {"size": [0.5], "colour": ["red"], "open": ["yes"], "when": ["2024-03-04"]}
     assert load_predictor(result.bundle).predict(rows).uncertainty is None
+
+
+def test_a_seed_is_worth_the_same_wherever_it_stands_in_the_list(table: Path, tmp_path: Path):
+    """Each has the temperature and threshold of its own validation answers."""
+    found = {}
+    for seeds in ([3, 5], [5, 3]):
+        config = config_of(table, seeds=seeds, calibration="temperature", threshold="f1")
+        data = msgspec.structs.replace(config.data.tabular, target_column="open")
+        config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, tabular=data))
+        report = fit(config, runs_dir=tmp_path / f"runs{seeds[0]}", registry=None).report
+        found[seeds[0]] = {member["number"]: member for member in report["members"]["each"]}
+        assert members_note(report) == "each with its own calibration and threshold"
+    for number in (3, 5):
+        for split in ("validation", "test"):
+            assert found[3][number][split] == pytest.approx(found[5][number][split], rel=1e-4)
 
 
 def test_check_estimates_all_members(table: Path):

@@ -446,6 +446,7 @@ def test_the_others_are_predicted_where_images_cannot_be_read(
     ended = door(capsys, predict.command, *asked, "--on-invalid", "report")
     told = f"{images}: expected at least one row that can be read, got none of 16; `problem` in {tmp_path / 'out.csv'}"
     assert (ended.code, ended.document["error"]["problems"]) == (3, [f"{told} says why of each"])
+    assert (ended.document["rows"], ended.document["invalid"], ended.document["exit_code"]) == (16, 16, 3)
     assert [row[1:] for row in read(tmp_path / "out.csv")[1:]] == 16 * [["", "", "", "is empty"]]
     listed = write_csv(tmp_path / "l.csv", ("image",), [("",), ("new/no.png",), ("ok.png",)])
     written = predict_file(seen.result.predictor, listed, tmp_path / "out.csv", on_invalid="report")

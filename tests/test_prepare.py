@@ -261,6 +261,17 @@ def test_missing_categories_are_told_and_unknown_ones_are_none(tmp_path: Path) -
     assert any(line.startswith(f"word: {words.count('new')} cells of validation and test rows") for line in notes)
 
 
+def test_cells_outside_an_enum_are_told_as_of_all_rows(tmp_path: Path) -> None:
+    cells = [(i % 7 + 0.5, "c" if i % 10 == 0 else "ab"[i % 2], "yn"[i % 2]) for i in range(60)]
+    path = write_csv(tmp_path / "t.csv", ("size", "word", "kind"), [tuple(map(str, row)) for row in cells])
+    (tmp_path / "s.json").write_text('{"properties": {"word": {"enum": ["a", "b"]}}}')
+    data = {"path": str(path), "target_column": "kind", "schema": str(tmp_path / "s.json"), "on_invalid": "report"}
+    notes = prepare(config_from_dict({"name": "t", "data": {"tabular": data}}, "test")).notes
+    told = "hold a value that is not in the schema file's enum (1 distinct); they count as unknown"
+    assert f"word: 6 cells of all rows, training rows included, {told}" in notes
+    assert not any("that no training row has" in line for line in notes)
+
+
 @pytest.mark.parametrize("columns", ["warn", "ignore"])
 def test_a_column_that_is_left_out_is_told_once(columns: str, tmp_path: Path) -> None:
     """By the audit where it looks at columns, else by a note: a name, a row number, numbers but for a cell, a text."""

@@ -308,6 +308,9 @@ def test_intervals_beyond_what_the_target_ever_was_are_told(home: Path):
     assert f"on test {share:.1%} reach below 0, where no training target is" in line
     assert line.endswith("try training.loss: pinball, or a column with its logarithm as the target")
     assert line in (done.bundle / "card.md").read_text().replace("\\", "")
+    fact["splits"]["test"]["below_zero"] = 0.0003
+    (few,) = (line for line in answer_lines(done.report) if line.startswith("intervals: "))
+    assert few.startswith("intervals: on test less than 0.1% reach below 0")
     low = evaluate_model(done.predictor, path).trust["conformal"]["below_zero"]
     found = done.predictor.predict({"size": [float(row[0]) for row in rows]}).intervals
     assert found is not None

@@ -163,9 +163,9 @@ def sign_line(report: Report) -> str:
     if not share:
         return ""
     beyond = "below" if never == "negative" else "above"
+    some = "less than 0.1%" if share < 0.001 else f"{share:.1%}"
     return (
-        f"intervals: on {split} {share:.1%} reach {beyond} 0, where no training target is; nothing was cut: "
-        f"{fact['advice']}"
+        f"intervals: on {split} {some} reach {beyond} 0, where no training target is; nothing was cut: {fact['advice']}"
     )
 
 

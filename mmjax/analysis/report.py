@@ -298,7 +298,12 @@ def members_note(report: Report) -> str:
     shared = [kind for kind in shared if kind == "threshold" or "temperature" in report["answers"][kind]]
     if not report["members"].get("as_decided") or not shared:
         return ""
-    return f"each with the {' and the '.join(shared)} of the model"
+    seeds = report["members"]["kind"] == "seeds"  # to each of which all is fitted that is not given
+    own = [kind for kind in shared if seeds and (kind == "calibration" or "metric" in report["answers"][kind])]
+    others = [kind for kind in shared if kind not in own]
+    told = [f"its own {' and '.join(own)}"] if own else []
+    told += [f"the {' and the '.join(others)} of the model"] if others else []
+    return f"each with {' and '.join(told)}"
 
 
 def class_columns(report: Report) -> tuple[str, str, tuple[str, ...]]:

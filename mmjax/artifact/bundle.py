@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from mmjax.artifact import tree
@@ -38,10 +39,10 @@ from mmjax.artifact.manifest import (
     sealed,
     table_of,
 )
-from mmjax.config import Config
+from mmjax.config import Config, is_csv
 from mmjax.config_load import config_from_dict, config_to_dict
 from mmjax.errors import BundleError, ConfigError
-from mmjax.schema import Schema, schema_from_json, schema_to_json
+from mmjax.schema import FOLDERS_HOLD, TASK_IS_SET, Schema, schema_from_json, schema_to_json
 
 FILES = (*DIGESTED, "report.json", "card.md")
 
@@ -172,9 +173,10 @@ def _decode(manifest: Manifest, files: Files, folder: Path) -> BundleContents:
     if missing := [name for name in FILES if name not in files]:
         raise BundleError([f"{folder / name}: is missing; {MEND}" for name in missing])
     arrays = tree.load_arrays(files["arrays.npz"], str(folder / "arrays.npz"))
+    config = _config(files["config.json"], str(folder / "config.json"))
     return BundleContents(
-        config=_config(files["config.json"], str(folder / "config.json")),
-        schema=schema_from_json(files["schema.json"], str(folder / "schema.json")),
+        config=config,
+        schema=_named_by_folders(schema_from_json(files["schema.json"], str(folder / "schema.json")), config),
         states=_states(files["states.json"], arrays, str(folder / "states.json")),
         metrics=metrics_of(manifest),
         golden=golden_from_files(files["golden.json"], files["golden.npz"], str(folder / "golden.json")),
@@ -183,6 +185,14 @@ def _decode(manifest: Manifest, files: Files, folder: Path) -> BundleContents:
         provenance=manifest.provenance,
         answers=answers_from_bytes(files[ANSWERS], str(folder / ANSWERS)) if ANSWERS in files else None,
     )
+
+
+def _named_by_folders(schema: Schema, config: Config) -> Schema:
+    """Return the Schema with the reason that classes of folders have; in older ones a `task` of the config hid it."""
+    images, target = config.data.image, schema.target
+    if images is None or is_csv(images.path) or target.task != "classification" or target.reason != TASK_IS_SET:
+        return schema
+    return msgspec.structs.replace(schema, target=msgspec.structs.replace(target, reason=FOLDERS_HOLD))
 
 
 def _states(data: bytes, arrays: Mapping[str, np.ndarray], where: str) -> dict[str, Any]:

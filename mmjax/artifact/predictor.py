@@ -21,7 +21,7 @@ from mmjax.errors import BundleError, ConfigError, DataError, TrainingError
 from mmjax.frames import Frame, ImageFile, frame_columns, image_rows, is_frame, sized_cells
 from mmjax.models.build import served_otherwise, served_variables
 from mmjax.parts import States, build_parts
-from mmjax.schema import Batch, Columns, Schema
+from mmjax.schema import Batch, Columns, Schema, Values
 from mmjax.training.decide import abstain_problems, abstaining
 from mmjax.training.scoring import LABEL_FIELDS, LARGEST_BUCKET, Forward, Scores, score
 
@@ -35,12 +35,14 @@ class Predictions(NamedTuple):
     """Answers for N rows, on the host."""
 
     prediction: np.ndarray
-    """Classes, values f64[N], or which labels hold, bool[N, L]. Classes are what pandas reads from their column of a
-    CSV, so that they equal its cells: texts (object[N]), or i64[N] where all are whole numbers such as 0 and 1, bool[N]
-    where all are True and False. Names of folders are texts; so are all classes in the replies of a server."""
+    """Classes, values f64[N], or which labels hold, bool[N, L]. Classes equal the cells that pandas reads from their
+    column of a CSV: i64[N] where all are whole numbers such as 0 and 1, f64[N] where all are decimals such as 0.0 and
+    0.5, bool[N] where all are True and False, else texts (object[N]): also numbers that are written otherwise, such as
+    007, which pandas reads as 7 (`schema.class_values` says which). Names of folders are texts; so are all classes in
+    the replies of a server."""
     probabilities: np.ndarray | None
     """f32[N, K] in the order of `classes`, or f32[N, L] of labels, each by itself; None for regression."""
-    classes: tuple[str, ...] | tuple[int, ...] | tuple[bool, ...]
+    classes: Values
     """The classes, as `prediction` has them, or the names of the labels."""
     uncertainty: np.ndarray | None = None
     """f32[N]: how far the members of the model disagree; None for a model of one member. For classes the mean total
@@ -217,7 +219,7 @@ def to_predictions(predictor: Predictor, scores: Scores) -> Predictions:
 
 
 def class_array(classes: Sequence[Any]) -> np.ndarray:
-    """Return classes as an array: texts as object[K], i64[K], or bool[K]."""
+    """Return classes as an array: texts as object[K], i64[K], f64[K] or bool[K]."""
     return np.array(classes, dtype=object if isinstance(classes[0], str) else None)
 
 

@@ -110,7 +110,7 @@ def read_rows(
         *_left_out(schema, told_columns(schema) if config.audit.columns != "ignore" else frozenset()),
         *split.notes,
         *gaps.notes(unknown),
-        *_unknown_notes(unknown),
+        *_unknown_notes(schema, unknown),
         *(images.notes if images else ()),
     )
     quarantined = (*survey.quarantined, *quarantine_cells(validation))
@@ -248,9 +248,13 @@ def _left_out(schema: Schema, told: frozenset[str]) -> Iterator[str]:
             yield f"{column.name}: left out, {column.kind}: {column.reason}"
 
 
-def _unknown_notes(unknown: dict[str, tuple[int, int]]) -> Iterator[str]:
-    """Yield a line for each column with categories that no training row has."""
+def _unknown_notes(schema: Schema, unknown: dict[str, tuple[int, int]]) -> Iterator[str]:
+    """Yield a line for each column with categories that no training row has, or that are not in its enum."""
     for name, (cells, categories) in unknown.items():
+        if schema.column(name).fixed_vocabulary:
+            hold = f"hold a value that is not in the schema file's enum ({categories:,} distinct)"
+            yield f"{name}: {cells:,} cells of all rows, training rows included, {hold}; they count as unknown"
+            continue
         yield (
             f"{name}: {cells:,} cells of validation and test rows hold one of {categories} categories "
             "that no training row has; they count as unknown"

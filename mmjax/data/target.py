@@ -14,7 +14,7 @@ from mmjax.data.labels import infer_labels
 from mmjax.data.schema_file import DeclaredColumn
 from mmjax.data.survey import Keep, Seen, see
 from mmjax.errors import DataError, did_you_mean
-from mmjax.schema import Columns, Target
+from mmjax.schema import TASK_IS_SET, Columns, Target
 
 SHOWN = 5
 """How many places or values a message names."""
@@ -102,7 +102,7 @@ def _task(
 ) -> tuple[Task, str]:
     """Return the task and the rule that decided it."""
     if task is not UNSET:
-        return task, "task is set in the config"
+        return task, TASK_IS_SET
     if declared is not None and (said := _declared_task(declared)) is not None:
         return said, "the schema file says so"
     count = f"{facts.distinct:,} distinct values"

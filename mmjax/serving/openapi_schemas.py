@@ -228,7 +228,7 @@ _SUMMARY: Json = {
 SUMMARY: Json = {"type": "object", "required": list(_SUMMARY), "properties": _SUMMARY}
 _MODEL = _SUMMARY | {
     "target": TEXT,
-    "class_values": array_of({"type": ["string", "integer", "boolean"]}),
+    "class_values": array_of({"type": ["string", "number", "boolean"]}),
     "uncertainty": {"type": "boolean"},
     "schema": {"type": "object"},
     "metrics": {"type": "object"},

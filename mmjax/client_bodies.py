@@ -310,9 +310,9 @@ def _cell(where: str, value: Any) -> Any:
         return None if math.isnan(value) else value
     if isinstance(value, date):
         return value.isoformat()
-    pixels = PIXELS if isinstance(value, np.ndarray) else ""
-    told = "expected a number, a text, a boolean, a date or None"
-    raise DataError(f"{where}: {told}, got {type(value).__name__}{pixels}")
+    if isinstance(value, np.ndarray):
+        raise DataError(f"{where}: expected a cell or an image file, got an array of shape {value.shape}{PIXELS}")
+    raise DataError(f"{where}: expected a number, a text, a boolean, a date or None, got {type(value).__name__}")
 
 
 def infinite(where: str) -> DataError:

@@ -170,9 +170,7 @@ def _batches(predictor: Predictor, columns: Columns, *, label: bool) -> Iterator
     lengths = {name: len(cells) for name, cells in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"expected columns of equal length, got {lengths}")
-    if not lengths:
-        raise DataError("rows: expected a cell of at least one column, got rows without any")
-    rows = next(iter(lengths.values()))
+    rows = next(iter(lengths.values()), 0)
     if not rows:
         raise DataError("expected at least one row, got none")
     schema, needed = predictor.schema, predictor.config.data.image is not None

@@ -14,7 +14,6 @@ import numpy as np
 
 from mmjax.client_binary import as_matrix, binary_requests, read_binary
 from mmjax.client_bodies import (
-    ImageSource,
     Request,
     Rows,
     as_images,
@@ -23,10 +22,12 @@ from mmjax.client_bodies import (
     image_names,
     image_requests,
     mixed_requests,
+    named_images,
+    refuse_none,
     table_requests,
 )
 from mmjax.client_http import Reply, ServerError, ask, close, make_server, send
-from mmjax.frames import Frame, answers_in_a_line, frame_columns, is_frame
+from mmjax.frames import Frame, ImageFile, answers_in_a_line, frame_columns, is_frame
 
 __all__ = ["Answers", "Client", "Model", "ServerError"]
 
@@ -104,10 +105,12 @@ class Client:
 
         Rows are dicts by column name, a dict of lists or arrays, a pandas DataFrame, or a 2-D array or lists of cells
         in the order of the model's features; None and NaN are missing. Images are paths or bytes of files, one or a
-        list of them. Where a model looks at images beside cells, rows are by column name, and hold both. What exceeds
-        the limits of a request is sent as several. Without `model` there must be only one that is meant.
+        list of them, or rows by column name; pixels are refused. Where a model looks at images beside cells, rows are
+        by column name, and hold both. What exceeds the limits of a request is sent as several. Without `model` there
+        must be only one that is meant.
         """
         rows = frame_columns(cast(Frame, rows)) if is_frame(rows) else rows
+        refuse_none(rows)
         try:
             return self._predict(rows, model, version)
         except ServerError as error:
@@ -201,11 +204,16 @@ class Client:
         return self._joined(list(self._replies(table_requests(rows, model, version, None))))
 
     def _mixed(self, rows: Rows, name: str | None, version: int | None) -> Answers | None:
-        """Return the Answers for rows by name of images and cells; None where the model that is meant takes no such."""
+        """Return the Answers for rows by name of images, or of both; None where the model that is meant takes no such.
+
+        Where images are all of a row, they are sent as files.
+        """
         meant = self._meant(name, version)
-        if meant is None or meant.modality != "multimodal":
+        if meant is None or meant.modality == "table":
             return None
         description = self.describe(meant.name, meant.version)
+        if meant.modality == "image" and (images := named_images(rows, description)) is not None:
+            return self._joined(list(self._replies(image_requests(images, meant.name, meant.version), images)))
         return self._joined(list(self._replies(mixed_requests(rows, meant.name, meant.version, description))))
 
     def _meant(self, name: str | None, version: int | None) -> Model | None:
@@ -229,7 +237,7 @@ class Client:
             return self._joined(list(self._replies(table_requests(rows, name, version, description))))
         return self._joined(list(self._replies(binary_requests(matrix, description))))
 
-    def _replies(self, requests: Iterator[Request], images: Sequence[ImageSource] = ()) -> Iterator[dict[str, Any]]:
+    def _replies(self, requests: Iterator[Request], images: Sequence[ImageFile] = ()) -> Iterator[dict[str, Any]]:
         """Yield the answer to each request; what is wrong with one of the `images` is told with its path."""
         first = 1
         for request in requests:

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 import numpy as np
 
 from mmjax.errors import DataError
-from mmjax.frames import ONE_ROW, Frame, sized_cells
+from mmjax.frames import ONE_ROW, Frame, ImageFile, sized_cells
 
 MOST_ROWS = 4096
 MOST_IMAGES = 16
@@ -26,15 +26,20 @@ SHOWN = 20
 MOST_BITS = 1024
 """Of a whole number: no float holds a longer one, and Python refuses to write those of thousands of digits."""
 
-ImageSource = str | Path | bytes
 Rows = (
     Sequence[Mapping[str, Any]]
     | Mapping[str, Sequence[Any] | np.ndarray]
     | Sequence[Sequence[Any]]
     | np.ndarray
     | Frame
-    | ImageSource
-    | Sequence[ImageSource]
+    | ImageFile
+    | Sequence[ImageFile]
+)
+
+
+PIXELS = (
+    "; a server takes files, not pixels: give the file's path, or its bytes, as of `buffer = io.BytesIO(); "
+    "PIL.Image.fromarray(pixels).save(buffer, 'PNG'); buffer.getvalue()`"
 )
 
 
@@ -48,7 +53,7 @@ class Request(NamedTuple):
     """How many answers it asks for."""
 
 
-def as_images(rows: Rows) -> list[ImageSource] | None:
+def as_images(rows: Rows) -> list[ImageFile] | None:
     """Return the images that are meant; None when it is a table. DataError for a list of both, or of nothing."""
     if isinstance(rows, str | Path | bytes):
         return [rows]
@@ -71,7 +76,7 @@ def as_images(rows: Rows) -> list[ImageSource] | None:
     return images or None
 
 
-def image_requests(images: Sequence[ImageSource], model: str | None, version: int | None) -> Iterator[Request]:
+def image_requests(images: Sequence[ImageFile], model: str | None, version: int | None) -> Iterator[Request]:
     """Yield the requests for images; DataError for a file that cannot be read."""
     asked = {key: value for key, value in (("model", model), ("version", version)) if value is not None}
     path = f"/predict/image?{urlencode(asked, quote_via=quote)}" if asked else "/predict/image"
@@ -86,7 +91,7 @@ def image_requests(images: Sequence[ImageSource], model: str | None, version: in
     yield _image_request(path, part)
 
 
-def image_names(images: Sequence[ImageSource], first: int, problem: str) -> str:
+def image_names(images: Sequence[ImageFile], first: int, problem: str) -> str:
     """Return a server's line about one of the images with its path, or its place among all, in front.
 
     `first` is the place of the request's first image among all; both count from 1.
@@ -135,6 +140,26 @@ def by_name(rows: Any) -> bool:
     )
 
 
+def named_images(rows: Any, description: Mapping[str, Any]) -> list[ImageFile] | None:
+    """Return the images of rows by name for a model of images alone; None where its column is not all that is named,
+    or a cell is no image, which the server tells best."""
+    (name,) = description["schema"]["image"]["columns"]
+    if isinstance(rows, Mapping):
+        cells = list(rows[name]) if set(rows) == {name} and not isinstance(rows[name], str | bytes | Path) else []
+    else:
+        cells = [row.get(name) if set(row) == {name} else None for row in rows]
+    images = [cell for cell in cells if isinstance(cell, ImageFile) and cell != ""]
+    return images if images and len(images) == len(cells) else None
+
+
+def refuse_none(rows: Any) -> None:
+    """Raise DataError where there are no rows: the server would not say so of every model."""
+    groups = list(rows.values()) if isinstance(rows, Mapping) else [rows]
+    sized = (isinstance(group, Sequence | np.ndarray) and not isinstance(group, str | bytes) for group in groups)
+    if all(sized) and not any(len(group) for group in groups):
+        raise DataError("rows: expected at least one row, got none")
+
+
 def mixed_requests(
     rows: Rows, model: str | None, version: int | None, description: Mapping[str, Any] | None
 ) -> Iterator[Request]:
@@ -174,7 +199,8 @@ def _mixed_cell(row: int, name: str, cell: Any, images: Sequence[str]) -> Any:
     if cell is None or (isinstance(cell, str | float) and (cell == "" or cell != cell)):
         return None
     if not isinstance(cell, str | Path | bytes):
-        raise DataError(f"row {row}, '{name}': expected a path or the bytes of an image, got {type(cell).__name__}")
+        told = f"expected a path or the bytes of an image, got {type(cell).__name__}"
+        raise DataError(f"row {row}, '{name}': {told}{PIXELS if isinstance(cell, np.ndarray) else ''}")
     return base64.b64encode(cell if isinstance(cell, bytes) else _read(Path(cell))).decode()
 
 
@@ -200,7 +226,7 @@ def _table(rows: Rows, description: Mapping[str, Any] | None) -> tuple[str, list
     if isinstance(rows, np.ndarray):
         if rows.ndim != 2:
             told = f"expected an array of rows and columns, got one of shape {rows.shape}"
-            raise DataError(f"rows: {told}{ONE_ROW if rows.ndim == 1 else ''}")
+            raise DataError(f"rows: {told}{ONE_ROW if rows.ndim == 1 else PIXELS}")
         return "features", _from_columns([_cells(f"column {i + 1}", rows[:, i]) for i in range(rows.shape[1])])
     if isinstance(rows, Mapping):
         return _from_mapping(
@@ -260,6 +286,8 @@ def _json(document: Mapping[str, Any]) -> bytes:
 
 def _cells(where: str, cells: Any) -> list[Any]:
     """Return a column as cells for JSON."""
+    if isinstance(cells, np.ndarray) and cells.ndim > 1:
+        raise DataError(f"{where}: expected cells, got an array of shape {cells.shape}{PIXELS}")
     if isinstance(cells, np.ndarray) and cells.dtype.kind in "biuf":
         values = cells.astype(np.float64) if cells.dtype.kind == "f" else cells
         if cells.dtype.kind == "f" and np.isinf(values).any():
@@ -282,6 +310,8 @@ def _cell(where: str, value: Any) -> Any:
         return None if math.isnan(value) else value
     if isinstance(value, date):
         return value.isoformat()
+    if isinstance(value, np.ndarray):
+        raise DataError(f"{where}: expected a cell or an image file, got an array of shape {value.shape}{PIXELS}")
     raise DataError(f"{where}: expected a number, a text, a boolean, a date or None, got {type(value).__name__}")
 
 

@@ -8,9 +8,10 @@ if __name__ == "__main__":
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import msgspec
@@ -26,7 +27,7 @@ from mmjax.artifact.models import load_model, locate_model
 from mmjax.artifact.predictor import Predictor, proven_predictor
 from mmjax.backend import configure
 from mmjax.cli import echo, json_option, run
-from mmjax.config import ImageData
+from mmjax.config import ImageData, TabularData
 from mmjax.data.asked_images import AskedImages, refuse_asked
 from mmjax.data.audit_rows import counted
 from mmjax.data.encode import check_columns, known_columns
@@ -35,17 +36,24 @@ from mmjax.data.image_paths import (
     count_gaps,
     expect_folder,
     gap_notes,
+    image_faults,
     image_folder,
+    located_images,
     refuse_images,
     with_paths,
 )
-from mmjax.data.images import SHOWN, ImageSource, read_images, take
+from mmjax.data.images import SHOWN, ImageSource, apply_policy, read_images, scan_images, take
+from mmjax.data.prepare_images import answered_images
+from mmjax.data.quarantine import answered_rows
 from mmjax.data.table import Table, read_table, refuse_delimiter
-from mmjax.data.validate import broken_notes, broken_rules, refuse_cells
+from mmjax.data.validate import Fault, broken_notes, broken_rules, cell_faults, judge, refuse_cells
 from mmjax.errors import ConfigError, DataError, did_you_mean
 from mmjax.frames import is_frame
 from mmjax.schema import Schema
 
+OnInvalid = Literal["fail", "drop"]
+"""What rows that cannot be read do: stop all, or be left out. The words are the config's."""
+LEAVE_OUT = "--on-invalid drop leaves out what has no answer or cannot be read"
 GIVEN = "this data"
 """What results on `--data` are called on the terminal: they are no test where the model has seen the rows."""
 
@@ -57,6 +65,7 @@ def evaluate_model(
     registry: str = "registry",
     split: str = "",
     images: str | Path | None = None,
+    on_invalid: OnInvalid = "fail",
     tell: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Return the Evaluation of a model on a CSV or image folder in the form it was trained on.
@@ -64,7 +73,8 @@ def evaluate_model(
     `split` (`train`, `validation` or `test`) takes only that part of a folder that has such parts; `images` is the
     folder that paths of images in a table start from, if not the config's or the file's own; `tell` gets a line
     that counts missing cells, and one for each rule (bounds, pattern, enum) of the model's schema file that cells
-    break. Raises DataError for rows that cannot be encoded, and for labels that are none of its classes.
+    break. Raises DataError for rows that cannot be encoded or, where `on_invalid` is `drop`, leaves them out and tells
+    how many; and for labels that are none of its classes.
     """
     if not isinstance(data, str | Path):
         todo = "; write it first: frame.to_csv('rows.csv', index=False)" if is_frame(data) else "; give its path"
@@ -77,14 +87,21 @@ def evaluate_model(
     if config.tabular is not None:
         if split:
             raise ConfigError("--split: expected only with a folder of images that has parts; a CSV has none")
+        folder = None if config.tabular.images is None else image_folder(config.tabular.images, data, images)
         table = read_labelled_table(predictor.schema, Path(data), config.tabular.delimiter)
-        if config.tabular.images is not None:
-            table = with_paths(predictor.schema, table, image_folder(config.tabular.images, data, images))
+        if on_invalid == "drop":
+            table, dropped = readable_rows(predictor.schema, config.tabular, table, folder)
+            for note in dropped:
+                tell(note)
+        elif folder is not None:
+            with advice():
+                table = with_paths(predictor.schema, table, folder)
         try:
             scores, batch = predictor.score_labelled(table.columns)
         except DataError:
-            refuse_cells(predictor.schema, table, label=True)
-            refuse_images(predictor.schema, table)
+            with advice():
+                refuse_cells(predictor.schema, table, label=True)
+                refuse_images(predictor.schema, table)
             raise
         broken = broken_rules(table.columns, predictor.schema, table.lines, label=True)
         notes = broken_notes(broken, str(data), "scored all the same")
@@ -95,11 +112,17 @@ def evaluate_model(
     else:
         assert config.image is not None, "the config names one modality"
         source = read_labelled_images(config.image, Path(data), split)
+        if on_invalid == "drop":
+            source, dropped = readable_images(predictor.schema, config.image, source, Path(data))
+            for note in dropped:
+                tell(note)
         refuse_labels(predictor.schema, source, Path(data))
         try:
             scores, batch = predictor.score_labelled(source.columns)
         except DataError:
-            refuse_asked(AskedImages(Path(data), source.names, source.columns[source.image_column], source.lines))
+            asked = AskedImages(Path(data), source.names, source.columns[source.image_column], source.lines)
+            with advice():
+                refuse_asked(asked)
             raise
     return evaluate_scores(
         predictor.schema, scores, batch, state=predictor.states.output, levels=predictor.quantile_levels
@@ -120,7 +143,8 @@ def read_labelled_table(schema: Schema, path: Path, delimiter: str) -> Table:
 
 def read_labelled_images(trained_on: ImageData, path: Path, split: str) -> ImageSource:
     """Return images with answers, read as those trained on; of one part where `split` names one."""
-    source = read_images(msgspec.structs.replace(trained_on, path=str(path)), minimum_classes=1)
+    # "drop": images that are not there are told, or left out, with those that cannot be read
+    source = read_images(msgspec.structs.replace(trained_on, path=str(path), on_invalid="drop"), minimum_classes=1)
     if not split:
         return source
     if source.assigned is None:
@@ -129,6 +153,47 @@ def read_labelled_images(trained_on: ImageData, path: Path, split: str) -> Image
     if not rows.any():
         raise DataError(f"--split {split}: expected images in that part of {path}, got none")
     return take(source, rows)
+
+
+def readable_rows(
+    schema: Schema, trained_on: TabularData, table: Table, folder: str | None
+) -> tuple[Table, tuple[str, ...]]:
+    """Return the rows of a CSV that have an answer and can be read, and notes that count the others.
+
+    `folder` is where paths of images start from, None where there are none; the rows returned have them in full.
+    """
+    dropping = msgspec.structs.replace(trained_on, on_invalid="drop", task=schema.target.task)
+    table, unanswered, _ = answered_rows(table, dropping, None)
+    table, faults = (table, []) if folder is None else located_images(schema, table, folder)
+    table, lost = _without(schema, table, faults)
+    table, unread = _without(schema, table, [*cell_faults(schema, table), *image_faults(schema, table)])
+    return table, (*unanswered, *lost, *unread)
+
+
+def _without(schema: Schema, table: Table, faults: list[Fault]) -> tuple[Table, tuple[str, ...]]:
+    found = judge(faults, None, schema, table.lines, table.path, "drop")
+    columns = {name: cells[found.keep] for name, cells in table.columns.items()}
+    return Table(columns, table.lines[found.keep], table.path), found.notes
+
+
+def readable_images(
+    schema: Schema, trained_on: ImageData, source: ImageSource, path: Path
+) -> tuple[ImageSource, tuple[str, ...]]:
+    """Return the images that have an answer and can be read, and notes that count the others."""
+    dropping = msgspec.structs.replace(trained_on, path=str(path), on_invalid="drop", task=schema.target.task)
+    source, unanswered, _ = answered_images(source, dropping)
+    bad = scan_images(source.columns[source.image_column].tolist())
+    source, _, dropped = apply_policy(source, bad, "drop")
+    return source, (*unanswered, *(f"{path}: {note}" for note in dropped))
+
+
+@contextmanager
+def advice() -> Iterator[None]:
+    """Add to a DataError how to go on without the rows that it names."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError([*error.problems, LEAVE_OUT]) from error
 
 
 def refuse_labels(schema: Schema, source: ImageSource, path: Path) -> None:
@@ -190,8 +255,17 @@ def trained_on(predictor: Predictor, data: str | Path) -> bool:
 @click.option(
     "--registry", default="registry", show_default=True, type=click.Path(), help="Where models are registered."
 )
+@click.option(
+    "--on-invalid",
+    type=click.Choice(["fail", "drop"]),
+    default="fail",
+    show_default=True,
+    help="Where rows or images cannot be read or have no answer: stop and list them, or leave them out and count them.",
+)
 @json_option
-def command(model: str, data: str, split: str | None, images: str | None, registry: str) -> dict[str, Any]:
+def command(
+    model: str, data: str, split: str | None, images: str | None, registry: str, on_invalid: OnInvalid
+) -> dict[str, Any]:
     """Score a registered model."""
     for note in configure().notes:
         echo(note)
@@ -201,7 +275,9 @@ def command(model: str, data: str, split: str | None, images: str | None, regist
     predictor = proven_predictor(bundle, where=str(located.path))
     loaded = time.perf_counter()
     notes: list[str] = []
-    evaluation = evaluate_model(predictor, data, split=split or "", images=images, tell=notes.append)
+    evaluation = evaluate_model(
+        predictor, data, split=split or "", images=images, on_invalid=on_invalid, tell=notes.append
+    )
     ended = time.perf_counter()
     for note in notes:
         echo(note)

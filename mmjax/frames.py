@@ -1,7 +1,8 @@
 """Columns as a caller has them: cells in order, or a pandas DataFrame, without importing pandas; answers in a line."""
 
 import sys
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +29,8 @@ class Frame(Protocol):
 
 MOST_CLASSES = 5
 """So many are told in a line."""
+ImageFile = str | Path | bytes
+"""A path of an image, or the bytes of its file."""
 ONE_ROW = "; to ask for one row, put the row in a list: [row]"
 
 
@@ -36,6 +39,17 @@ def sized_cells(where: str, cells: Any) -> Any:
     if isinstance(cells, str | bytes | Mapping | Set) or not hasattr(cells, "__len__"):
         raise DataError(f"{where}: expected a list or an array of cells, got {type(cells).__name__}{ONE_ROW}")
     return cells
+
+
+def image_rows(rows: Any, column: str) -> Any:
+    """Return paths and bytes of images, one or a list of them, as cells of `column`; other rows as they are.
+
+    >>> image_rows(["a.png", b"..."], "image"), image_rows([{"image": "a.png"}], "image")
+    ({'image': ['a.png', b'...']}, [{'image': 'a.png'}])
+    """
+    files = [rows] if isinstance(rows, ImageFile) else rows
+    given = isinstance(files, Sequence) and files and all(isinstance(file, ImageFile) for file in files)
+    return {column: list(files)} if given else rows
 
 
 def is_frame(value: Any) -> bool:

@@ -71,6 +71,8 @@ def draft(data: Path, wish: Wish) -> Draft:
         if wish.target:
             raise ConfigError("--target: expected with a CSV only; the classes of an image folder are its folders")
         return draft_folder(data, wish)
+    if data.suffix.lower() in IMAGE_SUFFIXES:
+        raise DataError(f"--data {data}: expected a CSV file or a folder of images, got an image; give its folder")
     delimiter = guess_delimiter(data)
     table = read_table(str(data), delimiter=delimiter)
     images, notes = find_image_columns(table)

@@ -288,6 +288,7 @@ def open_input(predictor: Predictor, source: Path, images: Path | None = None) -
 
 def _open_table(schema: Schema, source: Path, data: TabularData, images: Path | None) -> Input:
     chunk_rows = CHUNK_ROWS if data.images is None else CHUNK_IMAGES
+    folder = image_folder(data.images, source, images) if data.images is not None else ""
     refuse_delimiter(source, data.delimiter, known_columns(schema))
     tables = iter_table(str(source), delimiter=data.delimiter, chunk_rows=chunk_rows)
     first = next(tables, None)
@@ -295,7 +296,6 @@ def _open_table(schema: Schema, source: Path, data: TabularData, images: Path | 
         raise DataError(f"{source}: expected at least one row, got a header only")
     ignored = check_columns(schema, tuple(first.columns), where=str(source))
     named = schema.id_column if schema.id_column in first.columns else None
-    folder = image_folder(data.images, source, images) if data.images is not None else ""
     chunks = _table_chunks(schema, itertools.chain((first,), tables), named, folder)
     ignored = tuple(name for name in ignored if name != named)
     return Input(named or "row", chunks, ignored, (), tuple(first.columns))

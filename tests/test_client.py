@@ -274,8 +274,16 @@ def test_images_are_paths_or_bytes_one_or_many(client: mmjax.Client, registry: P
         path.write_bytes(content)
     predictor = load_model("shades", registry=registry)
     one = predictor.predict([{"image": files[0]}])
-    for image in (files[0], paths[0], str(paths[0]), [paths[0]], [{"image": paths[0]}], {"image": [files[0]]}):
-        check(client.predict(image), one)
+    path = str(paths[0])
+    bare: list[Any] = [files[0], paths[0], path, [paths[0]], [path], [files[0]]]
+    named: list[Any] = [{"image": cells} for cells in ([files[0]], [paths[0]], [path], np.array([path], dtype=object))]
+    named += [[{"image": paths[0]}], [{"image": path}], [{"image": files[0]}], pd.DataFrame({"image": [path]})]
+    for image in (*bare, *named):  # a model that is loaded takes the same
+        check(client.predict(image, model="shades"), one)
+        np.testing.assert_array_equal(predictor.predict(image).probabilities, one.probabilities)
+    check(client.predict([{"image": paths[0]}]), one)
+    many = client.predict([{"image": str(path)} for path in paths], model="shades")
+    np.testing.assert_array_equal(many.prediction, predictor.predict([str(path) for path in paths]).prediction)
     answers = client.predict(paths, model="shades", version=1)
     assert len(answers.request_ids) == 2
     expected = predictor.predict({"image": files})
@@ -353,6 +361,26 @@ def test_what_cannot_be_sent_is_refused_here(rows: Any, told: str):
             table_requests(rows, None, None, None)
         )
     assert told in str(refused.value)
+
+
+def test_rows_of_images_that_cannot_be_sent_or_read_say_why(client: mmjax.Client, tmp_path: Path):
+    nothing: list[Any] = [[], {}, {"image": []}, {"image": np.empty(0, dtype=object)}, np.empty((0, 2)), pd.DataFrame()]
+    for none in nothing:
+        with pytest.raises(DataError, match=r"^rows: expected at least one row, got none$"):
+            client.predict(none, model="shades")
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    named: list[Any] = [[{"image": pixels}], {"image": [pixels]}, {"image": np.array([pixels])}]
+    bare: list[Any] = [[pixels], pixels[None]]
+    for rows in (*named, *bare):
+        with pytest.raises(DataError, match=r"a server takes files, not pixels: give the file's path, or its bytes"):
+            client.predict(rows, model="shades")
+    (tmp_path / "good.png").write_bytes(encode_png(picture(1)))
+    (tmp_path / "bad.png").write_text("no image")
+    files: list[dict[str, Any]] = [{"image": str(tmp_path / name)} for name in ("good.png", "bad.png")]
+    assert f"{tmp_path / 'bad.png'}: expected JPEG" in str(refusal(client, files, model="shades"))
+    assert "expected column 'image'" in str(refusal(client, [{}], model="shades"))
+    assert "unknown column 'imag'" in str(refusal(client, [{"imag": files[0]["image"]}], model="shades"))
+    assert "expected an image" in str(refusal(client, [*files[:1], {"image": None}], model="shades"))
 
 
 def test_a_file_that_is_no_image_is_named(client: mmjax.Client, tmp_path: Path):

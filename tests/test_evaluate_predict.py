@@ -21,7 +21,7 @@ from mmjax.backend import compiled
 from mmjax.data.encode import encode
 from mmjax.data.table import read_table
 from mmjax.errors import ConfigError, DataError
-from mmjax.evaluate import evaluate_model
+from mmjax.evaluate import LEAVE_OUT, evaluate_model
 from mmjax.parts import build_parts
 from mmjax.predict import CHUNK_ROWS, open_input, predict_file
 from mmjax.train import FitResult, fit
@@ -314,6 +314,7 @@ def test_labels_that_are_no_class_are_named_by_line(flat: Trained, tmp_path: Pat
         f"{source}:7: column 'kind': expected one of 'a', 'b', 'c', got 'd'",
         f"{source}:7: column 'size': expected a number, got '1e99'",
         "mend these cells, or leave those of the features empty that are not known",
+        LEAVE_OUT,
     )
     with pytest.raises(DataError, match="expected the column 'kind', got size"):
         evaluate_model(flat.result.predictor, inputs(tmp_path / "no.csv", rows))
@@ -330,6 +331,25 @@ def test_rows_of_one_class_alone_can_be_evaluated(flat: Trained, tmp_path: Path)
 
 
 # ---- images
+
+
+def test_rows_that_cannot_be_read_are_left_out_of_the_score(flat: Trained, tmp_path: Path) -> None:
+    rows = table_rows(20)
+    sound = evaluate_model(flat.result.predictor, write_csv(tmp_path / "s.csv", HEADER, rows[2:]))
+    number, target = HEADER.index("size"), HEADER.index("kind")
+    spoilt = [list(row) for row in rows]
+    spoilt[0][number], spoilt[1][target] = "much", ""
+    bad = write_csv(tmp_path / "bad.csv", HEADER, spoilt)
+    with pytest.raises(DataError, match=LEAVE_OUT):
+        evaluate_model(flat.result.predictor, bad)
+    told: list[str] = []
+    found = evaluate_model(flat.result.predictor, bad, on_invalid="drop", tell=told.append)
+    assert (found.rows, found.metrics) == (18, sound.metrics)
+    assert any("column 'size': expected a number; 1 cells differ, the first on line 2" in line for line in told)
+    assert any("kind" in line for line in told)
+    spoilt[3][target] = "another"
+    with pytest.raises(DataError, match="expected one of"):
+        evaluate_model(flat.result.predictor, write_csv(bad, HEADER, spoilt), on_invalid="drop")
 
 
 def test_images_of_a_folder_and_of_a_list_get_one_answer(seen: Trained, tmp_path: Path) -> None:
@@ -470,6 +490,30 @@ def test_classes_that_the_model_does_not_know_are_named_once(seen: Trained, tmp_
     (images / "dark" / "7.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"1 of 16 images cannot be read; mend or remove them\s+dark/7\.png: is empty"):
         evaluate_model(seen.result.predictor, images)
+
+
+def test_images_that_cannot_be_read_are_left_out_of_the_score(seen: Trained, tmp_path: Path, capsys) -> None:
+    images = write_images(tmp_path / "new")
+    asked = ("--model", seen.result.bundle, "--data", images, "--json")
+    (images / "dark" / "7.png").unlink()
+    sound = door(capsys, evaluate.command, *asked)
+    (images / "dark" / "7.png").write_bytes(b"")
+    refused = door(capsys, evaluate.command, *asked)
+    assert (refused.code, refused.document["error"]["problems"][-1]) == (3, LEAVE_OUT)
+    ended = door(capsys, evaluate.command, *asked, "--on-invalid", "drop")
+    assert (ended.code, ended.document["rows"], ended.document["metrics"]) == (0, 15, sound.document["metrics"])
+    assert ended.document["notes"] == [
+        f"{images}: 1 of 16 images cannot be read and are left out (on_invalid: drop): 1 is empty"
+    ]
+    rows = [("new/dark/0.png", "dark"), ("new/light/0.png", "light"), ("new/no.png", "light"), ("new/light/1.png", "")]
+    listed = write_csv(tmp_path / "l.csv", ("image", "label"), [*rows, ("", "dark")])
+    told: list[str] = []
+    found = evaluate_model(seen.result.predictor, listed, on_invalid="drop", tell=told.append)
+    assert (found.rows, len(told)) == (2, 2)
+    for name in images.rglob("*.png"):
+        name.write_bytes(b"")
+    with pytest.raises(DataError, match="16 of 16 images cannot be read: none is left"):
+        evaluate_model(seen.result.predictor, images, on_invalid="drop")
 
 
 def test_idx_files_are_predicted_by_their_number(seen: Trained, tmp_path: Path) -> None:

@@ -334,6 +334,12 @@ def test_a_table_with_several_columns_of_images_is_learnt_from_as_a_whole(tmp_pa
     assert [column.name for column in prepared.schema.features] == ["area"]
 
 
+def test_an_image_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff\0")
+    with pytest.raises(DataError, match=r"a\.jpg: expected a CSV file or a folder of images, got an image; give its f"):
+        draft(tmp_path / "a.jpg", Wish())
+
+
 def test_a_list_with_images_without_an_answer_trains(tmp_path: Path) -> None:
     data = image_list(tmp_path, ("dark/0.png", " ", "9"), ("dark/1.png", "NA", "9"))
     made, config, prepared = take(tmp_path, data, target="{shade}")

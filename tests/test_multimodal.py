@@ -158,6 +158,11 @@ def test_files_are_predicted_and_scored_with_paths_from_another_folder_too(train
     assert here["accuracy"] > 0.9
     with pytest.raises(ConfigError, match="expected a folder, got nothing"):
         evaluate_model(trained.predictor, moved, images=tmp_path / "none")
+    told = r"expected a CSV file whose columns \(picture\) name images, got a folder; the model answers rows"
+    with pytest.raises(DataError, match=told):
+        predict_file(trained.predictor, tmp_path, tmp_path / "out.csv")
+    with pytest.raises(DataError, match=told):
+        evaluate_model(trained.predictor, tmp_path)
 
 
 def test_a_broken_image_is_told_with_its_line(trained: Trained, tmp_path: Path) -> None:
@@ -174,6 +179,10 @@ def test_a_broken_image_is_told_with_its_line(trained: Trained, tmp_path: Path) 
     bad.write_text(bad.read_text().replace("drawn/7.png", "drawn/none.png"))
     written = predict_file(trained.predictor, bad, tmp_path / "out.csv", on_invalid="report")
     found = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    left_out: list[str] = []
+    assert evaluate_model(trained.predictor, bad, on_invalid="drop", tell=left_out.append).rows == 238
+    assert "expected an image file" in left_out[1]
+    assert "expected a readable image" in left_out[3]
     problems = {row["id"]: row["problem"] for row in found if row["problem"]}
     assert (written.rows, written.invalid, len(found)) == (240, 2, 240)
     assert problems["r4"].startswith("column 'picture': expected a readable image (PNG is")

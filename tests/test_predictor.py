@@ -218,6 +218,7 @@ def test_a_bad_cell_is_named_by_its_row_however_far_down(predictor: Predictor) -
     [
         ([], "rows: expected at least one row, got none"),
         ({}, "rows: expected at least one row, got none"),
+        ([{}], "rows: expected column 'size', got none of that name; add it"),
         ({"size": [], "colour": [], "open": [], "when": []}, "expected at least one row, got none"),
         (
             ["size"],

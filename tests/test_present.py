@@ -21,7 +21,7 @@ from mmjax.analysis.present import (
 )
 from mmjax.analysis.report import Report
 from mmjax.analysis.tables import Table, cell_width, printable, shorten, table_lines
-from mmjax.config import Config, Data, ImageData, TabularData
+from mmjax.config import Config, Data, ImageData, Policy, TabularData
 from mmjax.schema import NAMES_IMAGES, Column, ImageSpec, Schema, Target
 from mmjax.training.scoring import Scores
 
@@ -249,6 +249,15 @@ def test_closing_lines_name_this_very_model():
         "predict:  python -m mmjax.predict --model iris:3 --input 'my data/iris.csv' --output predictions.csv",
         "serve:    python -m mmjax.serve --model iris:3",
     ]
+
+
+def test_closing_lines_leave_out_what_training_left_out():
+    policies: tuple[Policy, ...] = ("drop", "report")
+    for policy in policies:
+        data = Data(tabular=TabularData(path="a.csv", target_column="y", on_invalid=policy))
+        evaluate, predict, _ = closing_lines("iris:3", Config(name="iris", data=data), python="python")
+        assert evaluate.endswith("--on-invalid drop")
+        assert predict.endswith("--on-invalid report")
 
 
 def test_closing_lines_quote_and_name_another_registry():

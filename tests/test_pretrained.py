@@ -116,6 +116,13 @@ def test_everything_wrong_is_one_error() -> None:
         "1 of another shape: conv1.weight [64, 3, 3, 3] instead of [64, 3, 7, 7]",
         "1 not of real numbers: bn1.bias",
     )
+    for prefix in ("module.", "net.model."):
+        wrapped = {prefix + key: value for key, value in state_of("resnet18").items()}
+        with pytest.raises(DataError, match=f"all names begin with '{prefix}': strip it from each"):
+            load(wrapped)
+        with pytest.raises(DataError) as other:
+            load(wrapped | {"aux.weight": np.zeros(3, np.float32)})
+        assert "begin with" not in str(other.value)
     with pytest.raises(DataError, match=r"80 unknown: layer1\.2\.bn1\.bias"):
         with_state_dict("resnet18", state_of("resnet34"), network("resnet18")[1], "w")
 

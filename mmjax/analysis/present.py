@@ -273,10 +273,12 @@ def closing_lines(
     """
     source = config.data.tabular or config.data.image
     data = source.path if source is not None else "DATA"
+    left_out = source is not None and source.on_invalid != "fail"  # training went on without rows of this very data
+    drop, report = (["--on-invalid", word] if left_out else [] for word in ("drop", "report"))
     tail = [] if registry == DEFAULT_REGISTRY else ["--registry", registry]
     commands = {
-        "evaluate": ["--data", data],
-        "predict": ["--input", data, "--output", "predictions.csv"],
+        "evaluate": ["--data", data, *drop],
+        "predict": ["--input", data, "--output", "predictions.csv", *report],
         "serve": [],
     }
     start = this_python() if python is None else python

@@ -18,7 +18,7 @@ from mmjax.data.encode import check_columns, columns_from_rows, encode
 from mmjax.data.pipeline import batch_rows, padded_slices
 from mmjax.data.unknown import Unknown, unknown_cells, unknown_warnings
 from mmjax.errors import BundleError, ConfigError, DataError, TrainingError
-from mmjax.frames import Frame, answers_in_a_line, frame_columns, is_frame, sized_cells
+from mmjax.frames import Frame, ImageFile, answers_in_a_line, frame_columns, image_rows, is_frame, sized_cells
 from mmjax.models.build import served_otherwise, served_variables
 from mmjax.parts import States, build_parts
 from mmjax.schema import Batch, Columns, Schema, Values
@@ -28,8 +28,7 @@ from mmjax.training.scoring import LABEL_FIELDS, LARGEST_BUCKET, Forward, Scores
 REFERENCE_TOLERANCE = 1e-5
 """Largest difference from the golden answers when replayed in reference mode on any CPU (f32 sums in another order)."""
 
-
-Rows = Mapping[str, Sequence[Any] | np.ndarray] | Sequence[Mapping[str, Any]] | Frame
+Rows = Mapping[str, Sequence[Any] | np.ndarray] | Sequence[Mapping[str, Any]] | Frame | ImageFile | Sequence[ImageFile]
 
 
 class Predictions(NamedTuple):
@@ -99,10 +98,11 @@ class Predictor(NamedTuple):
         DataFrame, whose index is not looked at.
 
         Cells are numbers, texts as in the CSV, or None for missing (but no image of an image model); images are paths,
-        bytes or u8 arrays. Identifier and target columns are ignored. Raises DataError naming unknown and absent
-        columns, or row and column of a cell.
+        bytes or u8 arrays. A model of images alone takes paths and bytes as rows too, one or a list. Identifier and
+        target columns are ignored. Raises DataError naming unknown and absent columns, or row and column of a cell.
         """
-        columns = as_columns(rows)
+        alone = self.schema.image.columns[0] if self.schema.image and self.schema.modality == "image" else ""
+        columns = as_columns(image_rows(rows, alone) if alone else rows)
         check_columns(self.schema, columns, where="rows")
         scores, unknown = self.score_known(columns)
         return to_predictions(self, scores)._replace(warnings=unknown_warnings(unknown))
@@ -148,7 +148,7 @@ def as_columns(rows: Rows) -> Columns:
             name: cells if isinstance(cells, np.ndarray) else _cells(name, cells) for name, cells in rows.items()
         }
     elif isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
-        columns = columns_from_rows(rows)
+        columns = columns_from_rows(cast(Sequence[Mapping[str, Any]], rows))
     else:
         got = type(rows).__name__
         if isinstance(rows, Sequence) and not isinstance(rows, str):
@@ -157,7 +157,7 @@ def as_columns(rows: Rows) -> Columns:
             f"rows: expected a list of dicts, or a dict of lists, by column name, or a pandas DataFrame, got {got}; of "
             "images give [{'image': path}, ...]"
         )
-    if not columns:
+    if not columns and not len(cast(Sequence[Any], rows)):
         raise DataError("rows: expected at least one row, got none")
     return columns
 

@@ -39,7 +39,15 @@ def expect_folder(config: Config, folder: Path) -> None:
 
 
 def image_folder(settings: TableImages, csv: str | Path, given: str | Path | None = None) -> str:
-    """Return where paths in a CSV file start from: the folder `given`, else the config's, else the file's own."""
+    """Return where paths in a CSV file start from: the folder `given`, else the config's, else the file's own.
+
+    DataError where a folder is in the place of the CSV file.
+    """
+    if Path(csv).is_dir():
+        raise DataError(
+            f"{csv}: expected a CSV file whose columns ({', '.join(settings.columns)}) name images, got a folder; the "
+            "model answers rows of a table, not images alone; --images names the folder that paths start from"
+        )
     return os.fspath(given or settings.folder or Path(csv).parent)
 
 

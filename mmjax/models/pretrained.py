@@ -6,7 +6,7 @@ else may be. Only the head may be another: then it stays as it was initialised, 
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,7 +215,27 @@ def _differences(
     ]
     whole = [key for key in wanted.values() if key in state and not _is_float(state[key])]
     found = (("missing", missing), ("unknown", unknown), ("of another shape", other), ("not of real numbers", whole))
-    return [f"{len(names)} {kind}: {_some(names)}" for kind, names in found if names]
+    sources = {source for timm in (False, True) for source in source_shapes(name, variables, timm=timm)}
+    prefix = _common_prefix(tuple(state), sources)
+    hint = [f"all names begin with '{prefix}': strip it from each, and save the file again"] if prefix else []
+    return [f"{len(names)} {kind}: {_some(names)}" for kind, names in found if names] + hint
+
+
+def _common_prefix(names: Sequence[str], known: set[str]) -> str:
+    """Return what stands before every one of the names, if known ones follow it; else nothing.
+
+    >>> _common_prefix(["module.fc.bias", "module.fc.weight"], {"fc.bias"})  # of PyTorch's DataParallel
+    'module.'
+    """
+    if not names or known & set(names):
+        return ""
+    starts = [names[0][: i + 1] for i, mark in enumerate(names[0]) if mark == "."]
+    return next((start for start in starts if _is_prefix(start, names, known)), "")
+
+
+def _is_prefix(start: str, names: Sequence[str], known: set[str]) -> bool:
+    rests = {name.removeprefix(start) for name in names if name.startswith(start)}
+    return len(rests) == len(names) and bool(rests & known)
 
 
 def _is_float(values: np.ndarray) -> bool:

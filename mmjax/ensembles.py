@@ -59,29 +59,24 @@ def members_report(setup: Setup, states: States, output: Any, result: TrainResul
     if members is None:
         return None
 
-    training, decided = setup.plan.training, []
+    training, schema = setup.plan.training, setup.scorer.prepared.schema
+    own = [output] * len(members.numbers)
 
-    def answer(scores: Scores, own: Any = output) -> Scores:
+    def answer(index: int, scores: Scores) -> Scores:
         if output is states.output:
             return scores  # nothing was decided
-        return Scores(scores.outputs, *jax.tree.map(np.asarray, predicted(setup.alone, own, scores.outputs)))
+        return Scores(scores.outputs, *jax.tree.map(np.asarray, predicted(setup.alone, own[index], scores.outputs)))
 
-    def held_out(scores: Scores) -> Scores:
-        """Decide for the next model, of which these are the validation rows; `output` is what the first seed has."""
-        own = output
-        if training.seeds and decided:
-            rows = Rows(scores, setup.scorer.answers(members.held[len(decided)]))
-            own, _ = decide(training, setup.scorer.prepared.schema, setup.alone, states.output, rows)
-        decided.append(own)
-        return answer(scores, own)
-
-    def tested(scores: Scores) -> Scores:
-        return answer(scores, next(of_test))
+    def held_out(index: int, scores: Scores) -> Scores:
+        """Answer a model's validation rows, from which what a seed answers by is decided; the first one's is known."""
+        if training.seeds and index and output is not states.output:
+            rows = Rows(scores, setup.scorer.answers(members.held[index]))
+            own[index], _ = decide(training, schema, setup.alone, states.output, rows)
+        return answer(index, scores)
 
     best = result.best_epochs or (result.best_epoch,) * len(members.numbers)
     validation = setup.scorer.metrics(states, members.held, held_out)
-    of_test = iter(decided if len(decided) == len(best) else [output] * len(best))  # no rows, nothing fitted to them
-    test = setup.scorer.metrics(states, (setup.scorer.prepared.split.test,) * len(best), tested)
+    test = setup.scorer.metrics(states, (setup.scorer.prepared.split.test,) * len(best), answer)
     return {
         "as_decided": output is not states.output,
         "kind": "seeds" if training.seeds else "folds" if members.folds else "members",

@@ -99,13 +99,16 @@ class Scorer(NamedTuple):
         return self._score(self.forward, states, self.rows_of(split), hide)
 
     def metrics(
-        self, states: States, rows: Sequence[np.ndarray], answer: Callable[[Scores], Scores] = lambda scores: scores
+        self,
+        states: States,
+        rows: Sequence[np.ndarray],
+        answer: Callable[[int, Scores], Scores] = lambda index, scores: scores,
     ) -> list[dict[str, float]]:
         """Return `loss` and every metric of each model, on rows of its own; an empty dict where it has none.
 
-        `answer` makes other answers of the same outputs, as those of a threshold.
+        `answer` makes other answers of a model's outputs, as those of a threshold.
         """
-        found = {index: answer(scores) for index, scores in self._beside(states, rows).items()}
+        found = {index: answer(index, scores) for index, scores in self._beside(states, rows).items()}
         if not found:
             return [{} for _ in rows]
         answers = [self.answers(rows[index]) for index in found]

@@ -56,10 +56,10 @@ class Answers(NamedTuple):
     """Answers for N rows or images in the order they were given: the fields of `Predictions`, and who gave them."""
 
     prediction: np.ndarray
-    """Classes (texts object[N], whole numbers i64[N], or bool[N]), values f64[N], or which labels hold, bool[N, L]."""
+    """Classes (texts object[N], numbers i64[N] or f64[N], bool[N]), values f64[N], or which labels hold, bool[N, L]."""
     probabilities: np.ndarray | None
     """f32[N, K] in the order of `classes`, or f32[N, L] of labels, each by itself; None for regression."""
-    classes: tuple[str, ...] | tuple[int, ...] | tuple[bool, ...]
+    classes: tuple[str, ...] | tuple[int, ...] | tuple[float, ...] | tuple[bool, ...]
     model: str
     version: int | None
     inference_time_ms: float

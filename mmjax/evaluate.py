@@ -49,7 +49,8 @@ from mmjax.data.table import Table, read_table, refuse_delimiter
 from mmjax.data.validate import Fault, broken_notes, broken_rules, cell_faults, judge, refuse_cells
 from mmjax.errors import ConfigError, DataError, did_you_mean
 from mmjax.frames import is_frame
-from mmjax.schema import Schema
+from mmjax.schema import Batch, Schema
+from mmjax.training.scoring import Scores
 
 OnInvalid = Literal["fail", "drop"]
 """What rows that cannot be read do: stop all, or be left out. The words are the config's."""
@@ -88,45 +89,71 @@ def evaluate_model(
         if split:
             raise ConfigError("--split: expected only with a folder of images that has parts; a CSV has none")
         folder = None if config.tabular.images is None else image_folder(config.tabular.images, data, images)
-        table = read_labelled_table(predictor.schema, Path(data), config.tabular.delimiter)
-        if on_invalid == "drop":
-            table, dropped = readable_rows(predictor.schema, config.tabular, table, folder)
-            for note in dropped:
-                tell(note)
-        elif folder is not None:
-            with advice():
-                table = with_paths(predictor.schema, table, folder)
-        try:
-            scores, batch = predictor.score_labelled(table.columns)
-        except DataError:
-            with advice():
-                refuse_cells(predictor.schema, table, label=True)
-                refuse_images(predictor.schema, table)
-            raise
-        broken = broken_rules(table.columns, predictor.schema, table.lines, label=True)
-        notes = broken_notes(broken, str(data), "scored all the same")
-        gaps = count_gaps(predictor.schema, table.columns)
-        notes = (*gap_notes(predictor.schema, table.columns, gaps, str(data)), *notes)
-        for note in notes:
-            tell(note)
+        scores, batch = _score_table(predictor, config.tabular, data, folder, on_invalid, tell)
     else:
         assert config.image is not None, "the config names one modality"
-        source = read_labelled_images(config.image, Path(data), split)
-        if on_invalid == "drop":
-            source, dropped = readable_images(predictor.schema, config.image, source, Path(data))
-            for note in dropped:
-                tell(note)
-        refuse_labels(predictor.schema, source, Path(data))
-        try:
-            scores, batch = predictor.score_labelled(source.columns)
-        except DataError:
-            asked = AskedImages(Path(data), source.names, source.columns[source.image_column], source.lines)
-            with advice():
-                refuse_asked(asked)
-            raise
+        scores, batch = _score_images(predictor, config.image, Path(data), split, on_invalid, tell)
     return evaluate_scores(
         predictor.schema, scores, batch, state=predictor.states.output, levels=predictor.quantile_levels
     )
+
+
+def _score_table(
+    predictor: Predictor,
+    trained_on: TabularData,
+    data: str | Path,
+    folder: str | None,
+    on_invalid: OnInvalid,
+    tell: Callable[[str], None],
+) -> tuple[Scores, Batch]:
+    """Return the Scores of the rows of a CSV with answers, and these; `folder` as in `readable_rows`."""
+    schema = predictor.schema
+    table = read_labelled_table(schema, Path(data), trained_on.delimiter)
+    if on_invalid == "drop":
+        table, dropped = readable_rows(schema, trained_on, table, folder)
+        for note in dropped:
+            tell(note)
+    elif folder is not None:
+        with advice():
+            table = with_paths(schema, table, folder)
+    try:
+        scored = predictor.score_labelled(table.columns)
+    except DataError:
+        with advice():
+            refuse_cells(schema, table, label=True)
+            refuse_images(schema, table)
+        raise
+    gaps = count_gaps(schema, table.columns)
+    broken = broken_rules(table.columns, schema, table.lines, label=True)
+    for note in (
+        *gap_notes(schema, table.columns, gaps, str(data)),
+        *broken_notes(broken, str(data), "scored all the same"),
+    ):
+        tell(note)
+    return scored
+
+
+def _score_images(
+    predictor: Predictor,
+    trained_on: ImageData,
+    data: Path,
+    split: str,
+    on_invalid: OnInvalid,
+    tell: Callable[[str], None],
+) -> tuple[Scores, Batch]:
+    """Return the Scores of images with answers, and these; of one part where `split` names one."""
+    source = read_labelled_images(trained_on, data, split)
+    if on_invalid == "drop":
+        source, dropped = readable_images(predictor.schema, trained_on, source, data)
+        for note in dropped:
+            tell(note)
+    refuse_labels(predictor.schema, source, data)
+    try:
+        return predictor.score_labelled(source.columns)
+    except DataError:
+        with advice():
+            refuse_asked(AskedImages(data, source.names, source.columns[source.image_column], source.lines))
+        raise
 
 
 def read_labelled_table(schema: Schema, path: Path, delimiter: str) -> Table:
@@ -281,9 +308,11 @@ def command(
     ended = time.perf_counter()
     for note in notes:
         echo(note)
-    seen = split in ("train", "validation") or (trained_on(predictor, data) and split != "test")
-    report = evaluation_report(bundle.contents.report, evaluation, new=not seen)
-    if trained_on(predictor, data) and split != "test":
+    same = trained_on(predictor, data) and split != "test"
+    report = evaluation_report(
+        bundle.contents.report, evaluation, new=not same and split not in ("train", "validation")
+    )
+    if same:
         echo(
             f"note: the model was trained from {data}; it has seen most of these rows. How it does on others: "
             f"`mmjax registry show {predictor.config.name}`"

@@ -34,7 +34,7 @@ from mmjax.parts import States
 from mmjax.recipe import Decision, usual_epochs
 from mmjax.training.decide import Facts, Rows, decide, fits_on_validation, predicted, start_predicting
 from mmjax.training.events import TrainResult
-from mmjax.training.label_outputs import MEAN_TEMPERATURE
+from mmjax.training.fold_means import MEAN_TEMPERATURE
 from mmjax.training.setup import Setup
 
 

@@ -36,7 +36,7 @@ LAYERS: dict[int, dict[str, str]] = {
             models/mlp models/norms models/pools models/pretrained models/realmlp models/resnet models/state_dict
             models/tabm""",
         "training": """training/calibration training/callbacks training/classification_metrics training/conformal
-            training/event_types training/label_metrics training/label_outputs training/losses
+            training/event_types training/fold_means training/label_metrics training/label_outputs training/losses
             training/matrix_scaling training/metrics training/outputs training/state training/stopping
             training/threshold""",
         "artifact": "artifact/answers artifact/files artifact/golden artifact/manifest artifact/tree",

@@ -103,13 +103,13 @@ def judge(
     given = getattr(prepared.split, split)
     at = _some(np.arange(len(given)), MOST_ROWS, random, notes, f"all are measured on {{}} {split} rows")
     pairs = _to_learn_from(prepared, random, notes)
-    train, choose = (np.unique(np.concatenate(rows)) for rows in zip(*pairs, strict=True))
+    every, chosen_by = (np.concatenate(rows) for rows in zip(*pairs, strict=True))
+    train = np.unique(every)
     labels = fit_labels(prepared.batch, train, len(prepared.schema.target.classes))
     truth = take_answers(network, at)._replace(total=len(at))
     quantiles = None if quantiles is None else quantiles._replace(values=quantiles.values[at])
-    question = _Question(prepared, labels, train, choose, given[at], truth, quantiles)
+    question = _Question(prepared, labels, train, chosen_by, given[at], truth, quantiles)
     each = [_part(question, *pair) for pair in pairs]
-    question = question._replace(choose=np.concatenate([one.choose for one in each]))
     asking = _baselines(question, each, random, notes, boost=boost, absolute=absolute, seed=seed)
     notes += [SPREAD] if quantiles is not None and len(asking) > 1 else []
     baselines, entrants = zip(*_answered(question, asking, notes), strict=True)

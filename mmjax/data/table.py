@@ -210,19 +210,23 @@ def _other_delimiter(header: str, row: str, delimiter: str) -> str:
 
 def guess_delimiter(path: str | os.PathLike[str]) -> str:
     """Return the character between the names of the header: a comma unless only another one parts them."""
-    header = _first_line(os.fspath(path))
-    return "," if len(_parted(header, ",")) > 1 else max(DELIMITERS, key=lambda mark: len(_parted(header, mark)))
+    return _guessed(_first_line(os.fspath(path)))
 
 
 def refuse_delimiter(path: str | os.PathLike[str], delimiter: str, known: Container[str]) -> None:
     """Raise DataError where the header has `known` names only if parted by another mark than the model's delimiter."""
-    header, mark = _first_line(os.fspath(path)), guess_delimiter(path)
+    header = _first_line(os.fspath(path))
+    mark = _guessed(header)
     whole, others = _parted(header, delimiter), _parted(header, mark)
     if len(whole) == 1 < len(others) and whole[0] not in known and any(name in known for name in others):
         raise DataError(
             f"{path}: looks separated by {mark!r}, the model was trained with {delimiter!r}; save the file with "
             f"{delimiter!r} between its cells"
         )
+
+
+def _guessed(header: str) -> str:
+    return "," if len(_parted(header, ",")) > 1 else max(DELIMITERS, key=lambda mark: len(_parted(header, mark)))
 
 
 def _first_line(path: str) -> str:

@@ -11,26 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.training.calibration import log_of
+from mmjax.training.fold_means import MEAN_TEMPERATURE, finite_log, folds_apart, mean_of_each_fold
 from mmjax.training.label_metrics import best_label_temperature
 
 
 def probabilities_of(state: Any, logits: jax.Array) -> jax.Array:
     """Return the sigmoid of logits over the temperature, one for all labels."""
     return jax.nn.sigmoid(logits.astype(jnp.float32) / state["temperature"])
-
-
-MEAN_TEMPERATURE = "mean_temperature"
-"""f32[] in the state of the Output of the members of several folds: the temperature of the mean over folds."""
-
-
-def folds_apart(state: Any, folds: int) -> int:
-    """Return F, how many folds are calibrated each by itself; 1 where there are none, and of bundles from before."""
-    return folds if MEAN_TEMPERATURE in state else 1
-
-
-def mean_of_each_fold(each: jax.Array, folds: int) -> jax.Array:
-    """Return f32[B, F, K], the means of each fold's members of `each f32[B, E, K]`, which lie beside each other."""
-    return each.reshape(len(each), folds, each.shape[1] // folds, each.shape[-1]).mean(axis=2)
 
 
 def mean_probabilities(state: Any, logits: jax.Array, folds: int) -> tuple[jax.Array, jax.Array]:
@@ -52,8 +39,7 @@ def mean_probabilities(state: Any, logits: jax.Array, folds: int) -> tuple[jax.A
 
 
 def _logit(yes: jax.Array, no: jax.Array) -> jax.Array:
-    tiny = jnp.finfo(jnp.float32).tiny
-    return jnp.log(jnp.maximum(yes, tiny)) - jnp.log(jnp.maximum(no, tiny))
+    return finite_log(yes) - finite_log(no)
 
 
 def with_temperature(state: Any, outputs: np.ndarray, labels: np.ndarray, weight: np.ndarray | None) -> Any:

@@ -15,7 +15,7 @@ from mmjax.errors import ConfigError
 from mmjax.schema import Target
 from mmjax.training import label_outputs
 from mmjax.training.calibration import best_temperature, log_of
-from mmjax.training.label_outputs import MEAN_TEMPERATURE, folds_apart, mean_of_each_fold
+from mmjax.training.fold_means import MEAN_TEMPERATURE, finite_log, folds_apart, mean_of_each_fold
 
 CLASSIFICATION_LOSSES = ("cross_entropy", "focal", "bce")
 REGRESSION_LOSSES = ("mse", "mae", "huber", "pinball")
@@ -132,7 +132,7 @@ def _mixed(state: Any, probabilities: jax.Array) -> jax.Array:
         probabilities = (1.0 - state["doubt"]) * probabilities + state["doubt"] / probabilities.shape[-1]
     if "mixing" not in state:
         return probabilities
-    logs = _log_of(probabilities)
+    logs = finite_log(probabilities)
     centred = logs - logs.mean(axis=-1, keepdims=True)
     mixed = jnp.matmul(centred, state["mixing"], precision="highest")
     return jax.nn.softmax(mixed + jnp.broadcast_to(state["offsets"], mixed.shape))
@@ -298,9 +298,9 @@ def mean_of_members(output: Output, members: int, folds: int = 1) -> Output:
             return Prediction(mean, None, apart, intervals=intervals, quantiles=quantiles)
         distance = 0.5 * jnp.abs(each.probabilities - each.probabilities.mean(axis=1, keepdims=True)).sum(axis=-1)
         of_fold = mean_of_each_fold(each.probabilities, fold_count := folds_apart(state, folds))
-        probabilities = _mixed(state, jax.nn.softmax(_tempered(state, _log_of(of_fold)))).mean(axis=1)
+        probabilities = _mixed(state, jax.nn.softmax(_tempered(state, finite_log(of_fold)))).mean(axis=1)
         if fold_count > 1:
-            probabilities = jax.nn.softmax(_log_of(probabilities) / state[MEAN_TEMPERATURE])
+            probabilities = jax.nn.softmax(finite_log(probabilities) / state[MEAN_TEMPERATURE])
         return Prediction(_first_largest(probabilities), probabilities, distance.mean(axis=1))
 
     def calibrate(state: Any, outputs: np.ndarray, labels: np.ndarray, weight: np.ndarray | None) -> Any:
@@ -310,11 +310,6 @@ def mean_of_members(output: Output, members: int, folds: int = 1) -> Output:
         return state | {"temperature": np.float32(best_temperature(logits, labels, weight))}
 
     return output._replace(apply=apply, calibrate=calibrate if output.calibrate else None)
-
-
-def _log_of(probabilities: jax.Array) -> jax.Array:
-    """Return finite logarithms, also of 0."""
-    return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
 
 
 def _deviation(differences: jax.Array) -> jax.Array:

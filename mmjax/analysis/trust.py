@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.analysis.baseline_quantiles import Quantiles, pinball_rows
 from mmjax.schema import Batch, Schema
 from mmjax.training.classification_metrics import (
     averaged_scores,
@@ -171,16 +172,16 @@ def quantile_figures(
     """Return of each level of quantiles `f32[N, Q]` how true it is to labels `f32[N, 1]`.
 
     `below` is the share of rows at or below the quantile, which is `level` of one that is exact; `pinball` its loss
-    (as `losses.pinball` is of one level), in the unit of the target.
+    (`pinball_rows` of one level), in the unit of the target.
     """
-    apart = labels.astype(np.float64) - quantiles.astype(np.float64)
+    truth, values = labels.astype(np.float64), quantiles.astype(np.float64)
     return [
         {
             "level": float(level),
-            "below": _mean(apart[:, i] <= 0, weight),
-            "pinball": _mean(np.maximum(level * apart[:, i], (level - 1.0) * apart[:, i]), weight),
+            "below": _mean((truth <= own)[:, 0], weight),
+            "pinball": _mean(pinball_rows(truth, Quantiles((level,), own)), weight),
         }
-        for i, level in enumerate(levels)
+        for level, own in zip(levels, np.split(values, len(levels), axis=1), strict=True)
     ]
 
 

@@ -4,7 +4,8 @@ Question: how long does an epoch of eight models take, computed as the run's own
 epoch of one? Table: california_housing, 20,640 rows, four fifths of them for training, of which a fifth chooses the
 epoch. Nets: mmjax's default, `realmlp`, and `mlp` of three sizes. Then the whole bag of eight folds of `realmlp`, as
 `split.folds: 8` trains it: seconds of training without the first epoch, in which everything is compiled (`--bag`, for
-a GPU: on two cores that is ten minutes).
+a GPU: on two cores that is ten minutes). Of images (`--images`): how long do four ResNet-18 take to answer the 30 sample
+images of 32 px, beside four times one?
 Hardware: two cores (AMD EPYC, 2.6 GHz, AVX-512), or the GPU that JAX finds. Versions: Python 3.13, jax 0.12 (on the
 GPU Python 3.12, jax 0.11.2). n = 3 pairs of processes, one model and eight taking turns; the median epoch of each run,
 the first, which compiles, left out. Looking at the validation rows is inside.
@@ -22,7 +23,9 @@ from typing import Any
 from harness import ROOT, SHARED_DATA, Figure, run_json, save_results, skip_if_absent
 
 TABLE = SHARED_DATA / "tabular" / "california_housing.csv"
+SAMPLE_IMAGES = ROOT / "data" / "sample" / "images"
 MEMBERS = 8
+IMAGE_MEMBERS = 4
 EPOCHS = 6
 NETS: dict[str, dict[str, Any]] = {
     "realmlp": {"name": "realmlp"},
@@ -76,6 +79,47 @@ def fit_here(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def answer_here(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the median seconds in which so many networks for images answer the sample images, once compiled."""
+    from mmjax.config_load import config_from_dict
+    from mmjax.data.prepare import prepare
+    from mmjax.train import fit
+    from mmjax.training.scoring import score
+
+    document = {
+        "name": "answers",
+        "model": {"name": "resnet18"},
+        "data": {"image": {"path": str(SAMPLE_IMAGES), "image_size": [32, 32]}},
+        "evaluation": {"baselines": "none"},
+        "training": {"epochs": 1, "members": request["members"]},
+    }
+    fitted = fit(config_from_dict(document, "benchmark"), run_dir=request["run_dir"], registry=None, resume="never")
+    batch, seconds = prepare(fitted.predictor.config).batch, []
+    for _ in range(8):
+        began = time.perf_counter()
+        score(fitted.predictor.forward, fitted.predictor.states, batch, largest=32, smallest=32)
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": statistics.median(seconds[1:]), "precision": fitted.predictor.config.precision}
+
+
+def answer_figures(repeats: int) -> list[Figure]:
+    """Return how the answers of several networks for images compare with those of one."""
+    ratios, seconds, precision = [], [], ""
+    for _ in range(repeats):
+        took = []
+        for members in (1, IMAGE_MEMBERS):
+            with tempfile.TemporaryDirectory() as made:
+                request = {"members": members, "run_dir": str(Path(made) / "run")}
+                command = [sys.executable, __file__, "--answer-here"]
+                found = run_json(command, env={}, timeout_s=1800, request=request).document
+            took.append(found["seconds"])
+            precision = found["precision"]
+        ratios.append(took[1] / took[0])
+        seconds.append(took[1])
+    told = f"answers to images of {IMAGE_MEMBERS} ResNet-18 ({precision}) / of one"
+    return [Figure(told, "x", tuple(ratios), "<=", 1.1 * IMAGE_MEMBERS), Figure("  of all", "s", tuple(seconds))]
+
+
 def measure(model: dict[str, Any], *, members: int = 1, folds: int = 0, epochs: int | None = EPOCHS) -> dict[str, Any]:
     """Return what `fit_here` says in a process of its own."""
     training = {"members": members, **({} if epochs is None else {"epochs": epochs})}
@@ -121,10 +165,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="pairs of processes for each net [3]")
     parser.add_argument("--nets", default=",".join(NETS), help=f"some of {', '.join(NETS)} [all]")
     parser.add_argument("--bag", action="store_true", help="the bag of eight folds too")
+    parser.add_argument("--images", action="store_true", help="answers to images, instead of the tables")
+    parser.add_argument("--answer-here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--fit-here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.fit_here:
         print(json.dumps(fit_here(json.load(sys.stdin))))
+        return
+    if arguments.answer_here:
+        print(json.dumps(answer_here(json.load(sys.stdin))))
+        return
+    if arguments.images:
+        save_results("members_images", answer_figures(arguments.repeats))
         return
     skip_if_absent(TABLE)
     figures = []

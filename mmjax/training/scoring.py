@@ -77,10 +77,14 @@ def make_forward(model: Model, transform: Transform, output: Output) -> Forward:
     return forward
 
 
-def make_ensemble_forward(model: Model, transform: Transform, output: Output, *, folded: bool) -> Forward:
+def make_ensemble_forward(
+    model: Model, transform: Transform, output: Output, *, folded: bool, in_turn: bool
+) -> Forward:
     """Return the forward pass of E models of one kind, whose variables have a leading axis E.
 
     With `folded` the Transform's state has it too. Outputs are `f32[B, E, O]`, the Output is that of all members.
+    They are computed beside each other, or with `in_turn` one after the other in a loop, as convolutions are to be:
+    those of several models at once are grouped ones to XLA, which it does slowly on a CPU (`benchmarks/members.py`).
     """
 
     def forward(variables: Any, transform_state: Any, output_state: Any, batch: Batch) -> tuple[jax.Array, Prediction]:
@@ -88,7 +92,11 @@ def make_ensemble_forward(model: Model, transform: Transform, output: Output, *,
             outputs, _ = model.apply(own, transform.apply(fitted, batch), train=False)
             return outputs.reshape(len(outputs), -1, outputs.shape[-1])  # a network may have members of its own
 
-        each = jax.vmap(one, in_axes=(0, 0 if folded else None), out_axes=1)(variables, transform_state)
+        if in_turn:
+            own = (variables, transform_state if folded else ())
+            each = jax.lax.map(lambda own: one(own[0], own[1] if folded else transform_state), own).swapaxes(0, 1)
+        else:
+            each = jax.vmap(one, in_axes=(0, 0 if folded else None), out_axes=1)(variables, transform_state)
         outputs = each.reshape(len(each), -1, each.shape[-1])
         return outputs, output.apply(output_state, outputs)
 

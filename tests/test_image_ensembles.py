@@ -1,0 +1,72 @@
+"""Ensembles of networks for images: each member answers as it would alone, and no convolution is of several at once."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from mmjax.backend import platform
+from mmjax.config_load import config_from_dict
+from mmjax.data.prepare import prepare
+from mmjax.parts import build_parts
+from mmjax.train import FitResult, fit
+from mmjax.training.members import IMAGE_LOOPS_ON_CPU, MEMBER_LOOPS, member_of, try_member_loops
+from mmjax.training.scoring import inputs_of, score
+from tests.doors import image_config, write_images
+
+CASES: dict[str, dict[str, Any]] = {
+    "members": {"training": {"members": 3}},
+    "folds": {"split": {"folds": 2}},
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    home = tmp_path_factory.mktemp(request.param)
+    content = msgspec.to_builtins(image_config(write_images(home / "shades", each=16)))
+    for section, values in CASES[request.param].items():
+        content[section] = content.get(section, {}) | values
+    content["precision"] = "float32"
+    return fit(config_from_dict(content, "test"), run_dir=home / "run", registry=None)
+
+
+def test_an_ensemble_of_images_answers_as_its_members_do(fitted: FitResult):
+    predictor = fitted.predictor
+    prepared, states = prepare(predictor.config), predictor.states
+    parts = build_parts(predictor.config, prepared.schema, served=True)
+    whole = score(predictor.forward, states, prepared.batch, largest=32)
+    folds = predictor.config.split.folds
+    models = folds or predictor.config.training.members
+    assert whole.outputs.shape[1] == models > 1
+    batch = inputs_of(prepared.batch)
+    for index in range(models):
+        fitted_on = member_of(states.transform, index) if folds else states.transform
+        variables = member_of(states.variables, index)
+        own, _ = parts.model.apply(variables, parts.transform.apply(fitted_on, batch), train=False)
+        np.testing.assert_allclose(whole.outputs[:, index], own, atol=1e-5, rtol=1e-5)
+    assert np.abs(whole.outputs[:, 0] - whole.outputs[:, 1]).max() > 0.05, "the members are not the same"
+
+
+def test_no_convolution_of_an_ensemble_is_of_several_members_at_once(fitted: FitResult):
+    """XLA makes grouped convolutions of these, a hundred times slower than one after the other."""
+    batch = inputs_of(prepare(fitted.predictor.config).batch)
+    text = fitted.predictor.forward.lower(*fitted.predictor.states, batch).as_text()
+    groups = re.findall(r"(?:feature|batch)_group_count = (\d+)", text)
+    assert len(groups) >= 4
+    assert set(groups) == {"1"}
+
+
+@pytest.mark.parametrize(("images", "ways"), [(False, MEMBER_LOOPS), (True, IMAGE_LOOPS_ON_CPU)])
+@pytest.mark.skipif(platform() != "cpu", reason="on a GPU each way is tried")
+def test_members_that_look_at_images_are_not_tried_at_once_on_a_cpu(images: bool, ways: tuple[str, ...]):
+    asked: list[str] = []
+
+    def make(how: str):
+        asked.append(how)
+        return lambda *given: given[0] + 1
+
+    try_member_loops(make, lambda: (np.zeros(3), np.ones(2, bool)), steps=10**9, most=1, images=images)
+    assert tuple(asked) == ways

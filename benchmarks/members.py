@@ -4,8 +4,8 @@ Question: how long does an epoch of eight models take, computed as the run's own
 epoch of one? Table: california_housing, 20,640 rows, four fifths of them for training, of which a fifth chooses the
 epoch. Nets: mmjax's default, `realmlp`, and `mlp` of three sizes. Then the whole bag of eight folds of `realmlp`, as
 `split.folds: 8` trains it: seconds of training without the first epoch, in which everything is compiled (`--bag`, for
-a GPU: on two cores that is ten minutes). Of images (`--images`): how long do four ResNet-18 take to answer the 30 sample
-images of 32 px, beside four times one?
+a GPU: on two cores that is ten minutes). Of images (`--images`): how long do four ResNet-18 take to answer the 30
+sample images at 32 px, beside four times one?
 Hardware: two cores (AMD EPYC, 2.6 GHz, AVX-512), or the GPU that JAX finds. Versions: Python 3.13, jax 0.12 (on the
 GPU Python 3.12, jax 0.11.2). n = 3 pairs of processes, one model and eight taking turns; the median epoch of each run,
 the first, which compiles, left out. Looking at the validation rows is inside.

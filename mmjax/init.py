@@ -58,26 +58,34 @@ class Wish(NamedTuple):
     name: str | None = None
     """Of the model, where the config's file name cannot be it."""
     schema_path: str = ""
+    with_columns: bool = False
+    """Of a CSV with one column of images: learn from its other columns too."""
 
 
 def draft(data: Path, wish: Wish) -> Draft:
     """Return the Draft for a CSV, a CSV that lists images, or a folder of images.
 
-    Raises DataError for what cannot be read or has no usable target.
+    Raises DataError for what cannot be read or has no usable target, ConfigError for a wish that is not one
+    for such data.
     """
     if not data.exists():
         raise DataError(f"--data {data}: expected a CSV file or a folder of images, found nothing there")
     if data.is_dir():
         if wish.target:
             raise ConfigError("--target: expected with a CSV only; the classes of an image folder are its folders")
+        if wish.with_columns:
+            raise ConfigError("--with-columns: expected with a CSV only, a folder of images has no columns")
         return draft_folder(data, wish)
     if data.suffix.lower() in IMAGE_SUFFIXES:
         raise DataError(f"--data {data}: expected a CSV file or a folder of images, got an image; give its folder")
     delimiter = guess_delimiter(data)
     table = read_table(str(data), delimiter=delimiter)
     images, notes = find_image_columns(table)
+    if wish.with_columns and not images:
+        found = "; ".join(notes) or f"{data}: none of {', '.join(map(repr, table.columns))} does"
+        raise ConfigError(f"--with-columns: expected a column that names image files, found none; {found}")
     try:
-        if len(images) == 1:
+        if len(images) == 1 and not wish.with_columns:
             made = draft_image_table(table, images[0], wish)
         else:
             made = draft_table(table, delimiter, wish, images)
@@ -140,7 +148,10 @@ def draft_image_table(table: Table, column: str, wish: Wish) -> Draft:
         raise DataError(f"{table.path}: expected a column to predict beside the images '{column}', got none")
     target, why = likely_target(others, wish.target)
     data = ImageData(path=table.path, task=wish.task or msgspec.UNSET, image_column=column, target_column=target)
-    return _draft_images(data, why, wish)
+    made = _draft_images(data, why, wish)
+    if len(others) == 1:  # the target
+        return made
+    return made._replace(notes=(*made.notes, "--with-columns: writes a config that learns from these columns too"))
 
 
 def draft_folder(path: Path, wish: Wish) -> Draft:
@@ -260,6 +271,7 @@ def _comment(text: str) -> str:
     help="The column to predict; more than once: columns of two values, labels of which any number hold  [default: one "
     "named target, label, class or y, else the last]",
 )
+@click.option("--with-columns", is_flag=True, help="Beside the one column of images of a CSV, learn from the others.")
 @click.option("--task", type=click.Choice(["classification", "regression"]), help="[default: by the target's values]")
 @click.option(
     "--output", type=click.Path(path_type=Path), metavar="FILE", help="The config to write  [default: NAME.yaml]"
@@ -297,6 +309,7 @@ def _comment(text: str) -> str:
 def command(
     data: Path,
     target: tuple[str, ...],
+    with_columns: bool,
     task: Task | None,
     output: Path | None,
     force: bool,
@@ -316,7 +329,7 @@ def command(
     )
     named = target if len(target) > 1 else target[0] if target else None
     name = None if NAME.fullmatch(output.stem) else config_stem(output)
-    made = draft(data, Wish(named, task, inference, name, str(schema_path)))
+    made = draft(data, Wish(named, task, inference, name, str(schema_path), with_columns))
     files = {output: made.config}
     if made.schema_file is not None:
         files = {schema_path: made.schema_file, output: made.config}

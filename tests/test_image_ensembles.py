@@ -1,9 +1,9 @@
 """Ensembles of networks for images: each member answers as it would alone, and no convolution is of several at once."""
 
 import re
-from pathlib import Path
 from typing import Any
 
+import jax
 import msgspec
 import numpy as np
 import pytest
@@ -52,8 +52,9 @@ def test_an_ensemble_of_images_answers_as_its_members_do(fitted: FitResult):
 
 def test_no_convolution_of_an_ensemble_is_of_several_members_at_once(fitted: FitResult):
     """XLA makes grouped convolutions of these, a hundred times slower than one after the other."""
-    batch = inputs_of(prepare(fitted.predictor.config).batch)
-    text = fitted.predictor.forward.lower(*fitted.predictor.states, batch).as_text()
+    prepared, states = prepare(fitted.predictor.config), fitted.predictor.states
+    forward = build_parts(fitted.predictor.config, prepared.schema, served=True).forward
+    text = jax.jit(forward).lower(*states, inputs_of(prepared.batch)).as_text()
     groups = re.findall(r"(?:feature|batch)_group_count = (\d+)", text)
     assert len(groups) >= 4
     assert set(groups) == {"1"}

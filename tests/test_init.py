@@ -306,6 +306,7 @@ def test_a_csv_of_image_paths_is_a_data_set_of_images(tmp_path: Path) -> None:
     assert made.notes == (
         f"{data}: column 'fi: le' names images, 16 of the first 16 are there: learning from these images",
         f"{data}: columns not used, only images are learnt from: n; `data.tabular.images` learns from both",
+        "--with-columns: writes a config that learns from these columns too",
     )
     assert config.data.image is not None
     assert (config.data.image.image_column, config.data.image.target_column) == ("fi: le", "{shade}")
@@ -332,6 +333,21 @@ def test_a_table_with_several_columns_of_images_is_learnt_from_as_a_whole(tmp_pa
     assert (table.images.columns, table.target_column) == (("front", "ki tchen"), "kind")
     assert prepared.batch["image"].shape == (16, 2, 8, 8, 3)
     assert [column.name for column in prepared.schema.features] == ["area"]
+
+
+def test_a_list_of_images_is_learnt_from_with_its_columns_when_asked(tmp_path: Path) -> None:
+    data = image_list(tmp_path)
+    _, config, prepared = take(tmp_path, data, target="{shade}", with_columns=True)
+    table = config.data.tabular
+    assert table is not None
+    assert table.images is not None
+    assert (table.images.columns, table.target_column) == (("fi: le",), "{shade}")
+    assert prepared.batch["image"].shape == (16, 1, 8, 8, 3)
+    plain = write_csv(tmp_path / "plain.csv", ("a", "kind"), [("1", "x"), ("2", "y")])
+    with pytest.raises(ConfigError, match=r"--with-columns: expected a column that names image files, .*'a'"):
+        draft(plain, Wish(with_columns=True))
+    with pytest.raises(ConfigError, match="--with-columns: expected with a CSV only"):
+        draft(tmp_path / "pics", Wish(with_columns=True))
 
 
 def test_an_image_is_no_data_set(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from mmjax.data.split import PARTS
 from mmjax.data.stream import gather, window_steps
 from mmjax.drill import Drill, resume_drill
 from mmjax.errors import ConfigError, TrainingError
+from mmjax.models.pretrained import expect_weights
 from mmjax.parts import build_parts
 from mmjax.recipe import Decision, as_yaml, before_data, resolve_prepared
 from mmjax.schema import Batch
@@ -72,6 +73,7 @@ class Checked(NamedTuple):
 def check(config: Config, tell: Callable[[str], None] = lambda line: None) -> Checked:
     """Return the Checked config: everything of a run but the training. Raises what training would raise."""
     backend = configure(device=config.device, threads=config.threads, precision=config.precision)
+    expect_weights(config.model)
     config, early = before_data(config)
     prepared = prepare(config, tell)
     config, decisions = resolve_prepared(config, prepared)

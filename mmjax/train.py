@@ -53,6 +53,7 @@ from mmjax.ensembles import (
 )
 from mmjax.errors import BundleError, DataError
 from mmjax.interrupts import held
+from mmjax.models.pretrained import expect_weights
 from mmjax.outcome import (
     evaluate_splits,
     fit_output,
@@ -125,6 +126,7 @@ def fit(
     options = _Options(None if registry is None else Path(registry), tuple(callbacks), tell)
     expect_files(config)
     configure(device=config.device, threads=config.threads, precision=config.precision)  # or no run
+    expect_weights(config.model)
     data = ""
     with chosen_run(config, run_dir=run_dir, runs_dir=Path(runs_dir), resume=resume, tell=tell) as run:
         try:

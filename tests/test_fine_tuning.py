@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from mmjax.check import check
 from mmjax.config import Architecture, Training
 from mmjax.config import Model as ModelConfig
 from mmjax.config_load import config_from_dict
@@ -62,6 +63,18 @@ def test_a_frozen_trunk_stays_and_the_head_learns(tmp_path: Path) -> None:
     assert decided["data.image.channel_mean"]["value"] == [0.485, 0.456, 0.406]
     assert decided["model.architecture.stem"]["value"] == "large"
     np.testing.assert_allclose(result.predictor.states.transform[0]["std"], [0.229, 0.224, 0.225], rtol=1e-6)
+
+
+@pytest.mark.parametrize("images", ["images", "nowhere"])
+def test_weights_of_another_network_are_refused_before_any_data_are_read(tmp_path: Path, images: str) -> None:
+    write_images(tmp_path / "images", each=2)
+    write_weights(tmp_path / "w.npz")
+    settings = content(tmp_path, image={"path": str(tmp_path / images)})
+    settings["model"]["name"] = "resnet34"
+    for run in (lambda config: fit(config, runs_dir=tmp_path / "runs", registry=None), check):
+        with pytest.raises(DataError, match=r"w\.npz: expected the weights of resnet34\n.*80 missing: layer1\.2\.bn1"):
+            run(config_from_dict(settings, "test"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_preprocessing_of_the_weights_is_decided_before_images_are_read(tmp_path: Path) -> None:

@@ -242,3 +242,5 @@ def test_a_missing_or_wrong_modality_is_named() -> None:
         resnet.init(jax.random.key(0), table)
     with pytest.raises(DataError, match=r"resnet: expected one image a row.* got shape \[2, 2, 8, 8, 3\]"):
         resnet.init(jax.random.key(0), images)
+    with pytest.raises(DataError, match=r"resnet: expected image as a Transform returns it.*got uint8"):
+        resnet.init(jax.random.key(0), {"image": np.zeros((2, 1, 8, 8, 3), np.uint8)})

@@ -300,6 +300,11 @@ def _vision(module: AirNet | ResNet | EfficientNet, plan: _Plan) -> Model:
                 f"{name}: expected one image a row, image [B, 1, H, W, 3], got shape {list(batch['image'].shape)}; "
                 "keep a single image column"
             )
+        if jnp.issubdtype(batch["image"].dtype, jnp.integer):
+            raise DataError(
+                f"{name}: expected image as a Transform returns it, of real numbers, got {batch['image'].dtype}; "
+                "apply the Transform first"
+            )
         return Inputs((batch["image"][:, 0],), row_mask(batch))
 
     return model_from_linen(module, read, needs_key=plan.shape.dropout > 0.0)

@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import msgspec
 import numpy as np
 
+from mmjax.config import Model as ModelConfig
 from mmjax.config import ModelName
 from mmjax.errors import DataError
 from mmjax.models.base import Variables
-from mmjax.models.state_dict import StateDict
+from mmjax.models.build import build_model
+from mmjax.models.state_dict import StateDict, load_state_dict
 from mmjax.network_facts import EFFICIENTNETS, RESNETS
+from mmjax.schema import ImageSpec, Schema, Target
 
 LISTED = 8
 """Names of one kind that an error lists."""
@@ -55,6 +60,27 @@ class Loaded(NamedTuple):
     """How many arrays of whose layout they are, and what became of the head."""
 
 
+def expect_weights(model: ModelConfig) -> None:
+    """Raise DataError, as `with_state_dict` does, where `model.pretrained` does not hold the arrays of the network.
+
+    For before any data are looked at: these change nothing but the head, of which any number of outputs is right. The
+    numbers themselves are looked at when they are loaded.
+    """
+    if model.pretrained is None or not isinstance(model.name, str):
+        return
+    side = PREPROCESSING[model.name].size_px
+    schema = Schema(target=Target(column="", task="regression"), image=ImageSpec(height_px=side, width_px=side))
+    network = build_model(msgspec.structs.replace(model, type="vision"), schema, outputs=1)
+    image = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.float32)
+    variables = jax.eval_shape(lambda image: network.init(jax.random.key(0), {"image": image}), image)
+    _naming_of(model.name, load_state_dict(model.pretrained), variables, expected_at(model.pretrained), new_head=True)
+
+
+def expected_at(path: str) -> str:
+    """Return how messages name the weights."""
+    return f"model.pretrained: {path}"
+
+
 def with_state_dict(
     name: ModelName, state: StateDict, variables: Variables, where: str, *, new_head: bool = False
 ) -> Loaded:
@@ -64,15 +90,7 @@ def with_state_dict(
     Raises DataError, naming `where`, that lists what is missing, unknown, of another shape, no finite number, or
     a negative variance.
     """
-    paths = [tuple(key.key for key in path) for path, _ in jax.tree.leaves_with_path(variables)]
-    layout, source = _layout(name, state)
-    names = {path: f"{source(path[1])}.{_LEAVES[path[2]]}" for path in paths}
-    head = [path for path in paths if path[1] == "head"]
-    replaced = _other_head(state, variables, [names[path] for path in head], new_head=new_head)
-    wanted = {path: names[path] for path in paths if not (replaced and path in head)}
-    problems = _differences(name, state, variables, wanted, {names[path] for path in head})
-    if problems:
-        raise DataError([f"{where}: expected the weights of {name}", *problems])
+    paths, wanted, replaced = _naming_of(name, state, variables, where, new_head=new_head)
     leaves = [
         leaf if path not in wanted else _converted(state[wanted[path]], np.ndim(leaf))
         for path, leaf in zip(paths, jax.tree.leaves(variables), strict=True)
@@ -82,8 +100,28 @@ def with_state_dict(
         raise DataError(f"{where}: expected finite numbers, got NaN or infinity in {_some(broken)}")
     if negative := [key for key, leaf in found.items() if key.endswith("running_var") and (leaf < 0).any()]:
         raise DataError(f"{where}: expected variances of 0 or more, got negative ones in {_some(negative)}")
+    layout, _ = _layout(name, state)
     note = f"{len(wanted)} arrays by the names of {layout}, {replaced or 'head kept: as many outputs'}"
     return Loaded(jax.tree.unflatten(jax.tree.structure(variables), leaves), note)
+
+
+def _naming_of(
+    name: ModelName, state: StateDict, variables: Variables, where: str, *, new_head: bool
+) -> tuple[list[tuple[str, ...]], dict[tuple[str, ...], str], str]:
+    """Return the paths of the variables, the array in the file of each but a new head's, and what is told of the head.
+
+    `variables` may be shapes. DataError where the file does not hold just these arrays.
+    """
+    paths = [tuple(key.key for key in path) for path, _ in jax.tree.leaves_with_path(variables)]
+    _, source = _layout(name, state)
+    names = {path: f"{source(path[1])}.{_LEAVES[path[2]]}" for path in paths}
+    head = [path for path in paths if path[1] == "head"]
+    replaced = _other_head(state, variables, [names[path] for path in head], new_head=new_head)
+    wanted = {path: names[path] for path in paths if not (replaced and path in head)}
+    problems = _differences(name, state, variables, wanted, {names[path] for path in head})
+    if problems:
+        raise DataError([f"{where}: expected the weights of {name}", *problems])
+    return paths, wanted, replaced
 
 
 def source_shapes(name: ModelName, variables: Variables, *, timm: bool) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from mmjax.data.split import Split
 from mmjax.errors import ConfigError, DataError
 from mmjax.models.build import count_parameters, served_otherwise, served_variables
 from mmjax.models.fusion import images_trunk, with_images_trunk
-from mmjax.models.pretrained import with_state_dict
+from mmjax.models.pretrained import expected_at, with_state_dict
 from mmjax.models.state_dict import load_state_dict, sha256_of
 from mmjax.parts import Parts, States, build_parts
 from mmjax.schema import Batch, Schema
@@ -234,7 +234,7 @@ def _pretrained(config: Config, each: list[dict[str, Any]]) -> tuple[list[dict[s
         return each, ""
     assert name is not UNSET
     state, digest = load_state_dict(path), sha256_of(path)
-    where, joined = f"model.pretrained: {path}", table_images(config) is not None
+    where, joined = expected_at(path), table_images(config) is not None
     loaded = [with_state_dict(name, state, images_trunk(own), where, new_head=joined) for own in each]
     found = [with_images_trunk(own, trunk.variables) for own, trunk in zip(each, loaded, strict=True)]
     return [jax.tree.map(jnp.asarray, own) for own in found], f"{loaded[0].note}; sha256 {digest}"

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
+from mmjax.artifact.runs import DECISIONS
 from mmjax.config import Config
 from mmjax.parts import States
 from mmjax.recipe import Decision
@@ -20,8 +21,6 @@ from mmjax.training.program import member_trials
 from mmjax.training.scoring import Scores
 from mmjax.training.setup import Setup
 
-DECISIONS = "decisions.json"
-"""In the run's folder."""
 MEMBER_LOOP = "training.member_loop"
 
 

@@ -9,9 +9,7 @@ if __name__ == "__main__":
     start_with_huge_pages()
 
 import math
-import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,27 +22,21 @@ from mmjax.analysis.answers import answer_lines
 from mmjax.analysis.log import get_logger
 from mmjax.analysis.present import closing_lines, print_results
 from mmjax.analysis.report import Report
-from mmjax.analysis.tables import shorten
 from mmjax.artifact.answers import kept_answers
-from mmjax.artifact.files import write_json_atomic
 from mmjax.artifact.predictor import Predictor, load_predictor, make_predictor
 from mmjax.artifact.registry import check_writable, register
-from mmjax.artifact.runs import REPORT, RESOLVED, Run, read_report
+from mmjax.artifact.runs import REPORT, Run, read_report
 from mmjax.backend import Backend, configure
 from mmjax.budget import Ready, cut_before, cut_down, cuts, ends_at, measured_cost
 from mmjax.cli import echo, json_option
 from mmjax.cli import run as run_door
 from mmjax.config import Config
-from mmjax.config_load import config_to_yaml, expect_config, expect_files, load_config_with_origins, with_places
+from mmjax.config_load import expect_config, expect_files, load_config_with_origins, with_places
 from mmjax.data.audit import refuse
 from mmjax.data.audit_rows import counted
-from mmjax.data.findings import audit_lines, finding_json
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.prepared import split_sizes
-from mmjax.data.quarantine import QUARANTINE, quarantine_lines, write_quarantine
-from mmjax.data.split import split_json
 from mmjax.ensembles import (
-    DECISIONS,
     decided_before,
     first_seed,
     members_report,
@@ -55,6 +47,9 @@ from mmjax.errors import BundleError, DataError
 from mmjax.interrupts import held
 from mmjax.models.pretrained import expect_weights
 from mmjax.outcome import (
+    Evaluated,
+    Fitted,
+    Judged,
     evaluate_splits,
     fit_output,
     judged_answers,
@@ -64,17 +59,18 @@ from mmjax.outcome import (
     start_compiling,
 )
 from mmjax.parts import States, build_parts
-from mmjax.recipe import Decision, as_yaml, before_data, decided, resolve_prepared, with_decisions
+from mmjax.recipe import Decision, before_data, decided, resolve_prepared, with_decisions
 from mmjax.resume import (
     Chosen,
     DataChanged,
+    Record,
     chosen_run,
     computes,
     recorded,
     refuse_other_data,
     tell_other_machine,
 )
-from mmjax.schema import schema_to_json
+from mmjax.run_inputs import save_decisions, save_inputs, save_split, tell_inputs
 from mmjax.training.callbacks import metrics_logger, progress
 from mmjax.training.checkpoint import Loaded, checkpointer, load_newest
 from mmjax.training.event_types import Event
@@ -150,93 +146,154 @@ class _Options(NamedTuple):
 
 def _fit(config: Config, run: Chosen, options: _Options) -> FitResult:
     """Return the FitResult of one run in its folder, new or gone on with."""
-    registry, run_dir, tell, started = options.registry, run.folder, options.tell, time.monotonic()
+    tell, started = options.tell, time.monotonic()
     with recorded(run, config, tell) as record:
         with record.stage("setup"):
-            if registry is not None:
-                check_writable(registry)  # now, not when the training is done
+            if options.registry is not None:
+                check_writable(options.registry)  # now, not when the training is done
             backend = configure(device=config.device, threads=config.threads, precision=config.precision)
         with record.stage("data"):
-            asked, early = before_data(config)
-            prepared = prepare(asked, tell)
-            if run.resumed is not None:
-                refuse_other_data(run.resumed, prepared)
-                if run.resumed.record.status == "finished":
-                    return _finished(run.resumed, tell)
-            config, decisions = resolve_prepared(asked, prepared)
-            decisions = (*early, *decisions)
-            before = decided_before(run_dir) if run.resumed is not None else ()
-            cut, tried = cut_before(before), tried_before(before)
-            decisions = with_decisions(decisions, (*cut, *tried))  # now, or a kill from here on would lose them
-            _save_inputs(run_dir, config, prepared, decisions)
-            _tell_all(tell, run_dir, backend, prepared, decisions)
-            refuse(prepared.findings)
-            record.save(data_sha256=prepared.fingerprint, split_sizes=split_sizes(prepared), computes=computes(backend))
+            taken = _take(config, run, backend, record, tell)
+            if taken is None:
+                assert run.resumed is not None, "only a run that was made is finished"
+                return _finished(run.resumed, tell)
         with record.stage("train"):
-            setup = set_up(config, prepared, build_parts(config, prepared.schema))
-            if setup.pretrained:
-                tell(f"pretrained: {config.model.pretrained}: {setup.pretrained}")
-                loaded = Decision("model.pretrained", config.model.pretrained, setup.pretrained)
-                decisions = with_decisions(decisions, (loaded,))
-            if not setup.plan.loop:
-                tell("steps: one call each, as XLA lays out convolutions badly inside a loop on a CPU")
-            ready = Ready(config, decisions, prepared, setup)
-            end = ends_at(config, started)
-            ready = ready if end is None else _in_time(asked, ready, cut, end, tell)
-            config, decisions, _, setup = ready = _members_decided(ready, tried, tell)
-            if ready.prepared.split is not prepared.split:
-                prepared = ready.prepared
-                _save_split(run_dir, prepared)
-                record.save(split_sizes=split_sizes(prepared))
-            _save_decisions(run_dir, config, decisions)
-            judging = start_compiling(config, setup)
-            result = _train(config, run, setup, backend, options)
+            ready = _ready(taken, run.folder, record, started, tell)
+            judging = start_compiling(ready.config, ready.setup)
+            result = _train(ready.config, run, ready.setup, backend, options)
             for compiling in judging:
                 compiling.result()
         with record.stage("evaluate"):
-            states = States(result.variables, *setup.fitted)
-            answering, served = together = as_served(config, setup, states)
-            if config.training.seeds:
-                _, answering, served = first_seed(config, answering, served)
-                config, setup, states = first_seed(config, setup, states)
-                result = result._replace(best_epoch=(*result.best_epochs, result.best_epoch)[0])
-            served, facts = fitted = fit_output(config, answering, served)
-            members = members_report(*together, served.output, result)
-            evaluated = evaluate_splits(config, answering, fitted)
-            evaluations, answers, leak, modalities, quantiles = evaluated
-            metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
+            kept = _evaluate(ready, result)
         with record.stage("baselines"):
-            epochs = len(result.history)
-            judged = judged_answers(config, prepared, answers, decisions, facts, epochs=epochs, quantiles=quantiles)
+            judged = _judge(kept)
         with record.stage("bundle"):
-            report = run_report(
-                config,
-                prepared,
-                decisions,
-                setup,
-                result,
-                evaluations,
-                judged,
-                facts,
-                leak,
-                modalities,
-                record.seconds,
-                members,
-            )
-            for line in answer_lines(report):
-                options.tell(line)
-            states = states._replace(output=served.output)
-            trained = make_predictor(config, prepared.schema, states, forward=setup.scorer.forward)
-            predictor = make_predictor(config, prepared.schema, served, forward=answering.scorer.forward)
-            provenance = {"run": run_dir.name, "run_id": record.content["run_id"], **provenance_of(prepared, backend)}
-            kept = kept_answers(answers["test"], config.evaluation.answer_rows) if "test" in answers else None
-            bundle = save_run_bundle(run_dir, config, prepared, trained, metrics, report, provenance, kept)
-            version = None
-            if registry is not None:
-                version = _register(registry, config.name, bundle, str(provenance["run_id"]))
-                bundle = registry / config.name / str(version)
-        record.finish(model=config.name, version=version, bundle=str(bundle), metrics=metrics)
-    return FitResult(run_dir, config.name, version, bundle, metrics, report, predictor, record.seconds)
+            done = _bundle(kept, judged, run, backend, record, options)
+        record.finish(model=done.name, version=done.version, bundle=str(done.bundle), metrics=done.metrics)
+    return done
+
+
+class _Taken(NamedTuple):
+    """The data, and what was decided of them."""
+
+    asked: Config
+    """What preprocessing of pretrained weights decides is in it already."""
+    config: Config
+    decisions: tuple[Decision, ...]
+    prepared: Prepared
+    cut: tuple[Decision, ...]
+    """By a budget, when this run was left."""
+    tried: tuple[Decision, ...]
+    """How members were computed then."""
+
+
+def _take(config: Config, run: Chosen, backend: Backend, record: Record, tell: Callable[[str], None]) -> _Taken | None:
+    """Return what was Taken, which is in the run's folder and told then; None where the run is finished."""
+    asked, early = before_data(config)
+    prepared = prepare(asked, tell)
+    if run.resumed is not None:
+        refuse_other_data(run.resumed, prepared)
+        if run.resumed.record.status == "finished":
+            return None
+    config, decisions = resolve_prepared(asked, prepared)
+    before = decided_before(run.folder) if run.resumed is not None else ()
+    cut, tried = cut_before(before), tried_before(before)
+    decisions = with_decisions((*early, *decisions), (*cut, *tried))  # now, or a kill from here on would lose them
+    save_inputs(run.folder, config, prepared, decisions)
+    tell_inputs(tell, run.folder, backend, prepared, decisions)
+    refuse(prepared.findings)
+    record.save(data_sha256=prepared.fingerprint, split_sizes=split_sizes(prepared), computes=computes(backend))
+    return _Taken(asked, config, decisions, prepared, cut, tried)
+
+
+def _ready(taken: _Taken, run_dir: Path, record: Record, started: float, tell: Callable[[str], None]) -> Ready:
+    """Return what is about to be trained, with every decision made, and in the run's folder."""
+    asked, config, decisions, prepared, cut, tried = taken
+    setup = set_up(config, prepared, build_parts(config, prepared.schema))
+    if setup.pretrained:
+        tell(f"pretrained: {config.model.pretrained}: {setup.pretrained}")
+        loaded = Decision("model.pretrained", config.model.pretrained, setup.pretrained)
+        decisions = with_decisions(decisions, (loaded,))
+    if not setup.plan.loop:
+        tell("steps: one call each, as XLA lays out convolutions badly inside a loop on a CPU")
+    ready, end = Ready(config, decisions, prepared, setup), ends_at(config, started)
+    ready = ready if end is None else _in_time(asked, ready, cut, end, tell)
+    ready = _members_decided(ready, tried, tell)
+    if ready.prepared.split is not prepared.split:
+        save_split(run_dir, ready.prepared)
+        record.save(split_sizes=split_sizes(ready.prepared))
+    save_decisions(run_dir, ready.config, ready.decisions)
+    return ready
+
+
+class _Kept(NamedTuple):
+    """The model that is kept, and how good it is."""
+
+    ready: Ready
+    result: TrainResult
+    states: States
+    """As they were trained."""
+    answering: Setup
+    fitted: Fitted
+    """The states as they answer, with what was decided of the answers."""
+    members: dict[str, Any] | None
+    evaluated: Evaluated
+
+
+def _evaluate(ready: Ready, result: TrainResult) -> _Kept:
+    """Return the model that is kept, of several seeds the first, evaluated on every split."""
+    config, setup = ready.config, ready.setup
+    states = States(result.variables, *setup.fitted)
+    answering, served = together = as_served(config, setup, states)
+    if config.training.seeds:
+        _, answering, served = first_seed(config, answering, served)
+        config, setup, states = first_seed(config, setup, states)
+        result = result._replace(best_epoch=(*result.best_epochs, result.best_epoch)[0])
+    fitted = fit_output(config, answering, served)
+    members = members_report(*together, fitted.states.output, result)
+    evaluated = evaluate_splits(config, answering, fitted)
+    states = states._replace(output=fitted.states.output)
+    return _Kept(ready._replace(config=config, setup=setup), result, states, answering, fitted, members, evaluated)
+
+
+def _judge(kept: _Kept) -> Judged:
+    """Return the intervals of the model that is kept, and its baselines."""
+    config, decisions, prepared, _ = kept.ready
+    answers, epochs, quantiles = kept.evaluated.answers, len(kept.result.history), kept.evaluated.quantiles
+    return judged_answers(config, prepared, answers, decisions, kept.fitted.facts, epochs=epochs, quantiles=quantiles)
+
+
+def _bundle(kept: _Kept, judged: Judged, run: Chosen, backend: Backend, record: Record, options: _Options) -> FitResult:
+    """Return the FitResult after writing the report and the bundle, and registering it."""
+    (config, decisions, prepared, setup), registry = kept.ready, options.registry
+    evaluations, answers, leak, modalities, _ = kept.evaluated
+    report = run_report(
+        config,
+        prepared,
+        decisions,
+        setup,
+        kept.result,
+        evaluations,
+        judged,
+        kept.fitted.facts,
+        leak,
+        modalities,
+        record.seconds,
+        kept.members,
+    )
+    for line in answer_lines(report):
+        options.tell(line)
+    trained = make_predictor(config, prepared.schema, kept.states, forward=setup.scorer.forward)
+    predictor = make_predictor(config, prepared.schema, kept.fitted.states, forward=kept.answering.scorer.forward)
+    run_id, metrics = record.content["run_id"], {name: own.metrics for name, own in evaluations.items()}
+    provenance = {"run": run.folder.name, "run_id": run_id, **provenance_of(prepared, backend)}
+    tested = kept_answers(answers["test"], config.evaluation.answer_rows) if "test" in answers else None
+    bundle = save_run_bundle(run.folder, config, prepared, trained, metrics, report, provenance, tested)
+    version = None
+    if registry is not None:
+        version = _register(registry, config.name, bundle, str(run_id))
+        bundle = registry / config.name / str(version)
+    return FitResult(run.folder, config.name, version, bundle, metrics, report, predictor, record.seconds)
 
 
 def _in_time(asked: Config, ready: Ready, cut: tuple[Decision, ...], end: float, tell: Callable[[str], None]) -> Ready:
@@ -312,55 +369,6 @@ def _register(registry: Path, name: str, bundle: Path, run_id: str) -> int:
         problems = error.problems if isinstance(error, BundleError) else (refused,)
         told = f"the trained model is whole in {bundle}: --model takes that folder too"
         raise BundleError([*problems, told]) from error
-
-
-def _save_inputs(run_dir: Path, config: Config, prepared: Prepared, decisions: tuple[Decision, ...]) -> None:
-    """Keep what decides the run: the resolved config, the schema, the realised split, the recipe's decisions."""
-    _save_decisions(run_dir, config, decisions)
-    (run_dir / "schema.json").write_bytes(schema_to_json(prepared.schema))
-    _save_split(run_dir, prepared)
-    write_json_atomic(run_dir / "audit.json", [finding_json(finding) for finding in prepared.findings])
-    if prepared.quarantined:
-        write_quarantine(run_dir / QUARANTINE, prepared.quarantined)
-
-
-def _save_split(run_dir: Path, prepared: Prepared) -> None:
-    with (run_dir / "split.json").open("w", encoding="utf-8") as file:
-        file.writelines(split_json(prepared.split, prepared.names))
-
-
-def _save_decisions(run_dir: Path, config: Config, decisions: tuple[Decision, ...]) -> None:
-    (run_dir / RESOLVED).write_text(config_to_yaml(config), encoding="utf-8")
-    write_json_atomic(run_dir / DECISIONS, [decision._asdict() for decision in decisions])
-
-
-def _tell_all(
-    tell: Callable[[str], None],
-    run_dir: Path,
-    backend: Backend,
-    prepared: Prepared,
-    decisions: tuple[Decision, ...],
-) -> None:
-    """Tell the user where the run is, what it runs on, what happened to the data and what the recipe decided."""
-    sizes = ", ".join(f"{count} {name}" for name, count in split_sizes(prepared).items())
-    lines = [
-        f"run {run_dir} on {backend.platform} ({backend.device}), {backend.threads} threads",
-        *backend.notes,
-        f"data: {len(prepared.names)} rows: {sizes}; target {shorten(prepared.schema.target.column, 60)}: "
-        f"{prepared.schema.target.reason}",
-        *prepared.notes,
-        *quarantine_lines(prepared.quarantined, run_dir / QUARANTINE),
-        *audit_lines(prepared.findings, run_dir / "audit.json"),
-    ]
-    for line in lines:
-        tell(line)
-        get_logger().info("told", line=line)
-    if decisions:
-        decided = ", ".join(f"{d.key}={as_yaml(d.value).replace(' ', '')}" for d in decisions)
-        width = min(100, shutil.get_terminal_size((100, 24)).columns)
-        told = f"decided: {decided}; why: {run_dir / 'decisions.json'}"
-        tell(textwrap.fill(told, width, subsequent_indent="  ", break_on_hyphens=False))
-    get_logger().info("decided", decisions=[decision._asdict() for decision in decisions])
 
 
 def _checkpoint_dir(config: Config, run: Chosen) -> Path:

@@ -69,6 +69,7 @@ LAYERS: dict[int, dict[str, str]] = {
         "drill": "drill",
         "ensembles": "ensembles",
         "outcome": "outcome",
+        "run_inputs": "run_inputs",
         "budget": "budget",
         "serving": """serving/answering serving/app serving/batcher serving/client serving/compression serving/device
             serving/engine serving/express serving/health serving/image_bodies serving/life serving/limits serving/log

@@ -26,6 +26,8 @@ STAMP = re.compile(r"[0-9]{8}-[0-9]{6}(-[0-9]+)?")
 RECORD = "run.json"
 RESOLVED = "resolved.yaml"
 """The config with all that the recipe decided; written once the data are known."""
+DECISIONS = "decisions.json"
+"""Why each field of it is as it is."""
 LOCK = "lock"
 REPORT = "report.json"
 JUST_MADE_S = 2.0

@@ -756,7 +756,8 @@ class Training(Section, frozen=True, kw_only=True):
         MemberLoop | UnsetType,
         Meta(
             description="How members are computed: `vmap` (all in each step), `map` (one after the other, in one "
-            "program) or `loop` (a program each, on all threads). Left out: what a short trial finds fastest."
+            "program) or `loop` (a program each, on all threads). Left out: what a short trial finds fastest; of "
+            "images on a CPU `loop`."
         ),
     ] = UNSET
     early_stopping: EarlyStopping = EarlyStopping()

@@ -20,7 +20,7 @@ from mmjax.artifact.bundle import load_bundle
 from mmjax.artifact.manifest import read_manifest
 from mmjax.artifact.runs import load_run
 from mmjax.artifact.tree import flatten
-from mmjax.config import Config, fold_count
+from mmjax.config import Config, fold_count, image_settings
 from mmjax.config_load import config_to_yaml
 from mmjax.errors import TrainingError
 
@@ -98,7 +98,8 @@ def _shortened(config: Config, epochs: int) -> Config:
     )
     wanted = config.training.epochs if isinstance(config.training.epochs, int) else epochs
     several = fold_count(config) or config.training.members > 1 or config.training.seeds
-    how = "map" if several and config.training.member_loop is msgspec.UNSET else config.training.member_loop
+    usual = "map" if image_settings(config) is None else "loop"
+    how = usual if several and config.training.member_loop is msgspec.UNSET else config.training.member_loop
     training = msgspec.structs.replace(
         config.training, epochs=min(wanted, epochs), checkpoint=checkpoint, member_loop=how
     )

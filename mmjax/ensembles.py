@@ -38,14 +38,21 @@ def tried_before(known: tuple[Decision, ...]) -> tuple[Decision, ...]:
     return tuple(one for one in known if one.key == MEMBER_LOOP)
 
 
-def try_ways(setup: Setup, tell: Callable[[str], None]) -> Decision:
-    """Return the fastest way to compute the members, by a short trial."""
-    trials = member_trials(setup.state, setup.task, setup.plan)
-    taken = ", ".join(f"{trial.how} {trial.seconds * 1e3:.3g} ms" for trial in trials)
-    only = "; the run is too short to try others" if len(trials) == 1 else ""
-    why = f"a step of {setup.task.models} members takes {taken}{only}"
-    tell(f"members: {trials[0].how}: {why}")
-    return Decision(MEMBER_LOOP, trials[0].how, why)
+def choose_way(setup: Setup, tell: Callable[[str], None]) -> Decision:
+    """Return the fastest way to compute the members, by a short trial; convolutions on a CPU need none.
+
+    XLA computes these slowly inside a loop, as `map` is (a step of two small ResNets in f32 5 s in place of 0.1), and
+    slower still of several members at once (`vmap`: two ResNet-18 in bfloat16 75 s in place of 2.6).
+    """
+    if not setup.plan.loop:
+        how, why = "loop", "convolutions of several members in one program are slow on a CPU"
+    else:
+        trials = member_trials(setup.state, setup.task, setup.plan)
+        taken = ", ".join(f"{trial.how} {trial.seconds * 1e3:.3g} ms" for trial in trials)
+        only = "; what is left of the run, or of its budget, is too short to try others" if len(trials) == 1 else ""
+        how, why = trials[0].how, f"a step of {setup.task.models} members takes {taken}{only}"
+    tell(f"members: {how}: {why}")
+    return Decision(MEMBER_LOOP, how, why)
 
 
 def members_report(setup: Setup, states: States, output: Any, result: TrainResult) -> dict[str, Any] | None:

@@ -37,11 +37,11 @@ from mmjax.data.audit_rows import counted
 from mmjax.data.prepare import Prepared, prepare
 from mmjax.data.prepared import split_sizes
 from mmjax.ensembles import (
+    choose_way,
     decided_before,
     first_seed,
     members_report,
     tried_before,
-    try_ways,
 )
 from mmjax.errors import BundleError, DataError
 from mmjax.interrupts import held
@@ -308,9 +308,13 @@ def _in_time(asked: Config, ready: Ready, cut: tuple[Decision, ...], end: float,
 def _members_decided(ready: Ready, tried: tuple[Decision, ...], tell: Callable[[str], None]) -> Ready:
     """Return what is trained with it decided how members are computed, by a trial unless one was made before."""
     config, decisions, _, setup = ready
-    if setup.task.members is None or config.training.member_loop is not UNSET:
+    if setup.task.members is None:
         return ready
-    tried = tried or (try_ways(setup, tell),)
+    if (given := config.training.member_loop) is not UNSET:
+        if not setup.plan.loop and given != "loop":
+            tell(f"members: {given}, as the config says, is slow for convolutions on a CPU; loop is chosen without it")
+        return ready
+    tried = tried or (choose_way(setup, tell),)
     config = decided(config, tried[0])
     setup = setup._replace(plan=setup.plan._replace(training=config.training))
     return ready._replace(config=config, decisions=with_decisions(decisions, tried), setup=setup)

@@ -1,6 +1,7 @@
 """Ensembles of networks for images: each member answers as it would alone, and no convolution is of several at once."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from mmjax.config_load import config_from_dict
 from mmjax.data.prepare import prepare
 from mmjax.parts import build_parts
 from mmjax.train import FitResult, fit
-from mmjax.training.members import IMAGE_LOOPS_ON_CPU, MEMBER_LOOPS, member_of, try_member_loops
+from mmjax.training.members import member_of
 from mmjax.training.scoring import inputs_of, score
 from tests.doors import image_config, write_images
 
@@ -60,14 +61,18 @@ def test_no_convolution_of_an_ensemble_is_of_several_members_at_once(fitted: Fit
     assert set(groups) == {"1"}
 
 
-@pytest.mark.parametrize(("images", "ways"), [(False, MEMBER_LOOPS), (True, IMAGE_LOOPS_ON_CPU)])
 @pytest.mark.skipif(platform() != "cpu", reason="on a GPU each way is tried")
-def test_members_that_look_at_images_are_not_tried_at_once_on_a_cpu(images: bool, ways: tuple[str, ...]):
-    asked: list[str] = []
-
-    def make(how: str):
-        asked.append(how)
-        return lambda *given: given[0] + 1
-
-    try_member_loops(make, lambda: (np.zeros(3), np.ones(2, bool)), steps=10**9, most=1, images=images)
-    assert tuple(asked) == ways
+@pytest.mark.parametrize("given", [None, "map"])
+def test_members_that_look_at_images_are_programs_of_their_own_on_a_cpu(tmp_path: Path, given: str | None):
+    """Inside a loop their convolutions are slow, so that no way is tried; who asks for it is told."""
+    content = msgspec.to_builtins(image_config(write_images(tmp_path / "shades")))
+    content["training"] |= {"members": 2, "epochs": 1} | ({"member_loop": given} if given else {})
+    told: list[str] = []
+    done = fit(config_from_dict(content, "test"), run_dir=tmp_path / "run", registry=None, tell=told.append)
+    assert done.predictor.config.training.member_loop == (given or "loop")
+    (line,) = (line for line in told if line.startswith("members: "))
+    assert line == (
+        "members: map, as the config says, is slow for convolutions on a CPU; loop is chosen without it"
+        if given
+        else "members: loop: convolutions of several members in one program are slow on a CPU"
+    )

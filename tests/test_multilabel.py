@@ -19,6 +19,7 @@ from mmjax.artifact.sample import read_sample, write_source
 from mmjax.config_load import config_from_dict, load_config
 from mmjax.data.decode import encode_png
 from mmjax.data.prepare import prepare
+from mmjax.errors import ConfigError
 from mmjax.evaluate import evaluate_model
 from mmjax.init import command as init
 from mmjax.predict import predict_file
@@ -281,6 +282,12 @@ def test_every_network_learns_labels(home: Path, name: str, training: dict, more
     if "abstain_below" in training:
         sure = np.maximum(found.probabilities, 1 - found.probabilities).min(axis=1)
         np.testing.assert_array_equal(found.abstained, sure < 0.9)
+
+
+def test_a_matrix_of_classes_is_refused_for_labels(home: Path):
+    config = config_of(home / "mail.csv", "m", {"name": "mlp"}, {"epochs": 1, "calibration": "matrix"})
+    with pytest.raises(ConfigError, match=r"matrix expected at most 50 classes of which each row has one, got labels"):
+        fit(config, runs_dir=home / "runs", registry=None)
 
 
 def test_images_of_a_csv_have_labels_and_sets_of_them_too(tmp_path: Path):

@@ -23,8 +23,6 @@ from mmjax.training.steps import Learner, Totals, make_train_chunk
 
 MEMBER_LOOPS: tuple[MemberLoop, ...] = ("map", "loop", "vmap")
 """In the order of trial: the first is never far from the best on a CPU; on others the last is."""
-IMAGE_LOOPS_ON_CPU = MEMBER_LOOPS[:2]
-"""`vmap` makes grouped convolutions of those of several models: a step of two ResNet-18 takes 75 s in place of 2.6."""
 TRIAL_S = 0.2
 """About so long is each way tried."""
 
@@ -161,18 +159,16 @@ def try_member_loops(
     *,
     steps: int,
     most: int,
-    images: bool = False,
     ends_at: float | None = None,
 ) -> list[Trial]:
-    """Return a Trial of each way that was tried, the fastest first; `images` are what the members look at.
+    """Return a Trial of each way that was tried, the fastest first.
 
     `arguments()` are fresh ones of a Chunk but for start and count; nothing of the trial is kept. Where a run of
     `steps` steps is over sooner than the next way is compiled, no other is tried; nor where it could not end by
     `ends_at`, of `time.monotonic`, after one more. At most `most` steps are one call.
     """
     found: list[Trial] = []
-    on_cpu: tuple[MemberLoop, ...] = IMAGE_LOOPS_ON_CPU if images else MEMBER_LOOPS
-    for how in on_cpu if platform() == "cpu" else reversed(MEMBER_LOOPS):
+    for how in MEMBER_LOOPS if platform() == "cpu" else reversed(MEMBER_LOOPS):
         if found and _enough(found, steps, ends_at):
             break
         chunk = make(how)

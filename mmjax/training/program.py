@@ -208,7 +208,6 @@ def member_trials(state: TrainState, task: Task, plan: Plan) -> list[Trial]:
         arguments,
         steps=steps,
         most=batches if plan.loop else 1,
-        images="image" in task.data,
         ends_at=plan.ends_at,
     )
 

@@ -21,7 +21,7 @@ from mmjax.models.fusion import images_trunk, with_images_trunk
 from mmjax.models.pretrained import expected_at, with_state_dict
 from mmjax.models.state_dict import load_state_dict, sha256_of
 from mmjax.parts import Parts, States, build_parts
-from mmjax.schema import Batch, Schema
+from mmjax.schema import Batch, Target
 from mmjax.training.decide import CALIBRATED, decision_problems
 from mmjax.training.fine_tuning import fine_tuning_rates
 from mmjax.training.losses import Loss, class_weight_array, label_weight_array, make_loss
@@ -284,16 +284,17 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
             f"training.calibration: {training.calibration} expected a target of classes or labels and validation rows"
             f"{weighed}, got {prepared.schema.target.task} and {validation_rows} rows; remove it, or set it to none"
         )
-    elif training.calibration == "matrix" and not 0 < len(prepared.schema.target.classes) <= MOST_CLASSES:
-        problems.append(_no_matrix(prepared.schema))
+    elif training.calibration == "matrix":
+        problems += _no_matrix(prepared.schema.target)
     validation = prepared.split.validation if prepared.split.folds is None else prepared.split.train
     if weight is not None:
         validation = validation[weight[validation] > 0]
     problems += decision_problems(training, prepared.schema, prepared.batch["label"][validation])
     if (members := make_members(config, prepared.split)) and prepared.streamed:
+        key = "training.seeds" if training.seeds else "split.folds" if members.folds else "training.members"
         problems.append(
-            f"training.members: expected rows in memory to train {len(members.numbers)} models beside each other, got "
-            "rows that are streamed from disk; set data.loading: resident, or train one model"
+            f"{key}: expected rows in memory to train {len(members.numbers)} models beside each other, got rows that "
+            "are streamed from disk; set data.loading: resident, or train one model"
         )
     problems += _image_problems(config, prepared)
     batches = _batches(training, train_rows) * _epochs(training)
@@ -306,9 +307,13 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
         raise DataError("weight_column: expected a weight above 0 among the training rows, got only zeros")
 
 
-def _no_matrix(schema: Schema) -> str:
-    what = "labels" if schema.target.labels else f"{len(schema.target.classes)} classes"
-    return f"training.calibration: matrix expected at most {MOST_CLASSES} classes, got {what}; set it to temperature"
+def _no_matrix(target: Target) -> list[str]:
+    """Return why there can be no matrix of the classes, if there cannot."""
+    if not target.labels and len(target.classes) <= MOST_CLASSES:
+        return []
+    found = "labels" if target.labels else f"{len(target.classes)} of them"
+    told = f"matrix expected at most {MOST_CLASSES} classes of which each row has one, got {found}"
+    return [f"training.calibration: {told}; set it to temperature"]
 
 
 def _image_problems(config: Config, prepared: Prepared) -> list[str]:

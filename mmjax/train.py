@@ -244,7 +244,9 @@ def _evaluate(ready: Ready, result: TrainResult) -> _Kept:
     """Return the model that is kept, of several seeds the first, evaluated on every split."""
     config, setup = ready.config, ready.setup
     states = States(result.variables, *setup.fitted)
-    answering, served = together = as_served(config, setup, states)
+    answering, served = as_served(config, setup, states)
+    answering = answering._replace(scorer=answering.scorer.remembering())
+    together = (answering, served)
     if config.training.seeds:
         _, answering, served = first_seed(config, answering, served)
         config, setup, states = first_seed(config, setup, states)

@@ -12,11 +12,13 @@ import pytest
 from mmjax.backend import platform
 from mmjax.config_load import config_from_dict
 from mmjax.data.prepare import prepare
-from mmjax.parts import build_parts
+from mmjax.parts import States, build_parts
 from mmjax.train import FitResult, fit
 from mmjax.training.members import member_of
 from mmjax.training.scoring import inputs_of, score
+from mmjax.training.state import eval_variables
 from tests.doors import image_config, write_images
+from tests.test_ensembles import ready
 
 CASES: dict[str, dict[str, Any]] = {
     "members": {"training": {"members": 3}},
@@ -76,3 +78,30 @@ def test_members_that_look_at_images_are_programs_of_their_own_on_a_cpu(tmp_path
         if given
         else "members: loop: convolutions of several members in one program are slow on a CPU"
     )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_network_is_asked_of_an_image_twice_once_it_is_trained(tmp_path: Path, case: str):
+    content = msgspec.to_builtins(image_config(write_images(tmp_path / "shades", each=16)))
+    for section, values in CASES[case].items():
+        content[section] = content.get(section, {}) | values
+    _, prepared, setup = ready(config_from_dict(content | {"precision": "float32"}, "test"))
+    asked: list[np.ndarray] = []
+
+    def counting(variables: Any, transform: Any, output: Any, batch: Any) -> Any:
+        asked.append(np.asarray(batch["image"]).sum(axis=(1, 2, 3, 4)))
+        return setup.scorer.member(variables, transform, output, batch)
+
+    scorer = setup.scorer._replace(member=counting).remembering()
+    states, members = States(eval_variables(setup.state), *setup.fitted), setup.task.members
+    assert members is not None
+    each = [scorer.metrics(states, members.held), setup.scorer.metrics(states, members.held)]
+    assert each[0] == [pytest.approx(own, abs=1e-5) for own in each[1]]
+    for split in ("validation", "test", "train", "validation"):
+        (found, batch), (plain, same) = scorer.scores(states, split), setup.scorer.scores(states, split)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), (found, batch), (plain, same))
+    images = np.asarray(prepared.batch["image"], np.int64).sum(axis=(1, 2, 3, 4))
+    assert len(np.unique(images)) == len(images) == 32
+    seen = np.concatenate(asked)
+    assert np.isin(seen, [*images, 0]).all(), "padding is zeros"
+    assert len(seen[seen > 0]) == len(members.numbers) * len(images)

@@ -117,7 +117,7 @@ def start_predicting(output: Output, state: Any, outputs: jax.ShapeDtypeStruct) 
     return compile_ahead(_applied(output), state, jax.ShapeDtypeStruct((TABLE_ROWS, *outputs.shape[1:]), outputs.dtype))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _applied(output: Output) -> jax.stages.Wrapped:
     """Return the Output's `apply`, compiled once for all that a run asks it."""
     return compiled(output.apply)

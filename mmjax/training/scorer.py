@@ -15,14 +15,32 @@ from mmjax.data.prepare import Prepared
 from mmjax.parts import Parts, States
 from mmjax.schema import Batch
 from mmjax.training.calibration import as_sure
+from mmjax.training.decide import predicted
 from mmjax.training.losses import Loss
 from mmjax.training.members import Members, apart
-from mmjax.training.outputs import Prediction
+from mmjax.training.outputs import Output, Prediction
 from mmjax.training.program import shaped
 from mmjax.training.scoring import LABEL_FIELDS, Forward, Scores, inputs_of, metrics_of, pass_rows, score, score_beside
 
 SURE_ROWS = 4096
 """Training rows at most that tell how sure models are."""
+
+
+class Known:
+    """What trained networks said of each row, so that none is asked twice; a class, for it grows."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.asked, self.outputs = rows, dict[int, np.ndarray](), dict[int, np.ndarray]()
+
+    def outputs_of(self, index: int, rows: np.ndarray, ask: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return the raw outputs of one network for rows, `f32[N, ...]`; `ask` it for those that are not known."""
+        asked = self.asked.setdefault(index, np.zeros(self.rows, bool))
+        new = np.unique(rows[~asked[rows]])
+        if len(new):
+            found = ask(new)
+            kept = self.outputs.setdefault(index, np.empty((self.rows, *found.shape[1:]), found.dtype))
+            kept[new], asked[new] = found, True
+        return self.outputs[index][rows]
 
 
 class Scorer(NamedTuple):
@@ -35,8 +53,12 @@ class Scorer(NamedTuple):
     """Of one of them; the same where there is one model."""
     beside: jax.stages.Wrapped
     """Of members beside each other, each of rows of its own: the batch has a leading axis too."""
+    together: Output
+    """What `forward` makes of raw outputs."""
+    alone: Output
+    """What `member` makes of them."""
     answer: Callable[[Any, np.ndarray], Prediction]
-    """The Output's `apply`, compiled."""
+    """The `apply` of the Output of the members that a row is held from, compiled."""
     total: jax.stages.Wrapped
     """The mean loss of outputs, labels and weights or None, compiled."""
     totals: jax.stages.Wrapped
@@ -48,6 +70,13 @@ class Scorer(NamedTuple):
     """What is being compiled: "forward", and the loss by its number of rows; see `started`."""
     outputs: jax.ShapeDtypeStruct | None = None
     """What `forward` returns of a pass, where that is being compiled."""
+    known: Known | None = None
+    """See `remembering`."""
+
+    def remembering(self) -> "Scorer":
+        """Return the Scorer of networks that learn no more, which are asked of each image once; of tables itself."""
+        prepared = self.prepared
+        return self if prepared.schema.image is None else self._replace(known=Known(len(prepared.batch["label"])))
 
     def started(self, states: States) -> "Scorer":
         """Return the Scorer of one model with what it will run being compiled meanwhile; the states may be shapes."""
@@ -92,7 +121,7 @@ class Scorer(NamedTuple):
         rows = self.rows_of(split)
         if split == "validation" and self.members and self.members.folds:
             return self._out_of_fold(states, rows), self.answers(rows)
-        return self._score(self.forward, states, rows), self.answers(rows)
+        return self._together(states, rows), self.answers(rows)
 
     def scores_without(self, states: States, split: str, hide: Callable[[Batch], Batch]) -> Scores:
         """Return the Scores of a split, by all members, of inputs from which something is hidden."""
@@ -127,7 +156,7 @@ class Scorer(NamedTuple):
         rows = self.prepared.split.train
         if len(rows) > SURE_ROWS:
             rows = np.sort(np.random.default_rng(0).permutation(rows)[:SURE_ROWS])
-        found, weight = self._score(self.forward, states, rows), self.answers(rows).get("weight")
+        found, weight = self._together(states, rows), self.answers(rows).get("weight")
         outputs = np.split(found.outputs, self.members.folds, axis=1)
         outputs = [own[:, 0] if own.shape[1] == 1 else own for own in outputs]
         each = np.stack([np.asarray(self.answer(states.output, own).probabilities) for own in outputs])
@@ -161,6 +190,25 @@ class Scorer(NamedTuple):
         self._wait("forward")
         return score(forward, states, self.prepared.batch, rows, largest=self.rows, smallest=self.rows, change=change)
 
+    def _together(self, states: States, rows: np.ndarray) -> Scores:
+        """Return the Scores of rows by all members."""
+        if self.known is None:
+            return self._score(self.forward, states, rows)
+        each = [self._outputs(own, index, rows) for index, own in enumerate(self.each(states))]
+        if self.members is not None:  # a network may have members of its own
+            each = [np.concatenate([own.reshape(len(own), -1, own.shape[-1]) for own in each], axis=1)]
+        return _answered(self.together, states, each[0])
+
+    def _alone(self, own: States, index: int, rows: np.ndarray) -> Scores:
+        """Return the Scores of rows by one member."""
+        if self.known is None:
+            return self._score(self.member, own, rows)
+        return _answered(self.alone, own, self._outputs(own, index, rows))
+
+    def _outputs(self, own: States, index: int, rows: np.ndarray) -> np.ndarray:
+        assert self.known is not None, "what is said is remembered"
+        return self.known.outputs_of(index, rows, lambda new: self._score(self.member, own, new).outputs)
+
     def _beside(self, states: States, rows: Sequence[np.ndarray]) -> dict[int, Scores]:
         """Return the Scores of each model on rows of its own: of a table by one program, as on a GPU starting one takes
         longer than what it computes; a pass of images is long enough. Models without rows are left out."""
@@ -169,7 +217,7 @@ class Scorer(NamedTuple):
             found = score_beside(self.beside, states, self.prepared.batch, rows, size=self.rows)
             return {index: found[index] for index in asked}
         each = self.each(states) if asked else []
-        return {index: self._score(self.member, each[index], rows[index]) for index in asked}
+        return {index: self._alone(each[index], index, rows[index]) for index in asked}
 
     def _out_of_fold(self, states: States, rows: np.ndarray) -> Scores:
         """Return the Scores of all rows, each from the M members of its fold; outputs are f32[N, M, O]."""
@@ -183,6 +231,10 @@ class Scorer(NamedTuple):
         outputs = outputs[:, 0] if outputs.shape[1] == 1 else outputs
         answer = jax.tree.map(np.asarray, self.answer(states.output, outputs))
         return Scores(outputs, *answer)
+
+
+def _answered(output: Output, states: States, outputs: np.ndarray) -> Scores:
+    return Scores(outputs, *jax.tree.map(np.asarray, predicted(output, states.output, outputs)))
 
 
 def make_scorer(
@@ -207,7 +259,7 @@ def make_scorer(
 
     together = compiled(beside, precision=precision)
     answer, one, each = compiled(parts.held_out.apply), compiled(total), compiled(jax.vmap(total))
-    return Scorer(prepared, whole, member, together, answer, one, each, rows, members)
+    return Scorer(prepared, whole, member, together, parts.output, parts.alone, answer, one, each, rows, members)
 
 
 def compiled_forwards(parts: Parts, precision: str) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from msgspec import UNSET
+
 from mmjax.config import Config, fold_count
 from mmjax.data.audit_rows import counted
 from mmjax.data.prepare import Prepared, prepare
@@ -23,7 +25,7 @@ STOPPED_SHARE = 0.5
 LEAST_COMPILE_S = 3.0
 """What compiling may take though the trial took less: its program may have come from the compile cache."""
 COMPILED_OFTEN = 4
-"""Programs of several models that are compiled: a trial of three ways, and the run."""
+"""Programs of several models that are compiled where a trial chooses how: three ways, and the run."""
 KEYS = ("training.members", "split.folds", "training.epochs")
 """What is cut, in this order: more models add less than longer training does."""
 
@@ -44,6 +46,8 @@ class Cost(NamedTuple):
     compile_s: float
     epoch_s: float
     """Steps of an epoch and its look at the validation rows."""
+    programs: int = COMPILED_OFTEN
+    """That are compiled to train several models."""
 
 
 def ends_at(config: Config, started: float) -> float | None:
@@ -57,7 +61,9 @@ def measured_cost(setup: Setup) -> Cost:
     one = first_member(setup)
     began = time.perf_counter()
     epoch_s = timed_epoch(one.state, one.task, one.plan)
-    return Cost(max(time.perf_counter() - began - epoch_s, LEAST_COMPILE_S), epoch_s)
+    tried = setup.plan.loop and setup.plan.training.member_loop is UNSET  # else `ensembles.choose_way` has no choice
+    compile_s = max(time.perf_counter() - began - epoch_s, LEAST_COMPILE_S)
+    return Cost(compile_s, epoch_s, COMPILED_OFTEN if tried else 1)
 
 
 def cuts(config: Config, cost: Cost, left_s: float) -> tuple[Decision, ...]:
@@ -65,7 +71,7 @@ def cuts(config: Config, cost: Cost, left_s: float) -> tuple[Decision, ...]:
 
     Members go first, then folds, one by one (none at all where two are too many), then epochs, of which one is left. An
     epoch of fewer folds is one of fewer rows. The program of the run is compiled once more, that of several models up
-    to four times: each way to compute them is tried.
+    to four times, where each way to compute them is tried.
     """
     epochs = config.training.epochs
     assert isinstance(epochs, int), "the recipe decides the epochs"
@@ -114,7 +120,7 @@ def _rows_of(folds: int, wanted: int) -> float:
 
 def _training_s(cost: Cost, models: int, epochs: float) -> float:
     """Return the seconds that so many models take to train for so many epochs each."""
-    return (COMPILED_OFTEN if models > 1 else 1) * cost.compile_s + models * epochs * cost.epoch_s
+    return (cost.programs if models > 1 else 1) * cost.compile_s + models * epochs * cost.epoch_s
 
 
 class Ready(NamedTuple):

@@ -98,7 +98,7 @@ def _shortened(config: Config, epochs: int) -> Config:
     )
     wanted = config.training.epochs if isinstance(config.training.epochs, int) else epochs
     several = fold_count(config) or config.training.members > 1 or config.training.seeds
-    usual = "map" if image_settings(config) is None else "loop"
+    usual = "map" if image_settings(config) is None else "loop"  # each right on any device, on a CPU also fast
     how = usual if several and config.training.member_loop is msgspec.UNSET else config.training.member_loop
     training = msgspec.structs.replace(
         config.training, epochs=min(wanted, epochs), checkpoint=checkpoint, member_loop=how

@@ -39,10 +39,10 @@ def tried_before(known: tuple[Decision, ...]) -> tuple[Decision, ...]:
 
 
 def choose_way(setup: Setup, tell: Callable[[str], None]) -> Decision:
-    """Return the fastest way to compute the members, by a short trial; convolutions on a CPU need none.
+    """Return the fastest way to compute the members, by a short trial; of images on a CPU `loop`, without one.
 
-    XLA computes these slowly inside a loop, as `map` is (a step of two small ResNets in f32 5 s in place of 0.1), and
-    slower still of several members at once (`vmap`: two ResNet-18 in bfloat16 75 s in place of 2.6).
+    XLA may compute convolutions slowly inside a loop, as `map` is (a step of two small ResNets in f32 5 s in place of
+    0.1; of two ResNet-18 in bfloat16 2.6 in place of 2.9), and of several members at once (`vmap`: of these two 75).
     """
     if not setup.plan.loop:
         how, why = "loop", "convolutions of several members in one program are slow on a CPU"
@@ -102,5 +102,5 @@ def first_seed(config: Config, setup: Setup, states: States) -> tuple[Config, Se
     training = msgspec.structs.replace(config.training, seeds=config.training.seeds[:1], member_loop=UNSET)
     task = setup.task._replace(parameters=setup.task.parameters // len(config.training.seeds))
     first = states._replace(variables=jax.device_put(member_of(jax.device_get(states.variables), 0)))
-    setup = setup._replace(scorer=setup.scorer._replace(members=None), task=task)
+    setup = setup._replace(scorer=setup.scorer._replace(members=None, known=()), task=task)
     return msgspec.structs.replace(config, training=training), setup, first

@@ -82,7 +82,8 @@ def draft(data: Path, wish: Wish) -> Draft:
     table = read_table(str(data), delimiter=delimiter)
     images, notes = find_image_columns(table)
     if wish.with_columns and not images:
-        found = "; ".join(notes) or f"{data}: none of {', '.join(map(repr, table.columns))} does"
+        found = "; ".join(note.rsplit(": learning", 1)[0] for note in notes)
+        found = found or f"{data}: none of {', '.join(map(repr, table.columns))} does"
         raise ConfigError(f"--with-columns: expected a column that names image files, found none; {found}")
     try:
         if len(images) == 1 and not wish.with_columns:
@@ -96,7 +97,10 @@ def draft(data: Path, wish: Wish) -> Draft:
 
 def draft_table(table: Table, delimiter: str, wish: Wish, images: Sequence[str] = ()) -> Draft:
     """Return the Draft for a table to learn from, whose columns `images` name image files."""
-    target, why = likely_target([name for name in table.columns if name not in images], wish.target)
+    target, why = likely_target(_beside(table, images), wish.target)
+    if images and wish.with_columns and not set(_beside(table, images)) - set(_named(target)):
+        told = "expected a column beside the images and the target, got none; leave it out"
+        raise ConfigError(f"--with-columns: {told}")
     data = TabularData(path=table.path, target_column=target, task=wish.task or msgspec.UNSET, on_invalid="drop")
     table, dropped, _ = answered_rows(table, data, None)
     schema = _schema_of(table, target, wish, images)
@@ -143,15 +147,26 @@ def _schema_of(table: Table, target: str | tuple[str, ...], wish: Wish, images: 
 
 def draft_image_table(table: Table, column: str, wish: Wish) -> Draft:
     """Return the Draft for a CSV whose `column` holds paths of images."""
-    others = [name for name in table.columns if name != column]
-    if not others:
-        raise DataError(f"{table.path}: expected a column to predict beside the images '{column}', got none")
+    others = _beside(table, (column,))
     target, why = likely_target(others, wish.target)
     data = ImageData(path=table.path, task=wish.task or msgspec.UNSET, image_column=column, target_column=target)
     made = _draft_images(data, why, wish)
-    if len(others) == 1:  # the target
+    if not set(others) - set(_named(target)):
         return made
     return made._replace(notes=(*made.notes, "--with-columns: writes a config that learns from these columns too"))
+
+
+def _beside(table: Table, images: Sequence[str]) -> list[str]:
+    """Return the columns that are no images; DataError where there are only images."""
+    others = [name for name in table.columns if name not in images]
+    if not others:
+        columns = ", ".join(map(repr, images))
+        raise DataError(f"{table.path}: expected a column to predict beside the images {columns}, got none")
+    return others
+
+
+def _named(target: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (target,) if isinstance(target, str) else target
 
 
 def draft_folder(path: Path, wish: Wish) -> Draft:

@@ -71,7 +71,7 @@ def build_parts(config: Config, schema: Schema, *, served: bool = False) -> Part
     folded, of_fold = bool(fold_count(config)), config.training.members * own
     whole = build(members=member_count(config), folds=max(fold_count(config), 1))
     held_out = build(members=of_fold) if folded else whole
-    forward = make_ensemble_forward(model, transform, whole, folded=folded, in_turn=schema.image is not None)
+    forward = make_ensemble_forward(model, transform, whole, folded=folded, images=schema.image is not None)
     return Parts(transform, model, whole, forward, member, held_out, single)
 
 

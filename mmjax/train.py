@@ -245,7 +245,7 @@ def _evaluate(ready: Ready, result: TrainResult) -> _Kept:
     config, setup = ready.config, ready.setup
     states = States(result.variables, *setup.fitted)
     answering, served = as_served(config, setup, states)
-    answering = answering._replace(scorer=answering.scorer.remembering())
+    answering = answering._replace(scorer=answering.scorer.remembering(served))
     together = (answering, served)
     if config.training.seeds:
         _, answering, served = first_seed(config, answering, served)
@@ -308,7 +308,7 @@ def _in_time(asked: Config, ready: Ready, cut: tuple[Decision, ...], end: float,
 
 
 def _members_decided(ready: Ready, tried: tuple[Decision, ...], tell: Callable[[str], None]) -> Ready:
-    """Return what is trained with it decided how members are computed, by a trial unless one was made before."""
+    """Return what is trained with it decided how members are computed, unless it was before."""
     config, decisions, _, setup = ready
     if setup.task.members is None:
         return ready

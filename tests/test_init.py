@@ -346,6 +346,16 @@ def test_a_list_of_images_is_learnt_from_with_its_columns_when_asked(tmp_path: P
     plain = write_csv(tmp_path / "plain.csv", ("a", "kind"), [("1", "x"), ("2", "y")])
     with pytest.raises(ConfigError, match=r"--with-columns: expected a column that names image files, .*'a'"):
         draft(plain, Wish(with_columns=True))
+    pair = write_csv(tmp_path / "pics" / "pair.csv", ("file", "kind"), [("dark/0.png", "x"), ("light/0.png", "y")])
+    with pytest.raises(ConfigError, match="--with-columns: expected a column beside the images and the target"):
+        draft(pair, Wish(with_columns=True))
+    assert not any("--with-columns" in note for note in draft(pair, Wish()).notes)
+    alone = write_csv(tmp_path / "pics" / "alone.csv", ("front", "back"), [("dark/0.png", "light/0.png")] * 2)
+    with pytest.raises(DataError, match="expected a column to predict beside the images 'front', 'back', got none"):
+        draft(alone, Wish())
+    lost = write_csv(tmp_path / "lost.csv", ("file", "kind"), [("dark/0.png", "x"), ("light/0.png", "y")])
+    with pytest.raises(ConfigError, match=r"found none; .*column 'file' names images, 0 of the first 2 are there$"):
+        draft(lost, Wish(with_columns=True))
     with pytest.raises(ConfigError, match="--with-columns: expected with a CSV only"):
         draft(tmp_path / "pics", Wish(with_columns=True))
 

@@ -3,7 +3,7 @@
 Each member draws its own randomness and orders its own rows; with folds it has rows and a fitted Transform of its own
 too. How they are computed changes nothing but rounding: all in each step (`vmap`), one after the other in one program
 (`map`), or a program each on all threads (`loop`). The best differs from net to net and machine to machine, so a short
-trial decides.
+trial decides, but for images on a CPU (`ensembles.choose_way`).
 """
 
 import functools
@@ -22,7 +22,7 @@ from mmjax.training.state import TrainState
 from mmjax.training.steps import Learner, Totals, make_train_chunk
 
 MEMBER_LOOPS: tuple[MemberLoop, ...] = ("map", "loop", "vmap")
-"""In the order of trial: the first is never far from the best on a CPU; on others the last is."""
+"""In the order of trial: of tables the first is never far from the best on a CPU; on others the last is."""
 TRIAL_S = 0.2
 """About so long is each way tried."""
 

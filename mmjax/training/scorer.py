@@ -27,20 +27,20 @@ SURE_ROWS = 4096
 
 
 class Known:
-    """What trained networks said of each row, so that none is asked twice; a class, for it grows."""
+    """What one network that learns no more said of each row, so that it is asked once; a class, for it grows."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows, self.asked, self.outputs = rows, dict[int, np.ndarray](), dict[int, np.ndarray]()
+    def __init__(self, ask: Callable[[np.ndarray], np.ndarray], rows: int) -> None:
+        self._ask, self._asked, self._outputs = ask, np.zeros(rows, bool), np.empty(0)
 
-    def outputs_of(self, index: int, rows: np.ndarray, ask: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return the raw outputs of one network for rows, `f32[N, ...]`; `ask` it for those that are not known."""
-        asked = self.asked.setdefault(index, np.zeros(self.rows, bool))
-        new = np.unique(rows[~asked[rows]])
+    def outputs(self, rows: np.ndarray) -> np.ndarray:
+        """Return its raw outputs for rows, one or more, `f32[N, ...]`; it is asked for those that are not known."""
+        new = np.unique(rows[~self._asked[rows]])
         if len(new):
-            found = ask(new)
-            kept = self.outputs.setdefault(index, np.empty((self.rows, *found.shape[1:]), found.dtype))
-            kept[new], asked[new] = found, True
-        return self.outputs[index][rows]
+            found = self._ask(new)
+            if not self._asked.any():
+                self._outputs = np.empty((len(self._asked), *found.shape[1:]), found.dtype)
+            self._outputs[new], self._asked[new] = found, True
+        return self._outputs[rows]
 
 
 class Scorer(NamedTuple):
@@ -70,13 +70,24 @@ class Scorer(NamedTuple):
     """What is being compiled: "forward", and the loss by its number of rows; see `started`."""
     outputs: jax.ShapeDtypeStruct | None = None
     """What `forward` returns of a pass, where that is being compiled."""
-    known: Known | None = None
-    """See `remembering`."""
+    known: tuple[Known, ...] = ()
+    """Of each member; see `remembering`."""
 
-    def remembering(self) -> "Scorer":
-        """Return the Scorer of networks that learn no more, which are asked of each image once; of tables itself."""
-        prepared = self.prepared
-        return self if prepared.schema.image is None else self._replace(known=Known(len(prepared.batch["label"])))
+    def remembering(self, states: States) -> "Scorer":
+        """Return the Scorer of members that learn no more, each of which is asked of an image once.
+
+        For these variables and Transform only; the Output's state may be another at each call. What is said of all
+        members is made of what each says, so it may round otherwise than `forward` (by 1e-7). One model is asked as
+        ever, and so are tables, whose passes are short.
+        """
+        if self.members is None or self.prepared.schema.image is None:
+            return self
+        rows = len(self.prepared.batch["label"])
+
+        def of(own: States) -> Known:
+            return Known(lambda new: self._score(self.member, own, new).outputs, rows)
+
+        return self._replace(known=tuple(of(own) for own in self.each(states)))
 
     def started(self, states: States) -> "Scorer":
         """Return the Scorer of one model with what it will run being compiled meanwhile; the states may be shapes."""
@@ -192,22 +203,11 @@ class Scorer(NamedTuple):
 
     def _together(self, states: States, rows: np.ndarray) -> Scores:
         """Return the Scores of rows by all members."""
-        if self.known is None:
+        if not self.known:
             return self._score(self.forward, states, rows)
-        each = [self._outputs(own, index, rows) for index, own in enumerate(self.each(states))]
-        if self.members is not None:  # a network may have members of its own
-            each = [np.concatenate([own.reshape(len(own), -1, own.shape[-1]) for own in each], axis=1)]
-        return _answered(self.together, states, each[0])
-
-    def _alone(self, own: States, index: int, rows: np.ndarray) -> Scores:
-        """Return the Scores of rows by one member."""
-        if self.known is None:
-            return self._score(self.member, own, rows)
-        return _answered(self.alone, own, self._outputs(own, index, rows))
-
-    def _outputs(self, own: States, index: int, rows: np.ndarray) -> np.ndarray:
-        assert self.known is not None, "what is said is remembered"
-        return self.known.outputs_of(index, rows, lambda new: self._score(self.member, own, new).outputs)
+        each = [known.outputs(rows) for known in self.known]
+        shaped = [own.reshape(len(own), -1, own.shape[-1]) for own in each]  # a network may have members of its own
+        return _answered(self.together, states, np.concatenate(shaped, axis=1))
 
     def _beside(self, states: States, rows: Sequence[np.ndarray]) -> dict[int, Scores]:
         """Return the Scores of each model on rows of its own: of a table by one program, as on a GPU starting one takes
@@ -216,8 +216,10 @@ class Scorer(NamedTuple):
         if self.members is not None and self.prepared.schema.image is None and asked:
             found = score_beside(self.beside, states, self.prepared.batch, rows, size=self.rows)
             return {index: found[index] for index in asked}
+        if self.known:
+            return {index: _answered(self.alone, states, self.known[index].outputs(rows[index])) for index in asked}
         each = self.each(states) if asked else []
-        return {index: self._alone(each[index], index, rows[index]) for index in asked}
+        return {index: self._score(self.member, each[index], rows[index]) for index in asked}
 
     def _out_of_fold(self, states: States, rows: np.ndarray) -> Scores:
         """Return the Scores of all rows, each from the M members of its fold; outputs are f32[N, M, O]."""

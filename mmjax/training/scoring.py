@@ -77,14 +77,12 @@ def make_forward(model: Model, transform: Transform, output: Output) -> Forward:
     return forward
 
 
-def make_ensemble_forward(
-    model: Model, transform: Transform, output: Output, *, folded: bool, in_turn: bool
-) -> Forward:
+def make_ensemble_forward(model: Model, transform: Transform, output: Output, *, folded: bool, images: bool) -> Forward:
     """Return the forward pass of E models of one kind, whose variables have a leading axis E.
 
     With `folded` the Transform's state has it too. Outputs are `f32[B, E, O]`, the Output is that of all members.
-    They are computed beside each other, or with `in_turn` one after the other in a loop, as convolutions are to be:
-    those of several models at once are grouped ones to XLA, which it does slowly on a CPU (`benchmarks/members.py`).
+    They are computed beside each other; with `images`, on a CPU, one after the other in a loop: convolutions of several
+    models at once are grouped ones to XLA, which a CPU takes a hundred times as long for (`benchmarks/members.py`).
     """
 
     def forward(variables: Any, transform_state: Any, output_state: Any, batch: Batch) -> tuple[jax.Array, Prediction]:
@@ -92,7 +90,7 @@ def make_ensemble_forward(
             outputs, _ = model.apply(own, transform.apply(fitted, batch), train=False)
             return outputs.reshape(len(outputs), -1, outputs.shape[-1])  # a network may have members of its own
 
-        if in_turn:
+        if images and platform() == "cpu":
             own = (variables, transform_state if folded else ())
             each = jax.lax.map(lambda own: one(own[0], own[1] if folded else transform_state), own).swapaxes(0, 1)
         else:

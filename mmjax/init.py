@@ -31,6 +31,8 @@ from mmjax.schema import Schema, Target
 
 LIKELY_TARGETS = ("target", "label", "class", "y", "outcome")
 """Column names, the likeliest first, that are taken for the target when none is named; else the last column is."""
+LISTED = 20
+"""Images that cannot be read, of which each has a line."""
 LOOKED_AT = 100
 """So many cells of a column tell whether it names images."""
 
@@ -82,7 +84,7 @@ def draft(data: Path, wish: Wish) -> Draft:
     table = read_table(str(data), delimiter=delimiter)
     images, notes = find_image_columns(table)
     if wish.with_columns and not images:
-        found = "; ".join(note.rsplit(": learning", 1)[0] for note in notes)
+        found = "; ".join(note.rsplit(": learning", 1)[0] for note in notes.values())
         found = found or f"{data}: none of {', '.join(map(repr, table.columns))} does"
         raise ConfigError(f"--with-columns: expected a column that names image files, found none; {found}")
     try:
@@ -91,8 +93,9 @@ def draft(data: Path, wish: Wish) -> Draft:
         else:
             made = draft_table(table, delimiter, wish, images)
     except DataError as error:
-        raise DataError([*error.problems, *notes]) from error
-    return made._replace(notes=(*notes, *made.notes))
+        lost = (note for name, note in notes.items() if name not in images)
+        raise DataError([*error.problems, *lost]) from error
+    return made._replace(notes=(*notes.values(), *made.notes))
 
 
 def draft_table(table: Table, delimiter: str, wish: Wish, images: Sequence[str] = ()) -> Draft:
@@ -179,7 +182,10 @@ def _draft_images(data: ImageData, why: str, wish: Wish) -> Draft:
     source, unanswered, aside = answered_images(read_images(dropping), dropping)
     bad = scan_images(source.columns[source.image_column].tolist())
     where = [""] * len(source.names) if source.lines is None else [f"{data.path}:{line}: " for line in source.lines]
-    unreadable = [f"{where[index]}{source.names[index]}: {reason}" for index, reason in bad]
+    unreadable = [
+        f"{where[index]}{source.names[index].strip() or 'an empty cell'}: {reason}" for index, reason in bad[:LISTED]
+    ]
+    unreadable += [f"and {len(bad) - LISTED} more that are no images"] if len(bad) > LISTED else []
     source, _, dropped = apply_policy(source, bad, "drop")
     target = image_target(source, data, wish.inference)
     schema = Schema(target=target, image=image_spec(source, data))
@@ -232,9 +238,9 @@ def likely_target(names: list[str], named: str | tuple[str, ...] | None = None) 
     return names[-1], "not named by --target: the last column was taken"
 
 
-def find_image_columns(table: Table) -> tuple[list[str], tuple[str, ...]]:
+def find_image_columns(table: Table) -> tuple[list[str], dict[str, str]]:
     """Return the columns that name image files beside the CSV, and in words why each was taken, or why not."""
-    images, notes = [], []
+    images, notes = [], {}
     for name, cells in table.columns.items():
         paths = [cell for cell in dict.fromkeys(cells[:LOOKED_AT].tolist()) if cell.strip()]
         named = [path for path in paths if PurePath(path).suffix.lower() in IMAGE_SUFFIXES]
@@ -244,10 +250,10 @@ def find_image_columns(table: Table) -> tuple[list[str], tuple[str, ...]]:
         found = f"{table.path}: column '{name}' names images, {there} of the first {len(paths)} are there"
         if 2 * there > len(paths):
             images.append(name)
-            notes.append(f"{found}: learning from these images")
+            notes[name] = f"{found}: learning from these images"
         else:
-            notes.append(f"{found}: learning from the table instead; paths are relative to the CSV file")
-    return images, tuple(notes)
+            notes[name] = f"{found}: learning from the table instead; paths are relative to the CSV file"
+    return images, notes
 
 
 def _drop_line(left_out: str) -> str:

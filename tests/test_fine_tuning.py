@@ -74,6 +74,12 @@ def test_weights_of_another_network_are_refused_before_any_data_are_read(tmp_pat
     for run in (lambda config: fit(config, runs_dir=tmp_path / "runs", registry=None), check):
         with pytest.raises(DataError, match=r"w\.npz: expected the weights of resnet34\n.*80 missing: layer1\.2\.bn1"):
             run(config_from_dict(settings, "test"))
+    settings["model"]["name"] = "resnet18"
+    broken = dict(np.load(tmp_path / "w.npz"))
+    broken["bn1.weight"][3] = np.nan
+    np.savez(tmp_path / "w.npz", **broken)
+    with pytest.raises(DataError, match=r"expected finite numbers, got NaN or infinity in bn1\.weight"):
+        fit(config_from_dict(settings, "test"), runs_dir=tmp_path / "runs", registry=None)
     assert not (tmp_path / "runs").exists()
 
 

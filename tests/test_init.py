@@ -382,6 +382,14 @@ def test_a_list_with_lost_images_names_them(tmp_path: Path) -> None:
     assert f"{data}:18: gone.png: no such file" in made.notes
     assert "on_invalid: drop  # 1 is left out; files that are no readable image" in made.config
     assert (config.data.image and config.data.image.on_invalid, len(prepared.names)) == ("drop", 16)
+    (tmp_path / "more").mkdir()
+    many = image_list(
+        tmp_path / "more", *((f"gone{i}.png", "dark", "9") for i in range(12)), *((" ", "dark", "9"),) * 11
+    )
+    notes = draft(many, Wish(target="{shade}")).notes
+    assert f"{many}:18: gone0.png: no such file" in notes
+    assert f"{many}:30: an empty cell: no such file" in notes
+    assert "and 3 more that are no images" in notes
     strict = load_config(tmp_path / "made.yaml", ["data.image.on_invalid=fail"])
     with pytest.raises(DataError, match=r"1 of 17 images are missing; .* or set data.image.on_invalid to drop"):
         prepare(strict)

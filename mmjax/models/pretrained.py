@@ -6,7 +6,7 @@ else may be. Only the head may be another: then it stays as it was initialised, 
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,8 +63,7 @@ class Loaded(NamedTuple):
 def expect_weights(model: ModelConfig) -> None:
     """Raise DataError, as `with_state_dict` does, where `model.pretrained` does not hold the arrays of the network.
 
-    For before any data are looked at: these change nothing but the head, of which any number of outputs is right. The
-    numbers themselves are looked at when they are loaded.
+    For before any data are looked at: these change nothing but the head, of which any number of outputs is right.
     """
     if model.pretrained is None or not isinstance(model.name, str):
         return
@@ -73,7 +72,9 @@ def expect_weights(model: ModelConfig) -> None:
     network = build_model(msgspec.structs.replace(model, type="vision"), schema, outputs=1)
     image = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(lambda image: network.init(jax.random.key(0), {"image": image}), image)
-    _naming_of(model.name, load_state_dict(model.pretrained), variables, expected_at(model.pretrained), new_head=True)
+    state, where = load_state_dict(model.pretrained), expected_at(model.pretrained)
+    _, wanted, _ = _naming_of(model.name, state, variables, where, new_head=True)
+    _expect_numbers(state, wanted.values(), where)
 
 
 def expected_at(path: str) -> str:
@@ -91,18 +92,23 @@ def with_state_dict(
     a negative variance.
     """
     paths, wanted, replaced = _naming_of(name, state, variables, where, new_head=new_head)
+    _expect_numbers(state, wanted.values(), where)
     leaves = [
         leaf if path not in wanted else _converted(state[wanted[path]], np.ndim(leaf))
         for path, leaf in zip(paths, jax.tree.leaves(variables), strict=True)
     ]
-    found = {key: leaf for path, leaf in zip(paths, leaves, strict=True) if (key := wanted.get(path))}
-    if broken := [key for key, leaf in found.items() if not np.isfinite(leaf).all()]:
-        raise DataError(f"{where}: expected finite numbers, got NaN or infinity in {_some(broken)}")
-    if negative := [key for key, leaf in found.items() if key.endswith("running_var") and (leaf < 0).any()]:
-        raise DataError(f"{where}: expected variances of 0 or more, got negative ones in {_some(negative)}")
     layout, _ = _layout(name, state)
     note = f"{len(wanted)} arrays by the names of {layout}, {replaced or 'head kept: as many outputs'}"
     return Loaded(jax.tree.unflatten(jax.tree.structure(variables), leaves), note)
+
+
+def _expect_numbers(state: StateDict, names: Iterable[str], where: str) -> None:
+    """Raise DataError where the arrays of these names, as f32, hold what no network can compute with."""
+    found = {name: np.asarray(state[name], np.float32) for name in names}
+    if broken := [name for name, values in found.items() if not np.isfinite(values).all()]:
+        raise DataError(f"{where}: expected finite numbers, got NaN or infinity in {_some(broken)}")
+    if negative := [name for name, values in found.items() if name.endswith("running_var") and (values < 0).any()]:
+        raise DataError(f"{where}: expected variances of 0 or more, got negative ones in {_some(negative)}")
 
 
 def _naming_of(

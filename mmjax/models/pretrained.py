@@ -73,7 +73,7 @@ def expect_weights(model: ModelConfig) -> None:
     image = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(lambda image: network.init(jax.random.key(0), {"image": image}), image)
     state, where = load_state_dict(model.pretrained), expected_at(model.pretrained)
-    _, wanted, _ = _naming_of(model.name, state, variables, where, new_head=True)
+    _, wanted, _ = _arrays_of(model.name, state, variables, where, new_head=True)
     _expect_numbers(state, wanted.values(), where)
 
 
@@ -91,7 +91,7 @@ def with_state_dict(
     Raises DataError, naming `where`, that lists what is missing, unknown, of another shape, no finite number, or
     a negative variance.
     """
-    paths, wanted, replaced = _naming_of(name, state, variables, where, new_head=new_head)
+    paths, wanted, replaced = _arrays_of(name, state, variables, where, new_head=new_head)
     _expect_numbers(state, wanted.values(), where)
     leaves = [
         leaf if path not in wanted else _converted(state[wanted[path]], np.ndim(leaf))
@@ -111,7 +111,7 @@ def _expect_numbers(state: StateDict, names: Iterable[str], where: str) -> None:
         raise DataError(f"{where}: expected variances of 0 or more, got negative ones in {_some(negative)}")
 
 
-def _naming_of(
+def _arrays_of(
     name: ModelName, state: StateDict, variables: Variables, where: str, *, new_head: bool
 ) -> tuple[list[tuple[str, ...]], dict[tuple[str, ...], str], str]:
     """Return the paths of the variables, the array in the file of each but a new head's, and what is told of the head.

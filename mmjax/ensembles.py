@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 import msgspec
-import numpy as np
 from msgspec import UNSET
 
 from mmjax.artifact.runs import DECISIONS
 from mmjax.config import Config
 from mmjax.parts import States
 from mmjax.recipe import Decision
-from mmjax.training.decide import Rows, decide, predicted
+from mmjax.training.decide import Rows, answered, decide
 from mmjax.training.events import TrainResult
 from mmjax.training.members import member_of
 from mmjax.training.program import member_trials
@@ -71,7 +70,7 @@ def members_report(setup: Setup, states: States, output: Any, result: TrainResul
     def answer(index: int, scores: Scores) -> Scores:
         if output is states.output:
             return scores  # nothing was decided
-        return Scores(scores.outputs, *jax.tree.map(np.asarray, predicted(setup.alone, own[index], scores.outputs)))
+        return answered(setup.alone, own[index], scores.outputs)
 
     def held_out(index: int, scores: Scores) -> Scores:
         """Answer a model's validation rows, from which what a seed answers by is decided; the first one's is known."""

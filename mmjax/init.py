@@ -100,8 +100,9 @@ def draft(data: Path, wish: Wish) -> Draft:
 
 def draft_table(table: Table, delimiter: str, wish: Wish, images: Sequence[str] = ()) -> Draft:
     """Return the Draft for a table to learn from, whose columns `images` name image files."""
-    target, why = likely_target(_beside(table, images), wish.target)
-    if images and wish.with_columns and not set(_beside(table, images)) - set(_named(target)):
+    others = _beside(table, images)
+    target, why = likely_target(others, wish.target)
+    if wish.with_columns and not set(others) - set(_named(target)):
         told = "expected a column beside the images and the target, got none; leave it out"
         raise ConfigError(f"--with-columns: {told}")
     data = TabularData(path=table.path, target_column=target, task=wish.task or msgspec.UNSET, on_invalid="drop")

@@ -32,7 +32,7 @@ from mmjax.data.prepared import class_counts, split_sizes
 from mmjax.data.split import PARTS
 from mmjax.parts import States
 from mmjax.recipe import Decision, usual_epochs
-from mmjax.training.decide import Facts, Rows, decide, fits_on_validation, predicted, start_predicting
+from mmjax.training.decide import Facts, Rows, answered, decide, fits_on_validation, start_predicting
 from mmjax.training.events import TrainResult
 from mmjax.training.fold_means import MEAN_TEMPERATURE
 from mmjax.training.setup import Setup
@@ -117,8 +117,7 @@ def evaluate_splits(config: Config, setup: Setup, fitted: Fitted) -> Evaluated:
             scores, batch = setup.scorer.scores(fitted.states, name)
             output = setup.output if name == "validation" else setup.whole
             plain_state = setup.fitted[1]
-            before = predicted(output, plain_state, scores.outputs).probabilities if calibrated else None
-            before = None if before is None else np.asarray(before)
+            before = answered(output, plain_state, scores.outputs).probabilities if calibrated else None
             evaluation = evaluate_scores(
                 *(prepared.schema, scores, batch),
                 state=fitted.states.output,

@@ -112,6 +112,11 @@ def predicted(output: Output, state: Any, outputs: np.ndarray) -> Prediction:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
+def answered(output: Output, state: Any, outputs: np.ndarray) -> Scores:
+    """Return the Scores of raw outputs under a state, as `predicted`."""
+    return Scores(outputs, *jax.tree.map(np.asarray, predicted(output, state, outputs)))
+
+
 def start_predicting(output: Output, state: Any, outputs: jax.ShapeDtypeStruct) -> Future[None]:
     """Return the Future of compiling what `predicted` runs on outputs of this kind."""
     return compile_ahead(_applied(output), state, jax.ShapeDtypeStruct((TABLE_ROWS, *outputs.shape[1:]), outputs.dtype))

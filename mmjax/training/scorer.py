@@ -15,7 +15,7 @@ from mmjax.data.prepare import Prepared
 from mmjax.parts import Parts, States
 from mmjax.schema import Batch
 from mmjax.training.calibration import as_sure
-from mmjax.training.decide import predicted
+from mmjax.training.decide import answered
 from mmjax.training.losses import Loss
 from mmjax.training.members import Members, apart
 from mmjax.training.outputs import Output, Prediction
@@ -207,7 +207,7 @@ class Scorer(NamedTuple):
             return self._score(self.forward, states, rows)
         each = [known.outputs(rows) for known in self.known]
         shaped = [own.reshape(len(own), -1, own.shape[-1]) for own in each]  # a network may have members of its own
-        return _answered(self.together, states, np.concatenate(shaped, axis=1))
+        return answered(self.together, states.output, np.concatenate(shaped, axis=1))
 
     def _beside(self, states: States, rows: Sequence[np.ndarray]) -> dict[int, Scores]:
         """Return the Scores of each model on rows of its own: of a table by one program, as on a GPU starting one takes
@@ -217,7 +217,8 @@ class Scorer(NamedTuple):
             found = score_beside(self.beside, states, self.prepared.batch, rows, size=self.rows)
             return {index: found[index] for index in asked}
         if self.known:
-            return {index: _answered(self.alone, states, self.known[index].outputs(rows[index])) for index in asked}
+            said = {index: self.known[index].outputs(rows[index]) for index in asked}
+            return {index: answered(self.alone, states.output, outputs) for index, outputs in said.items()}
         each = self.each(states) if asked else []
         return {index: self._score(self.member, each[index], rows[index]) for index in asked}
 
@@ -233,10 +234,6 @@ class Scorer(NamedTuple):
         outputs = outputs[:, 0] if outputs.shape[1] == 1 else outputs
         answer = jax.tree.map(np.asarray, self.answer(states.output, outputs))
         return Scores(outputs, *answer)
-
-
-def _answered(output: Output, states: States, outputs: np.ndarray) -> Scores:
-    return Scores(outputs, *jax.tree.map(np.asarray, predicted(output, states.output, outputs)))
 
 
 def make_scorer(

@@ -41,6 +41,8 @@ class Case(NamedTuple):
     width: int
     epochs: int
     flip: bool
+    own_heads: tuple[str, ...]
+    """Of the network of both (`model.fusion.own_heads`)."""
     metric: str
     less: bool
     """Whether less is better."""
@@ -49,9 +51,10 @@ class Case(NamedTuple):
 CASES = (
     Case(
         "houses", "log_price", ("bedrooms", "bathrooms", "area", "zipcode"),
-        ("frontal_image", "kitchen_image", "bedroom_image", "bathroom_image"), 40, 16, 24, True, "rmse", True,
+        ("frontal_image", "kitchen_image", "bedroom_image", "bathroom_image"),
+        40, 16, 60, True, ("columns",), "rmse", True,
     ),
-    Case("emoji", "category", ("keywords",), ("image",), 32, 16, 30, False, "accuracy", False),
+    Case("emoji", "category", ("keywords",), ("image",), 32, 16, 30, False, ("columns", "images"), "accuracy", False),
 )  # fmt: skip
 KINDS = ("fused", "columns (mlp)", "columns (realmlp)", "images")
 
@@ -101,6 +104,7 @@ def document(case: Case, kind: str, path: Path) -> dict[str, Any]:
     match kind:
         case "fused":
             table["images"] = images
+            model["fusion"] = {"own_heads": case.own_heads}
         case "images":
             table |= {"images": images, "ignore_columns": case.columns}
         case "columns (mlp)":
@@ -148,6 +152,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=100, help="train for at most so many of the folds [all]")
     parser.add_argument("--epochs", type=int, help="of the models that see images [as in CASES]")
     parser.add_argument("--size", type=int, help="pixels of the images' sides [as in CASES]")
+    parser.add_argument("--own-heads", nargs="*", help="trunks with a head of their own, perhaps none [as in CASES]")
     parser.add_argument("--width", type=int, help="channels of the first stage of the images' trunk [as in CASES]")
     arguments = parser.parse_args()
     figures, details = [], {}
@@ -157,6 +162,7 @@ def main() -> None:
             epochs=arguments.epochs or case.epochs,
             size_px=arguments.size or case.size_px,
             width=arguments.width or case.width,
+            own_heads=case.own_heads if arguments.own_heads is None else tuple(arguments.own_heads),
         )
         kinds = tuple(kind for kind in KINDS if arguments.kind is None or kind in arguments.kind)
         values: dict[str, list[float]] = {kind: [] for kind in kinds}

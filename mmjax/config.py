@@ -554,6 +554,13 @@ class Fusion(Section, frozen=True, kw_only=True):
             "model answers rows without them."
         ),
     ] = UNSET
+    own_heads: Annotated[
+        tuple[Literal["columns", "images"], ...] | UnsetType,
+        Meta(
+            description="Trunks that answer by themselves too, each with a loss of its own, so that neither keeps the "
+            "other from learning; the mean of their answers and the join's is the answer."
+        ),
+    ] = UNSET
 
 
 class Model(Section, frozen=True, kw_only=True):

@@ -81,8 +81,11 @@ def _clipping(name: str) -> Choice:
 def _other_choices(config: Config, schema: Schema, train_rows: int, validation_rows: int) -> list[Choice]:
     """Return how a plain network is trained, of tables or of images."""
     rows = f"{train_rows} training rows"
-    batch_size = _image_batch_size(train_rows) if schema.image else _table_batch_size(train_rows)
-    epochs = _image_epochs(train_rows) if schema.image else _table_epochs(train_rows)
+    batch_size, epochs = _table_batch_size(train_rows), _table_epochs(train_rows)
+    if schema.image:
+        batch_size, epochs = _image_batch_size(train_rows), _image_epochs(train_rows)
+        if schema.features and train_rows <= FEW_IMAGES:
+            batch_size, epochs, rows = 16, 60, f"{rows}, and columns take many steps"
     return [
         ("training.batch_size", min(batch_size, train_rows), rows),
         ("training.epochs", epochs, rows),
@@ -295,8 +298,12 @@ def _image_batch_size(rows: int) -> int:
     return 32 if rows <= 4_000 else 128
 
 
+FEW_IMAGES = 500
+"""Rows up to which images are trained on longest."""
+
+
 def _image_epochs(rows: int) -> int:
-    for limit, epochs in ((500, 40), (5_000, 30), (20_000, 12)):
+    for limit, epochs in ((FEW_IMAGES, 40), (5_000, 30), (20_000, 12)):
         if rows <= limit:
             return epochs
     return 6

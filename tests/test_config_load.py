@@ -417,6 +417,11 @@ RULES = {
         TABLE + "training: {class_weights: [{label: a, weight: 1}, {label: a, weight: 2}]}",
         "c.yaml:2: training.class_weights: expected each label once, got 'a' twice; remove one",
     ),
+    "head of a trunk twice": (
+        "data: {tabular: {path: a, target_column: y, images: {columns: [i]}}}\n"
+        "model: {fusion: {own_heads: [images, images]}}",
+        "c.yaml:2: model.fusion.own_heads: expected each trunk once, got one twice; remove one",
+    ),
     "column without its name": (
         TABLE + "split: {strategy: column}",
         "c.yaml:2: split.strategy: expected `split.column` with strategy column, got none; name the column",

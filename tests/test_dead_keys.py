@@ -193,6 +193,7 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("model.fusion.hidden_layers", Key([5], "program", MIXED)),
     ("model.fusion.dropout", Key(0.5, "program", MIXED)),
     ("model.fusion.modality_dropout", Key(0.5, "program", MIXED)),
+    ("model.fusion.own_heads", Key(["columns"], "program", MIXED)),
     ("data.image.path", Key("others", "rows", IMAGES)),
     ("data.image.image_size", Key([16, 16], "rows", IMAGES)),
     ("data.image.resize", Key("stretch", "rows", {**IMAGES, "data.image.image_size": [8, 8]})),

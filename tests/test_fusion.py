@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from mmjax.config import Architecture, Fusion
 from mmjax.config import Model as ModelConfig
@@ -18,7 +19,8 @@ from mmjax.models.fusion import Join
 from mmjax.schema import Batch, Column, ImageSpec, Schema, Target
 
 ROWS, IMAGES, SIDE = 6, 3, 8
-WAYS = [("concatenate", "mean"), ("gated", "attention")]
+HEADS = ("columns", "images")
+WAYS: list[tuple[Any, ...]] = [("concatenate", "mean"), ("gated", "attention"), ("concatenate", "mean", 0.5, HEADS)]
 SCHEMA = Schema(
     target=Target(column="y", task="regression"),
     columns=(Column(name="x", kind="numeric"), Column(name="c", kind="categorical", vocabulary=("k", "m"))),
@@ -40,20 +42,23 @@ def batch(seed: int = 0) -> Batch:
     }
 
 
-def network(join: Any, pooling: Any, modality_dropout: float = 0.5, precision: str = "float32") -> Model:
+def network(
+    join: Any, pooling: Any, modality_dropout: float = 0.5, own_heads: Any = UNSET, precision: str = "float32"
+) -> Model:
     """A small model."""
     architecture = Architecture(stages=(1,), width=4)
     fusion = Fusion(
-        join=join, pooling=pooling, width=8, hidden_layers=(8,), dropout=0.0, modality_dropout=modality_dropout
+        join=join, pooling=pooling, width=8, hidden_layers=(8,), dropout=0.0, modality_dropout=modality_dropout,
+        own_heads=own_heads,
     )  # fmt: skip
     config = ModelConfig(type="multimodal", name="resnet", architecture=architecture, fusion=fusion)
     return build_model(config, SCHEMA, outputs=2, precision=precision)
 
 
 @functools.cache
-def made(join: Any, pooling: Any, modality_dropout: float = 0.5) -> tuple[Model, Any, Any]:
+def made(join: Any, pooling: Any, modality_dropout: float = 0.5, own_heads: Any = UNSET) -> tuple[Model, Any, Any]:
     """A small model, random variables (an `init` that is compiled would take longer), and `apply` compiled."""
-    model, random = network(join, pooling, modality_dropout), np.random.default_rng(0)
+    model, random = network(join, pooling, modality_dropout, own_heads), np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), batch())
     params = jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32), shapes["params"])
     stats = jax.tree.map(lambda leaf: random.uniform(0.1, 0.9, leaf.shape).astype(np.float32), shapes["batch_stats"])
@@ -61,7 +66,7 @@ def made(join: Any, pooling: Any, modality_dropout: float = 0.5) -> tuple[Model,
     return model, variables, jax.jit(functools.partial(model.apply, train=False))
 
 
-def outputs(way: tuple[str, str], rows: Batch) -> np.ndarray:
+def outputs(way: tuple[Any, ...], rows: Batch) -> np.ndarray:
     _, variables, apply = made(*way)
     return np.asarray(apply(variables, rows)[0])
 
@@ -69,7 +74,7 @@ def outputs(way: tuple[str, str], rows: Batch) -> np.ndarray:
 @pytest.mark.parametrize("way", WAYS)
 @given(seed=st.integers(0, 9))
 @settings(max_examples=5, deadline=None)
-def test_pixels_and_cells_that_are_missing_have_no_say(way: tuple[str, str], seed: int) -> None:
+def test_pixels_and_cells_that_are_missing_have_no_say(way: tuple[Any, ...], seed: int) -> None:
     rows, other = batch(seed), batch(seed + 10)
     there = rows["image_present"][..., None, None, None] > 0
     known = rows["columns_present"][:, None] > 0
@@ -93,7 +98,7 @@ def test_bfloat16_stays_near_float32() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_row_sees_another(way: tuple[str, str]) -> None:
+def test_no_row_sees_another(way: tuple[Any, ...]) -> None:
     rows, order = batch(), np.array([3, 0, 5, 1, 4, 2])
     whole = outputs(way, rows)
     shuffled = outputs(way, {name: values[order] for name, values in rows.items()})
@@ -154,7 +159,7 @@ def test_modality_dropout_hides_either_side_of_some_rows_and_never_both() -> Non
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_stands_for_a_missing_side_learns(way: tuple[str, str]) -> None:
+def test_what_stands_for_a_missing_side_learns(way: tuple[Any, ...]) -> None:
     model, variables, _ = made(*way)
     rows = batch()
 
@@ -169,6 +174,37 @@ def test_what_stands_for_a_missing_side_learns(way: tuple[str, str]) -> None:
     found = gradient(variables["params"])["join"]
     assert np.abs(found["images_missing"]).max() > 0
     assert np.abs(found["columns_missing"]).max() > 0
+
+
+def test_heads_of_the_trunks_learn_apart_and_their_mean_with_that_of_the_join_answers() -> None:
+    way = ("concatenate", "mean", 0.0, HEADS)  # nothing is hidden, and nothing dropped: training sees what is answered
+    model, variables, apply = made(*way)
+    rows = batch() | {"weight": np.ones(ROWS, np.float32)}
+    trained = jax.jit(functools.partial(model.apply, train=True))(variables, rows, key=jax.random.key(0))[0]
+    assert trained.shape == (ROWS, 3, 2)
+    answers = {}
+    for name in HEADS:  # the answer is a third of what either head says, and a third of the join's
+        louder = jax.tree.map(np.copy, variables)
+        louder["params"]["join"][f"{name}_head"]["bias"] += 3.0
+        answers[name] = np.asarray(apply(louder, rows)[0] - apply(variables, rows)[0])
+    there = {"columns": rows["columns_present"] > 0, "images": rows["image_present"].any(axis=1)}
+    for name, moved in answers.items():
+        np.testing.assert_allclose(moved, np.where(there[name], 1.0, 0.0)[:, None] * np.ones((1, 2)), atol=1e-5)
+
+
+def test_where_a_trunk_sees_nothing_the_join_answers_for_it() -> None:
+    _, variables, apply = made("concatenate", "mean", 0.5, HEADS)
+    _, joined, _ = made("concatenate", "mean")
+    own = {
+        name: leaf for name, leaf in variables["params"]["join"].items() if name not in ("columns_head", "images_head")
+    }
+    assert own.keys() == joined["params"]["join"].keys()
+    _, _, of_join = made("concatenate", "mean")
+    alone = variables | {"params": variables["params"] | {"join": own}}
+    rows = batch()
+    neither = rows | {name: np.zeros_like(rows[name]) for name in ("columns_present", "image_present")}
+    np.testing.assert_allclose(apply(variables, neither)[0], of_join(alone, neither)[0], rtol=1e-5, atol=1e-6)
+    assert np.abs(np.asarray(apply(variables, rows)[0]) - np.asarray(of_join(alone, rows)[0])).max() > 1e-3
 
 
 def test_training_without_a_key_is_refused() -> None:

@@ -204,6 +204,16 @@ def test_a_number_chooses_its_epoch_by_what_is_trained(name: str, loss: str, mon
 
 
 @pytest.mark.parametrize(
+    ("rows", "heads", "epochs"), [(500, (), 60), (999, (), 30), (1_000, ("columns", "images"), 30)]
+)
+def test_trunks_answer_by_themselves_where_rows_are_many(rows: int, heads: tuple[str, ...], epochs: int) -> None:
+    resolved, _ = resolve(config_for("both"), SCHEMAS["both"], train_rows=rows, validation_rows=100)
+    assert (resolved.model.fusion.own_heads, resolved.training.epochs) == (heads, epochs)
+    alone = msgspec.structs.replace(SCHEMAS["both"], columns=())
+    assert resolve(config_for("both"), alone, train_rows=rows, validation_rows=100)[0].model.fusion.own_heads == ()
+
+
+@pytest.mark.parametrize(
     ("rows", "batch_size"), [(900, 32), (2_800, 64), (4_500, 128), (6_400, 256), (32_000, 512), (108_000, 1024)]
 )
 def test_tabm_gets_its_constants(rows: int, batch_size: int) -> None:

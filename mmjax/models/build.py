@@ -274,7 +274,7 @@ def _multimodal(
 
     `precision` and `freeze` are of the images' trunk: all else is small, and f32, and learns.
     """
-    fusion: Any = model.fusion  # every field is set
+    fusion: Any = model.fusion  # every field is set, but for own_heads
     trunk = msgspec.structs.replace(model, type="vision")
     images = build_model(trunk, schema, outputs=fusion.width, precision=precision, freeze=freeze, served=served)
     columns = None
@@ -282,7 +282,8 @@ def _multimodal(
         shape = Architecture(hidden_layers=fusion.hidden_layers, dropout=fusion.dropout)
         mlp = ModelConfig(type="tabular", name="mlp", architecture=shape)
         columns = build_model(mlp, schema, outputs=fusion.width, cardinalities=cardinalities)
-    join = Join(outputs, fusion.width, fusion.join, fusion.pooling, fusion.dropout, fusion.modality_dropout)
+    heads = () if fusion.own_heads is UNSET else fusion.own_heads  # bundles made before there were any have none
+    join = Join(outputs, fusion.width, fusion.join, fusion.pooling, fusion.dropout, fusion.modality_dropout, heads)
     return make_fusion(images, columns, join)._replace(images_to_start=images.images_to_start)
 
 

@@ -2,7 +2,8 @@
 
 Both trunks are Models of their own, which answer with `width` values a row instead of the target. Late fusion with
 replaced modalities after Neverova et al. 2015 (ModDrop, arXiv 1501.00102); the gate after Arevalo et al. 2017
-(arXiv 1702.01992); attention over a row's images after Ilse et al. 2018 (arXiv 1802.04712, eq. 8).
+(arXiv 1702.01992); attention over a row's images after Ilse et al. 2018 (arXiv 1802.04712, eq. 8); heads of the trunks
+so that the one that learns faster does not keep the other from learning, after Wang et al. 2020 (arXiv 1905.12681).
 """
 
 from typing import Any, Literal
@@ -26,6 +27,9 @@ class Join(nn.Module):
     pooled. Where all images, or all cells, of a row are missing, a learnt vector stands for them. Both halves are
     standardised (layer norm), then `concatenate`: side by side, dense, activation; or `gated`: `g a + (1 - g) b` with
     `g` a sigmoid of both. Then dropout and the head.
+
+    `own_heads`: trunks with a head of their own beside it. In training each head has its own loss; what is answered
+    is their mean. Where a trunk has nothing to look at, the answer of the join stands for its own.
     """
 
     outputs: int
@@ -34,6 +38,7 @@ class Join(nn.Module):
     pooling: Literal["mean", "attention"]
     dropout: float
     modality_dropout: float
+    own_heads: tuple[Literal["columns", "images"], ...] = ()
 
     @nn.compact
     def __call__(
@@ -45,18 +50,25 @@ class Join(nn.Module):
         *,
         train: bool = False,
     ) -> jax.Array:
-        """Return `[B, outputs]` for `seen f32[B, I, D]` of I images and `told f32[B, D]` of the columns, or None."""
+        """Return `[B, outputs]` for `seen f32[B, I, D]` of I images and `told f32[B, D]` of the columns, or None.
+
+        In training with `own_heads` it is `[B, 1 + heads, outputs]`, the join's first.
+        """
         has_image = (image_present > 0).any(axis=1)
         seen = self._pooled(seen, image_present)
         if told is None or columns_present is None:
-            halves = [self._half("images", seen, has_image)]
-        else:
-            has_columns = columns_present > 0
-            if train and self.modality_dropout > 0.0:
-                has_image, has_columns = self._hidden(has_image, has_columns)
-            halves = [self._half("images", seen, has_image), self._half("columns", told, has_columns)]
-        x = self._joined(halves)
-        return self._dense("head", self.outputs)(Dropout(self.dropout, name="dropout")(x, train=train))
+            return self._joint([self._half("images", seen, has_image)], train=train)
+        has_columns = columns_present > 0
+        if train and self.modality_dropout > 0.0:
+            has_image, has_columns = self._hidden(has_image, has_columns)
+        halves = [self._half("images", seen, has_image), self._half("columns", told, has_columns)]
+        joint = self._joint(halves, train=train)
+        trunks = {"images": (seen, has_image), "columns": (told, has_columns)}
+        each = [joint]
+        for name in self.own_heads:
+            values, present = trunks[name]
+            each.append(jnp.where(present[:, None], self._dense(f"{name}_head", self.outputs)(values), joint))
+        return jnp.stack(each, axis=1) if train and self.own_heads else sum(each[1:], joint) / len(each)
 
     def _pooled(self, seen: jax.Array, present: jax.Array) -> jax.Array:
         """`f32[B, I, D] -> f32[B, D]`, over the images that are present."""
@@ -83,6 +95,10 @@ class Join(nn.Module):
         drawn = jax.random.uniform(self.make_rng("dropout"), has_image.shape)
         both, rate = has_image & has_columns, self.modality_dropout
         return has_image & ~(both & (drawn < rate / 2)), has_columns & ~(both & (drawn >= 1 - rate / 2))
+
+    def _joint(self, halves: list[jax.Array], *, train: bool) -> jax.Array:
+        x = Dropout(self.dropout, name="dropout")(self._joined(halves), train=train)
+        return self._dense("head", self.outputs)(x)
 
     def _joined(self, halves: list[jax.Array]) -> jax.Array:
         beside = jnp.concatenate([nn.silu(half) for half in halves], axis=-1)

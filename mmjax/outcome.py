@@ -235,6 +235,7 @@ def run_report(
     config: Config,
     prepared: Prepared,
     decisions: tuple[Decision, ...],
+    *,
     setup: Setup,
     result: TrainResult,
     evaluations: dict[str, Evaluation],

@@ -328,9 +328,11 @@ def _model_of_data(config: Config, given: Given, section: str, data: TabularData
     elif "model.fusion.pooling" in given and len(images.columns) == 1:
         told = "has no effect: expected several columns of images to pool, got one; remove this"
         yield Conflict(("model.fusion.pooling", f"{section}.columns"), told, idle=True)
-    heads = () if model.fusion.own_heads is UNSET else model.fusion.own_heads
-    if len(set(heads)) < len(heads):
-        yield Conflict(("model.fusion.own_heads",), "expected each trunk once, got one twice; remove one")
+    if images is not None and model.fusion.own_heads is not UNSET:
+        for trunk, count in Counter(model.fusion.own_heads).items():
+            if count > 1:
+                told = f"expected each trunk once, got '{trunk}' {count} times; remove all but one"
+                yield Conflict(("model.fusion.own_heads",), told)
     if kind != "tabular" and "preset" in given:
         told = f"has no effect: expected a table, whose network it chooses, got {section}; name one with `model.name`"
         yield Conflict(("preset", section), told, idle=True)

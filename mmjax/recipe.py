@@ -68,7 +68,7 @@ def resolve(
         _precision(schema, fast_bfloat16),
         *_data_choices(config, schema, name, train_rows),
         ("model.type", "multimodal" if fused else "vision" if schema.image else "tabular", "follows from the data"),
-        *(_fusion_choices(schema, train_rows) if fused else ()),
+        *(_FUSION if fused else ()),
         *presets,
         *training_choices(config, schema, name, train_rows, validation_rows),
         _baselines(schema, train_rows),
@@ -194,8 +194,7 @@ def _images_path(config: Config) -> str:
 
 
 SMALL_PX, SMALL_ROWS = 96, 1_000
-"""Images whose shorter side is below this, and training rows from which on images are many: airbench is chosen, and
-beside columns they have a head of their own."""
+"""Images whose shorter side is below this, and training images from which on airbench is chosen."""
 
 
 def _preset_choices(config: Config, schema: Schema, train_rows: int, on_cpu: bool) -> tuple[Choice, ...]:
@@ -215,22 +214,15 @@ def _model_name(config: Config, presets: tuple[Choice, ...]) -> str:
     return next(value for key, value, _ in presets if key == "model.name")
 
 
-def _fusion_choices(schema: Schema, train_rows: int) -> tuple[Choice, ...]:
-    rows = f"{train_rows} training rows"
-    heads, why = ("columns", "images"), f"{rows}: what each trunk says by itself is worth hearing"
-    if not schema.features:
-        heads, why = (), "there are no columns beside the images"
-    elif train_rows < SMALL_ROWS:
-        heads, why = (), f"{rows}: where only both together tell something, heads of their own learn few by heart"
-    return (
-        ("model.fusion.join", "concatenate", "the join that asks least of few rows"),
-        ("model.fusion.pooling", "mean", "the pooling that asks least of few rows"),
-        ("model.fusion.width", 128, "enough for either trunk"),
-        ("model.fusion.hidden_layers", (128, 128), "the columns are the smaller part"),
-        ("model.fusion.dropout", 0.1, "the default of mlp"),
-        ("model.fusion.modality_dropout", 0.2, "rows without images or without columns are answered too"),
-        ("model.fusion.own_heads", heads, why),
-    )
+_FUSION: tuple[Choice, ...] = (
+    ("model.fusion.join", "concatenate", "the join that asks least of few rows"),
+    ("model.fusion.pooling", "mean", "the pooling that asks least of few rows"),
+    ("model.fusion.width", 128, "enough for either trunk"),
+    ("model.fusion.hidden_layers", (128, 128), "the columns are the smaller part"),
+    ("model.fusion.dropout", 0.1, "the default of mlp"),
+    ("model.fusion.modality_dropout", 0.2, "rows without images or without columns are answered too"),
+    ("model.fusion.own_heads", (), "what only images and columns together tell is learnt from fewest rows"),
+)
 
 
 def _data_choices(config: Config, schema: Schema, name: str, train_rows: int) -> list[Choice]:

@@ -1,5 +1,6 @@
 """How a network is trained where the config leaves it open: by its family, the rows, and where it starts from."""
 
+import math
 from typing import Any
 
 from msgspec import UNSET
@@ -84,8 +85,10 @@ def _other_choices(config: Config, schema: Schema, train_rows: int, validation_r
     batch_size, epochs = _table_batch_size(train_rows), _table_epochs(train_rows)
     if schema.image:
         batch_size, epochs = _image_batch_size(train_rows), _image_epochs(train_rows)
-        if schema.features and train_rows <= FEW_IMAGES:
-            batch_size, epochs, rows = 16, 60, f"{rows}, and columns take many steps"
+        if schema.features and train_rows < FEW_FUSED:
+            batch_size = 16
+            epochs = max(epochs, min(60, math.ceil(FUSED_STEPS * batch_size / train_rows)))
+            rows = f"{rows}, and columns take about {FUSED_STEPS:,} steps"
     return [
         ("training.batch_size", min(batch_size, train_rows), rows),
         ("training.epochs", epochs, rows),
@@ -298,12 +301,12 @@ def _image_batch_size(rows: int) -> int:
     return 32 if rows <= 4_000 else 128
 
 
-FEW_IMAGES = 500
-"""Rows up to which images are trained on longest."""
+FEW_FUSED, FUSED_STEPS = 1_000, 1_500
+"""Images beside columns take about so many steps, in at most 60 epochs, where training rows are fewer than this."""
 
 
 def _image_epochs(rows: int) -> int:
-    for limit, epochs in ((FEW_IMAGES, 40), (5_000, 30), (20_000, 12)):
+    for limit, epochs in ((500, 40), (5_000, 30), (20_000, 12)):
         if rows <= limit:
             return epochs
     return 6

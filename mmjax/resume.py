@@ -8,7 +8,7 @@ import datetime as dt
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +32,13 @@ HARMLESS = ("audit.", "data.loading", "data.cache.", *(f"training.checkpoint.{ke
 Tell = Callable[[str], None]
 
 
-class DataChanged(DataError):
-    """The data are not those that an unfinished run was trained on."""
+class RunDiffers(DataError):
+    """The data are not those that an unfinished run was trained on, or other settings follow from them."""
 
     def __init__(self, problems: list[str], *, fingerprint: str) -> None:
         super().__init__(problems)
         self.fingerprint = fingerprint
-        """Of the data as they are."""
+        """Of the data as they are, of which an older run may be; empty where none can be gone on with."""
 
 
 class Chosen(NamedTuple):
@@ -163,7 +163,7 @@ def _shown(value: Any) -> str:
 
 
 def refuse_other_data(run: Run, prepared: Prepared) -> None:
-    """Raise DataChanged, saying what changed, unless the prepared data are those of the run."""
+    """Raise RunDiffers, saying what changed, unless the prepared data are those of the run."""
     if run.record.data_sha256 in ("", prepared.fingerprint):
         return
     lines = [f"{run.path}: the data are not those that this run was trained on; start anew with --resume never"]
@@ -185,7 +185,22 @@ def refuse_other_data(run: Run, prepared: Prepared) -> None:
         )
         lines += ["the target is understood otherwise than then"] if before.target != prepared.schema.target else []
     lines = lines if len(lines) > 1 else [*lines, "the same rows and columns hold other values"]
-    raise DataChanged(lines, fingerprint=prepared.fingerprint)
+    raise RunDiffers(lines, fingerprint=prepared.fingerprint)
+
+
+def refuse_other_decisions(run: Run, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise RunDiffers, saying what changed, unless what was decided of the run by key is decided so now.
+
+    A newer mmjax may have other recipes, and keys that there were not then, where only a value that does something
+    differs.
+    """
+    keys = [key for key in now if plain(before.get(key)) != plain(now[key]) and (key in before or now[key])]
+    # Another machine may be fast in another precision: that is told with all else of it
+    changed = [key for key in keys if before and key != "precision" and not key.startswith(HARMLESS)]
+    if changed:
+        lines = [f"{run.path}: other settings follow from the same config now; start anew with --resume never"]
+        lines += [f"{key}: {_shown(before.get(key))} then, {_shown(now[key])} now" for key in changed]
+        raise RunDiffers(lines, fingerprint="")
 
 
 class Record(NamedTuple):
@@ -235,7 +250,7 @@ def recorded(run: Chosen, config: Config, tell: Tell) -> Iterator[Record]:
         known = run.named or record.content.get("data_sha256")
         tell(f"resume: the same command {f'goes on with {run.folder}' if known else 'starts anew'}")
         raise
-    except DataChanged:
+    except RunDiffers:
         _save_end(record, **(msgspec.to_builtins(before) if before else {"status": "failed"}))
         raise
     except TrainingError as error:

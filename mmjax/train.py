@@ -62,12 +62,13 @@ from mmjax.parts import States, build_parts
 from mmjax.recipe import Decision, before_data, decided, resolve_prepared, with_decisions
 from mmjax.resume import (
     Chosen,
-    DataChanged,
     Record,
+    RunDiffers,
     chosen_run,
     computes,
     recorded,
     refuse_other_data,
+    refuse_other_decisions,
     tell_other_machine,
 )
 from mmjax.run_inputs import save_decisions, save_inputs, save_split, tell_inputs
@@ -127,12 +128,13 @@ def fit(
     with chosen_run(config, run_dir=run_dir, runs_dir=Path(runs_dir), resume=resume, tell=tell) as run:
         try:
             return _fit(config, run, options)
-        except DataChanged as changed:
+        except RunDiffers as changed:
             if run.named:
                 raise
             tell(f"resume: not going on with {run.folder}: {'; '.join(changed.problems[1:])}")
-            data = changed.fingerprint  # an older run may be of these
-    with chosen_run(config, run_dir=None, runs_dir=Path(runs_dir), resume="auto", tell=tell, fingerprint=data) as run:
+            data = changed.fingerprint
+    again = "auto" if data else "never"
+    with chosen_run(config, run_dir=None, runs_dir=Path(runs_dir), resume=again, tell=tell, fingerprint=data) as run:
         return _fit(config, run, options)
 
 
@@ -198,6 +200,10 @@ def _take(config: Config, run: Chosen, backend: Backend, record: Record, tell: C
     config, decisions = resolve_prepared(asked, prepared)
     before = decided_before(run.folder) if run.resumed is not None else ()
     cut, tried = cut_before(before), tried_before(before)
+    if run.resumed is not None:
+        settled = {one.key: one.value for one in (*cut, *tried)}
+        now = {one.key: one.value for one in (*early, *decisions)} | settled
+        refuse_other_decisions(run.resumed, {one.key: one.value for one in before}, now)
     decisions = with_decisions((*early, *decisions), (*cut, *tried))  # now, or a kill from here on would lose them
     save_inputs(run.folder, config, prepared, decisions)
     tell_inputs(tell, run.folder, backend, prepared, decisions)

@@ -420,7 +420,7 @@ RULES = {
     "head of a trunk twice": (
         "data: {tabular: {path: a, target_column: y, images: {columns: [i]}}}\n"
         "model: {fusion: {own_heads: [images, images]}}",
-        "c.yaml:2: model.fusion.own_heads: expected each trunk once, got one twice; remove one",
+        "c.yaml:2: model.fusion.own_heads: expected each trunk once, got 'images' 2 times; remove all but one",
     ),
     "column without its name": (
         TABLE + "split: {strategy: column}",

@@ -20,6 +20,7 @@ from mmjax.schema import Batch, Column, ImageSpec, Schema, Target
 
 ROWS, IMAGES, SIDE = 6, 3, 8
 HEADS = ("columns", "images")
+OWN = tuple(f"{name}_head" for name in HEADS)
 WAYS: list[tuple[Any, ...]] = [("concatenate", "mean"), ("gated", "attention"), ("concatenate", "mean", 0.5, HEADS)]
 SCHEMA = Schema(
     target=Target(column="y", task="regression"),
@@ -176,35 +177,60 @@ def test_what_stands_for_a_missing_side_learns(way: tuple[Any, ...]) -> None:
     assert np.abs(found["columns_missing"]).max() > 0
 
 
-def test_heads_of_the_trunks_learn_apart_and_their_mean_with_that_of_the_join_answers() -> None:
-    way = ("concatenate", "mean", 0.0, HEADS)  # nothing is hidden, and nothing dropped: training sees what is answered
-    model, variables, apply = made(*way)
-    rows = batch() | {"weight": np.ones(ROWS, np.float32)}
-    trained = jax.jit(functools.partial(model.apply, train=True))(variables, rows, key=jax.random.key(0))[0]
-    assert trained.shape == (ROWS, 3, 2)
-    answers = {}
-    for name in HEADS:  # the answer is a third of what either head says, and a third of the join's
-        louder = jax.tree.map(np.copy, variables)
-        louder["params"]["join"][f"{name}_head"]["bias"] += 3.0
-        answers[name] = np.asarray(apply(louder, rows)[0] - apply(variables, rows)[0])
-    there = {"columns": rows["columns_present"] > 0, "images": rows["image_present"].any(axis=1)}
-    for name, moved in answers.items():
-        np.testing.assert_allclose(moved, np.where(there[name], 1.0, 0.0)[:, None] * np.ones((1, 2)), atol=1e-5)
+def joined(modality_dropout: float) -> tuple[Join, Any, tuple[np.ndarray, ...]]:
+    """A Join with both heads, its variables, and what trunks tell of rows, all there."""
+    join, rng = Join(2, 4, "concatenate", "mean", 0.0, modality_dropout, HEADS), np.random.default_rng(0)
+    seen, told = (rng.normal(size=shape).astype(np.float32) for shape in ((64, 1, 4), (64, 4)))
+    given = (seen, np.ones((64, 1), np.float32), told, np.ones(64, np.float32))
+    return join, jax.jit(functools.partial(join.init, train=False))(jax.random.key(0), *given), given
+
+
+def test_each_head_learns_from_its_own_answer_and_their_mean_is_given() -> None:
+    join, variables, given = joined(0.0)
+
+    @jax.jit
+    def answers(variables: Any, seen: Any, told: Any) -> tuple[Any, Any]:
+        inputs = (seen, given[1], told, given[3])
+        return join.apply(variables, *inputs, train=True), join.apply(variables, *inputs, train=False)
+
+    trained, answered = answers(variables, given[0], given[2])
+    assert trained.shape == (64, 3, 2)
+    np.testing.assert_allclose(trained.mean(axis=1), answered, rtol=1e-6, atol=1e-6)
+    own = variables["params"]["columns_head"]
+    np.testing.assert_allclose(trained[:, 1], given[2] @ own["kernel"] + own["bias"][None], rtol=1e-5, atol=1e-5)
+    for number, name in enumerate(("head", *OWN)):
+        slopes = jax.grad(lambda *args, at=number: (answers(*args)[0][:, at] ** 2).sum(), argnums=(0, 1, 2))
+        params, *inputs = slopes(variables, given[0], given[2])
+        moved = {head for head in ("head", *OWN) if params["params"][head]["kernel"].any()}
+        assert moved == {name}
+        seen, told = (bool(slope.any()) for slope in inputs)
+        assert (seen, told) == {"head": (True, True), "columns_head": (False, True), "images_head": (True, False)}[name]
+
+
+def test_the_join_answers_for_a_trunk_whose_side_is_hidden_in_training() -> None:
+    join, variables, given = joined(0.8)
+    apply = jax.jit(functools.partial(join.apply, train=True))
+    trained = np.asarray(apply(variables, *given, rngs={"dropout": jax.random.key(1)}))
+    hidden = [np.array([np.array_equal(row[0], row[at]) for row in trained]) for at in (1, 2)]
+    assert not (hidden[0] & hidden[1]).any()
+    np.testing.assert_allclose([hidden[0].mean(), hidden[1].mean()], 0.4, atol=0.2)
 
 
 def test_where_a_trunk_sees_nothing_the_join_answers_for_it() -> None:
     _, variables, apply = made("concatenate", "mean", 0.5, HEADS)
-    _, joined, _ = made("concatenate", "mean")
-    own = {
-        name: leaf for name, leaf in variables["params"]["join"].items() if name not in ("columns_head", "images_head")
-    }
-    assert own.keys() == joined["params"]["join"].keys()
-    _, _, of_join = made("concatenate", "mean")
-    alone = variables | {"params": variables["params"] | {"join": own}}
+    join = {name: leaf for name, leaf in variables["params"]["join"].items() if name not in OWN}
+    _, plain, of_join = made("concatenate", "mean")
+    assert join.keys() == plain["params"]["join"].keys()
+    alone = variables | {"params": variables["params"] | {"join": join}}
     rows = batch()
     neither = rows | {name: np.zeros_like(rows[name]) for name in ("columns_present", "image_present")}
     np.testing.assert_allclose(apply(variables, neither)[0], of_join(alone, neither)[0], rtol=1e-5, atol=1e-6)
-    assert np.abs(np.asarray(apply(variables, rows)[0]) - np.asarray(of_join(alone, rows)[0])).max() > 1e-3
+    for name in HEADS:
+        louder = jax.tree.map(np.copy, variables)
+        louder["params"]["join"][f"{name}_head"]["bias"] += 3.0
+        there = {"columns": rows["columns_present"] > 0, "images": rows["image_present"].any(axis=1)}[name]
+        moved = np.asarray(apply(louder, rows)[0] - apply(variables, rows)[0])
+        np.testing.assert_allclose(moved, np.where(there, 1.0, 0.0)[:, None] * np.ones((1, 2)), atol=1e-5)
 
 
 def test_training_without_a_key_is_refused() -> None:

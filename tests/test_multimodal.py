@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -97,6 +98,32 @@ def test_the_model_that_sees_both_beats_either_alone_and_the_report_says_so(trai
     assert "logistic regression" in names
     assert not report["baselines"]["beaten"]
     assert (report["config"]["model"]["type"], report["config"]["model"]["name"]) == ("multimodal", "resnet")
+
+
+def test_trunks_may_answer_by_themselves_and_not_where_there_are_no_columns(trained: Trained, tmp_path: Path) -> None:
+    heads, run = {"own_heads": ["columns", "images"]}, {"runs_dir": tmp_path / "runs", "registry": None}
+    table = trained.home / "alike.csv"  # what is drawn is the label, and the number tells it too
+    with trained.table.open() as file:
+        head, *rows = csv.reader(file)
+    heavy = [float(row[2]) > 0 for row in rows]
+    drawn = [(row[4] == "y") ^ own for row, own in zip(rows, heavy, strict=True)]
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        for (name, picture, weight, colour, _), own, one in zip(rows, heavy, drawn, strict=True):
+            writer.writerow((name, picture, float(weight) * (1 if own == one else -1), colour, "ny"[one]))
+    with roughly():
+        result = fit(config_of(table, fusion=heads), **run)
+    assert result.metrics["test"]["accuracy"] > 0.9
+    predictor = load_predictor(result.bundle)
+    predict_file(predictor, with_gaps(trained), tmp_path / "out.csv", images=trained.home)
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 13
+    config = config_of(trained.table, fusion=heads)
+    assert config.data.tabular is not None
+    images = msgspec.structs.replace(config.data.tabular, ignore_columns=("weight", "colour"))
+    alone = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, tabular=images))
+    with pytest.raises(ConfigError, match="own_heads: expected columns beside the images, got none; remove it"):
+        fit(alone, **run)
 
 
 def test_every_way_to_ask_gives_one_answer(trained: Trained, tmp_path: Path) -> None:

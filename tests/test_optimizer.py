@@ -160,11 +160,12 @@ def test_equal_to_optax_flat_or_not(name, oracle, flat_limit):
 
 def test_muon_takes_kernels_and_leaves_the_rest_to_adam():
     tree = PARAMS | {"embedding": jnp.ones((5, 2)), "depthwise": {"kernel": jnp.ones((3, 3, 1, 4))}}
+    tree |= {"images_head": {"kernel": jnp.ones((4, 2))}}
     found = muon_dimensions(tree)
     assert found["hidden"]["kernel"] == (0, 1)
     assert found["conv"]["kernel"] == ((0, 1, 2), 3)
     rest = [found["hidden"]["bias"], found["norm"]["scale"], found["embedding"], found["depthwise"]["kernel"]]
-    assert [*rest, found["head"]["kernel"]] == [None] * 5
+    assert [*rest, found["head"]["kernel"], found["images_head"]["kernel"]] == [None] * 6
     ours, theirs = (
         make_optimizer(training(name, learning_rate=0.1), total_steps=6, params=tree) for name in ("muon", "adam")
     )

@@ -204,13 +204,11 @@ def test_a_number_chooses_its_epoch_by_what_is_trained(name: str, loss: str, mon
 
 
 @pytest.mark.parametrize(
-    ("rows", "heads", "epochs"), [(500, (), 60), (999, (), 30), (1_000, ("columns", "images"), 30)]
+    ("rows", "epochs", "batch_size"), [(300, 60, 16), (600, 40, 16), (999, 30, 16), (1_000, 30, 32)]
 )
-def test_trunks_answer_by_themselves_where_rows_are_many(rows: int, heads: tuple[str, ...], epochs: int) -> None:
-    resolved, _ = resolve(config_for("both"), SCHEMAS["both"], train_rows=rows, validation_rows=100)
-    assert (resolved.model.fusion.own_heads, resolved.training.epochs) == (heads, epochs)
-    alone = msgspec.structs.replace(SCHEMAS["both"], columns=())
-    assert resolve(config_for("both"), alone, train_rows=rows, validation_rows=100)[0].model.fusion.own_heads == ()
+def test_few_images_with_columns_get_about_as_many_steps(rows: int, epochs: int, batch_size: int) -> None:
+    training = resolve(config_for("both"), SCHEMAS["both"], train_rows=rows, validation_rows=100)[0].training
+    assert (training.epochs, training.batch_size) == (epochs, batch_size)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mmjax.artifact.registry import list_versions
 from mmjax.artifact.runs import list_runs
 from mmjax.config import Audit, Config
 from mmjax.config_load import config_from_dict
-from mmjax.errors import ConfigError, TrainingError
+from mmjax.errors import ConfigError, DataError, TrainingError
 from mmjax.train import FitResult, command, fit
 from mmjax.training.checkpoint import steps_in
 from mmjax.training.event_types import EpochEnded, Event
@@ -181,6 +181,27 @@ def test_other_data_are_told_and_begin_anew_or_are_refused_where_the_run_is_name
     assert len(lines) == 1
     assert lines[0].startswith(f"resume: not going on with {run}: ")
     assert result.run_dir != run
+
+
+def test_other_recipes_are_told_and_begin_anew_or_are_refused_where_the_run_is_named(home: Path) -> None:
+    """As of a run that an older mmjax began: the config says the same, and something else follows from it."""
+    run = interrupted(config())
+    path = run / "decisions.json"
+    kept = path.read_text()
+    older = [one | ({"value": 0.5} if one["key"] == "training.weight_decay" else {}) for one in json.loads(kept)]
+    assert older != json.loads(kept)
+    path.write_text(json.dumps(older))
+    differs = "training.weight_decay: 0.5 then, 0.02 now"
+    with pytest.raises(DataError, match=f"other settings follow from the same config now; .*never\n{differs}$"):
+        fit(config(), run_dir=run)
+    assert (record_of(run)["status"], json.loads(path.read_text())) == ("interrupted", older)
+    result, lines = told(config())
+    assert (lines, result.run_dir != run) == ([f"resume: not going on with {run}: {differs}"], True)
+    # a key that there was not then, and that does nothing now, is no difference
+    fewer = [one for one in json.loads(kept) if one["key"] != "training.accumulate_steps"]
+    path.write_text(json.dumps([one for one in fewer if one["key"] != "training.ema_decay"]))
+    result, lines = told(config(), run_dir=run)
+    assert (result.run_dir, lines[0].startswith(f"resume: going on with {run}")) == (run, True)
 
 
 def test_of_unfinished_runs_that_of_the_data_at_hand_is_gone_on_with(home: Path, expected: FitResult) -> None:

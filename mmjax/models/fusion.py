@@ -28,8 +28,9 @@ class Join(nn.Module):
     standardised (layer norm), then `concatenate`: side by side, dense, activation; or `gated`: `g a + (1 - g) b` with
     `g` a sigmoid of both. Then dropout and the head.
 
-    `own_heads`: trunks with a head of their own beside it. In training each head has its own loss; what is answered
-    is their mean. Where a trunk has nothing to look at, the answer of the join stands for its own.
+    `own_heads`: trunks with a head of their own beside it. Each head has a loss of its own in training, which is their
+    mean; answered is the mean of their outputs. Where a trunk has nothing to look at, or what it sees is hidden, the
+    join answers for it, and counts once more.
     """
 
     outputs: int

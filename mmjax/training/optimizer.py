@@ -96,17 +96,22 @@ def decayed(params: Any) -> Any:
 def muon_dimensions(params: Any) -> Any:
     """Return a tree like `params`: how muon sees a leaf as a matrix, or None where Adam takes it.
 
-    Muon takes dense and convolution kernels (HWIO: inputs are H, W and I), but no depthwise ones and not the head.
+    Muon takes dense and convolution kernels (HWIO: inputs are H, W and I), but no depthwise ones and no head.
     """
 
     def of_leaf(path: Any, leaf: Any) -> MuonDimensionNumbers | None:
-        if _name(path) != "kernel" or any(getattr(key, "key", None) == "head" for key in path):
+        if _name(path) != "kernel" or any(_is_head(key) for key in path):
             return None
         if leaf.ndim == 2:
             return MuonDimensionNumbers(0, 1)
         return MuonDimensionNumbers((0, 1, 2), 3) if leaf.ndim == 4 and leaf.shape[2] > 1 else None
 
     return jax.tree.map_with_path(of_leaf, params)
+
+
+def _is_head(key: Any) -> bool:
+    name = str(getattr(key, "key", key))
+    return name == "head" or name.endswith("_head")
 
 
 def _muon_labels(params: Any) -> Any:

@@ -297,6 +297,8 @@ def _refuse_useless(config: Config, prepared: Prepared) -> None:
             "are streamed from disk; set data.loading: resident, or train one model"
         )
     problems += _image_problems(config, prepared)
+    if config.model.fusion.own_heads and not prepared.schema.features:
+        problems.append("model.fusion.own_heads: expected columns beside the images, got none; remove it")
     batches = _batches(training, train_rows) * _epochs(training)
     if training.accumulate_steps > batches:
         told = f"expected at most {batches}, the batches of the whole run, got {training.accumulate_steps}"

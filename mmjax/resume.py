@@ -8,7 +8,7 @@ import datetime as dt
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ class RunDiffers(DataError):
     def __init__(self, problems: list[str], *, fingerprint: str) -> None:
         super().__init__(problems)
         self.fingerprint = fingerprint
-        """Of the data as they are, of which an older run may be; empty where none can be gone on with."""
+        """Of the data as they are; empty where they are those of the run."""
 
 
 class Chosen(NamedTuple):
@@ -60,9 +60,11 @@ def chosen_run(
     resume: str | Path,
     tell: Tell,
     fingerprint: str = "",
+    passed: Collection[Path] = (),
 ) -> Iterator[Chosen]:
     """Yield the Chosen folder: `resume` is `auto`, `never` or the folder of a run; with `fingerprint`, of these data.
 
+    Runs that were `passed` are not gone on with.
     ConfigError when the folder named is of another config (with what differs) or another process is at work in it.
     """
     with contextlib.ExitStack() as held:
@@ -75,7 +77,7 @@ def chosen_run(
             there = (folder / RECORD).is_file()
             yield _enter(folder, config, held) if there and resume == "auto" else _new(folder, held)
         else:
-            found = _unfinished(config, runs_dir, held, tell, fingerprint) if resume == "auto" else None
+            found = _unfinished(config, runs_dir, held, tell, fingerprint, passed) if resume == "auto" else None
             if found is not None:
                 yield Chosen(found.path, found, named=False)
             else:
@@ -116,13 +118,23 @@ def _just_begun(name: str) -> bool:
     return name in (LOCK, "config.yaml") or (name.startswith(f".{RECORD}.") and name.endswith(".tmp"))
 
 
-def _unfinished(config: Config, runs_dir: Path, held: contextlib.ExitStack, tell: Tell, fingerprint: str) -> Run | None:
+def _unfinished(
+    config: Config,
+    runs_dir: Path,
+    held: contextlib.ExitStack,
+    tell: Tell,
+    fingerprint: str,
+    passed: Collection[Path],
+) -> Run | None:
     """Return the newest run to go on with, held; tells why the newest unfinished one is not."""
     first = True
     for run in list_runs(runs_dir, config.name):
         if run.record.status not in ("running", "killed", "interrupted", "failed") or not run.record.data_sha256:
             continue
         if fingerprint and run.record.data_sha256 != fingerprint:
+            continue
+        if run.path in passed:
+            first = False
             continue
         differences = config_changes(run, config)
         if not differences:
@@ -198,8 +210,9 @@ def refuse_other_decisions(run: Run, before: Mapping[str, Any], now: Mapping[str
     # Another machine may be fast in another precision: that is told with all else of it
     changed = [key for key in keys if before and key != "precision" and not key.startswith(HARMLESS)]
     if changed:
-        lines = [f"{run.path}: other settings follow from the same config now; start anew with --resume never"]
-        lines += [f"{key}: {_shown(before.get(key))} then, {_shown(now[key])} now" for key in changed]
+        lines = [f"{run.path}: another mmjax began it; start anew with --resume never, or go on with that version"]
+        lines += ["other settings follow from the same config now"]
+        lines += [f"{key}: {_shown(plain(before.get(key)))} then, {_shown(plain(now[key]))} now" for key in changed]
         raise RunDiffers(lines, fingerprint="")
 
 

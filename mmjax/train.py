@@ -124,18 +124,20 @@ def fit(
     expect_files(config)
     configure(device=config.device, threads=config.threads, precision=config.precision)  # or no run
     expect_weights(config.model)
-    data = ""
-    with chosen_run(config, run_dir=run_dir, runs_dir=Path(runs_dir), resume=resume, tell=tell) as run:
-        try:
-            return _fit(config, run, options)
-        except RunDiffers as changed:
-            if run.named:
-                raise
-            tell(f"resume: not going on with {run.folder}: {'; '.join(changed.problems[1:])}")
-            data = changed.fingerprint
-    again = "auto" if data else "never"
-    with chosen_run(config, run_dir=None, runs_dir=Path(runs_dir), resume=again, tell=tell, fingerprint=data) as run:
-        return _fit(config, run, options)
+    data, passed, folder = "", list[Path](), Path(runs_dir)
+    while True:
+        chosen = chosen_run(
+            config, run_dir=run_dir, runs_dir=folder, resume=resume, tell=tell, fingerprint=data, passed=passed
+        )
+        with chosen as run:
+            try:
+                return _fit(config, run, options)
+            except RunDiffers as differs:
+                if run.named:
+                    raise
+                tell(f"resume: not going on with {run.folder}: {'; '.join(differs.problems[1:])}")
+                data = differs.fingerprint or data  # an older run may be of these
+                passed.append(run.folder)
 
 
 class _Options(NamedTuple):

@@ -192,11 +192,22 @@ def test_other_recipes_are_told_and_begin_anew_or_are_refused_where_the_run_is_n
     assert older != json.loads(kept)
     path.write_text(json.dumps(older))
     differs = "training.weight_decay: 0.5 then, 0.02 now"
-    with pytest.raises(DataError, match=f"other settings follow from the same config now; .*never\n{differs}$"):
+    why = "other settings follow from the same config now"
+    with pytest.raises(DataError, match=f"another mmjax began it; .*--resume never.*\n{why}\n{differs}$"):
         fit(config(), run_dir=run)
     assert (record_of(run)["status"], json.loads(path.read_text())) == ("interrupted", older)
     result, lines = told(config())
-    assert (lines, result.run_dir != run) == ([f"resume: not going on with {run}: {differs}"], True)
+    assert (lines, result.run_dir != run) == ([f"resume: not going on with {run}: {why}; {differs}"], True)
+    # an older run of today's decisions is gone on with
+    path.write_text(kept)
+    newer = interrupted(config(), resume="never")
+    assert newer != run
+    (newer / "decisions.json").write_text(json.dumps(older))
+    result, lines = told(config())
+    assert lines[0] == f"resume: not going on with {newer}: {why}; {differs}"
+    assert (result.run_dir, lines[1].startswith(f"resume: going on with {run}")) == (run, True)
+    run = interrupted(config(), resume="never")
+    path = run / "decisions.json"
     # a key that there was not then, and that does nothing now, is no difference
     fewer = [one for one in json.loads(kept) if one["key"] != "training.accumulate_steps"]
     path.write_text(json.dumps([one for one in fewer if one["key"] != "training.ema_decay"]))

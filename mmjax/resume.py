@@ -8,7 +8,7 @@ import datetime as dt
 import errno
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from mmjax.config import Config
 from mmjax.config_load import config_to_dict, config_to_yaml
 from mmjax.data.prepared import Prepared, split_sizes
 from mmjax.errors import BundleError, ConfigError, DataError, MmjaxError, TrainingError
+from mmjax.recipe import Decision
 from mmjax.schema import schema_from_json
 
 SHOWN = 10
@@ -200,12 +201,13 @@ def refuse_other_data(run: Run, prepared: Prepared) -> None:
     raise RunDiffers(lines, fingerprint=prepared.fingerprint)
 
 
-def refuse_other_decisions(run: Run, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise RunDiffers, saying what changed, unless what was decided of the run by key is decided so now.
+def refuse_other_decisions(run: Run, then: tuple[Decision, ...], today: tuple[Decision, ...]) -> None:
+    """Raise RunDiffers, saying what changed, unless what was decided of the run then is decided so today.
 
     A newer mmjax may have other recipes, and keys that there were not then, where only a value that does something
     differs.
     """
+    before, now = ({one.key: one.value for one in decisions} for decisions in (then, today))
     keys = [key for key in now if plain(before.get(key)) != plain(now[key]) and (key in before or now[key])]
     # Another machine may be fast in another precision: that is told with all else of it
     changed = [key for key in keys if before and key != "precision" and not key.startswith(HARMLESS)]

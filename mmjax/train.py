@@ -202,11 +202,10 @@ def _take(config: Config, run: Chosen, backend: Backend, record: Record, tell: C
     config, decisions = resolve_prepared(asked, prepared)
     before = decided_before(run.folder) if run.resumed is not None else ()
     cut, tried = cut_before(before), tried_before(before)
-    if run.resumed is not None:
-        settled = {one.key: one.value for one in (*cut, *tried)}
-        now = {one.key: one.value for one in (*early, *decisions)} | settled
-        refuse_other_decisions(run.resumed, {one.key: one.value for one in before}, now)
     decisions = with_decisions((*early, *decisions), (*cut, *tried))  # now, or a kill from here on would lose them
+    # Of fewer folds what follows was decided anew, of rows that are not dealt yet
+    if run.resumed is not None and not any(one.key == "split.folds" for one in cut):
+        refuse_other_decisions(run.resumed, before, decisions)
     save_inputs(run.folder, config, prepared, decisions)
     tell_inputs(tell, run.folder, backend, prepared, decisions)
     refuse(prepared.findings)

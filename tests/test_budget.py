@@ -243,6 +243,27 @@ def test_a_run_that_goes_on_keeps_what_the_clock_decided(tmp_path: Path):
     assert start(callbacks=(at_an_epoch,)) == told[:1]  # in the very words: not measured, not tried anew
 
 
+def test_a_run_with_fewer_folds_is_gone_on_with_though_other_settings_followed_from_them(tmp_path: Path):
+    """What the run decided of its fewer folds is not what the recipe decides before the budget cuts them again."""
+    path, run = write_table(tmp_path / "table.csv", rows=60), tmp_path / "run"
+    shares = {"train_split": 0.8, "validation_split": 0.0, "test_split": 0.2}
+    more = {"early_stopping": {}, "member_loop": "map", "shares": shares, "checkpoint": {"enabled": False}}
+    asked = config_of(path, budget="10m", folds=3, **more)
+    found = cut_down(asked, before := ready(asked), cuts(before.config, Cost(0.0, 1.0), 40.0), print)
+    assert {one.key: one.value for one in found.decisions}["training.early_stopping.enabled"] is False
+
+    def interrupt(event: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(asked, run_dir=run, registry=None, callbacks=(interrupt,))
+    (run / "decisions.json").write_text(json.dumps([one._asdict() for one in found.decisions]))
+    lines: list[str] = []
+    result = fit(asked, run_dir=run, registry=None, tell=lines.append)
+    assert any(line.startswith("budget: trained now: 1 model, no folds, epochs: at most 40") for line in lines)
+    assert result.report["config"]["split"]["folds"] == 0
+
+
 def test_training_stops_when_the_time_is_over(tmp_path: Path):
     """An estimate that was too low: the clock ends the run, with the best epoch so far."""
     path, events = write_table(tmp_path / "table.csv", rows=120), []
